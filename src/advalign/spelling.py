@@ -1,0 +1,163 @@
+"""One grammar for methods, attacks and models: `name(argument=value)`, joined by `+`.
+
+`trades(beta=6)+vfd(weight=0.02)` is a command-line argument, the key of a record and the row of a table, so the
+spelling of an object is canonical: arguments in the order of its constructor, defaults left out. Values are literals
+and fractions such as `8/255`; nothing is ever evaluated.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any, NamedTuple, TypeVar, get_type_hints
+
+from advalign.errors import UserError, unknown
+
+T = TypeVar("T")
+
+
+class Call(NamedTuple):
+    """A name and its keyword arguments, as spelled."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+def parse_calls(text: str) -> list[Call]:
+    """Parse `a(x=1)+b` into its calls.
+
+    Raises:
+        UserError: the text is not names with keyword arguments joined by `+`.
+    """
+    wrong = UserError(f"cannot read {text!r}: write names joined by '+', as in 'trades(beta=6)+vfd(weight=0.02)'")
+    try:
+        node = ast.parse(_hyphens_in_names(text.strip()), mode="eval").body
+    except (SyntaxError, ValueError):
+        raise wrong from None
+    operands: list[ast.expr] = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        operands.append(node.right)
+        node = node.left
+    operands.append(node)
+    return [_call(operand, wrong) for operand in reversed(operands)]
+
+
+def parse_call(text: str) -> Call:
+    """Parse exactly one call, such as `pgd(steps=20)`."""
+    calls = parse_calls(text)
+    if len(calls) != 1:
+        raise UserError(f"cannot read {text!r}: one name was expected, not {len(calls)} joined by '+'")
+    return calls[0]
+
+
+def parse_number(text: str) -> float:
+    """Parse a decimal or a fraction: `0.03`, `8/255`.
+
+    Raises:
+        UserError: the text is neither.
+    """
+    numerator, slash, denominator = text.partition("/")
+    try:
+        return float(numerator) / float(denominator) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"{text!r} is not a number: write a decimal or a fraction, as in 8/255") from None
+
+
+def spell_number(value: float) -> str:
+    """Spell a number shortly and exactly enough to key records: `8/255`, `0.02`, `6`."""
+    if value == int(value):
+        return str(int(value))
+    of_255 = Fraction(value * 255).limit_denominator(4)
+    if abs(float(of_255) / 255 - value) < 1e-12 and of_255.denominator == 1:
+        return f"{of_255}/255"
+    return repr(value)
+
+
+def build(what: str, call: Call, registry: Mapping[str, Callable[..., T]], **given: Any) -> T:
+    """Construct the registered object a call names, its arguments checked against the constructor's annotations.
+
+    Raises:
+        UserError: unknown name or argument, or a value of the wrong type.
+    """
+    if call.name not in registry:
+        raise unknown(what, call.name, registry)
+    make = registry[call.name]
+    return make(**check_arguments(f"{what} {call.name!r}", make, call.arguments, hidden=given), **given)
+
+
+def check_arguments(
+    owner: str, make: Callable[..., Any], arguments: Mapping[str, Any], hidden: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the arguments, converted where an int stands for a float; refuse unknown names and wrong types."""
+    from beartype.door import is_bearable
+
+    known = [name for name in inspect.signature(make).parameters if name not in (hidden or {})]
+    hints = get_type_hints(make.__init__ if inspect.isclass(make) else make)
+    checked = {}
+    for name, value in arguments.items():
+        if name not in known:
+            if not known:
+                raise UserError(f"{owner} takes no arguments, but {name!r} was given")
+            raise unknown(f"argument of {owner}", name, known)
+        hint = hints.get(name, Any)
+        if isinstance(value, int) and not isinstance(value, bool) and not is_bearable(value, hint):
+            value = float(value)
+        if not is_bearable(value, hint):
+            raise UserError(f"{owner}: {name}={value!r} must be {_readable(hint)}")
+        checked[name] = value
+    return checked
+
+
+def spell(name: str, thing: object, hidden: tuple[str, ...] = ()) -> str:
+    """Spell an object by its constructor's arguments, which it keeps under their own names; defaults are left out."""
+    shown = []
+    for parameter in inspect.signature(type(thing)).parameters.values():
+        value = getattr(thing, parameter.name)
+        if parameter.name not in hidden and value != parameter.default:
+            text = spell_number(value) if isinstance(value, float) else repr(value).replace("'", '"')
+            shown.append(f"{parameter.name}={text}")
+    return f"{name}({', '.join(shown)})" if shown else name
+
+
+_QUOTED_OR_HYPHENATED = re.compile(r"""("[^"]*"|'[^']*')|\b([A-Za-z]\w*(?:-\w+)+)""")
+
+
+def _hyphens_in_names(text: str) -> str:
+    """A hyphen is part of a name here (small-cnn) but a minus in Python."""
+    return _QUOTED_OR_HYPHENATED.sub(lambda found: found[1] or found[2].replace("-", "_"), text)
+
+
+def _call(node: ast.expr, wrong: UserError) -> Call:
+    if isinstance(node, ast.Name):
+        return Call(node.id.replace("_", "-"), {})
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or node.args:
+        raise wrong
+    name = node.func.id.replace("_", "-")
+    arguments = {}
+    for keyword in node.keywords:
+        if keyword.arg is None:
+            raise wrong
+        arguments[keyword.arg] = _literal(keyword.value, name, keyword.arg)
+    return Call(name, arguments)
+
+
+def _literal(node: ast.expr, name: str, argument: str) -> Any:
+    if isinstance(node, ast.Name) and node.id in ("true", "false"):
+        return node.id == "true"
+    if isinstance(node, ast.Name):  # layer=layer4 needs no quotes, which a shell would eat
+        return node.id
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        return parse_number(ast.unparse(node).replace(" ", ""))
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise UserError(f"{name}: {argument}={ast.unparse(node)} is not a number, word or tuple") from None
+
+
+def _readable(hint: Any) -> str:
+    text = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
+    words = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false"}
+    return words.get(str(text), str(text))
