@@ -11,7 +11,6 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from advalign.errors import UserError, unknown
@@ -70,8 +69,8 @@ def spell_number(value: float) -> str:
     """Spell a number shortly and exactly enough to key records: `8/255`, `0.02`, `6`."""
     if value == int(value):
         return str(int(value))
-    of_255 = Fraction(value * 255).limit_denominator(4)
-    if abs(float(of_255) / 255 - value) < 1e-12 and of_255.denominator == 1:
+    of_255 = round(value * 255)
+    if len(repr(value)) > 6 and abs(of_255 / 255 - value) < 1e-12:
         return f"{of_255}/255"
     return repr(value)
 

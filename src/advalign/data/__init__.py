@@ -1,0 +1,47 @@
+"""Data sets by name, as uint8 images with labels, and the batches made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from advalign.data.arrays import load_npz
+from advalign.data.batches import AUGMENTATIONS, Batches
+from advalign.data.cifar import load_cifar
+from advalign.data.digits import load_digits
+from advalign.data.folder import load_folder
+from advalign.data.images import Dataset, Images, hold_out, stratified_subset
+from advalign.errors import unknown
+
+__all__ = ["AUGMENTATIONS", "NAMES", "Batches", "Dataset", "Images", "hold_out", "load", "stratified_subset"]
+
+NAMES = {
+    "digits": "handwritten digits, 8 x 8, 10 classes, embedded (1,297 + 500 images)",
+    "cifar10": "CIFAR-10, 32 x 32 RGB, 10 classes (50,000 + 10,000 images)",
+    "cifar100": "CIFAR-100, 32 x 32 RGB, 100 classes (50,000 + 10,000 images)",
+    "npz:PATH": "your arrays: x_train, y_train and, if you have them, x_test, y_test",
+    "folder:PATH": "your image files in class sub-folders, or in train/ and test/ with class sub-folders each",
+}
+
+
+def load(name: str, *, directory: Path | str | None = None, image_size: int = 32) -> Dataset:
+    """Load a data set; images are uint8 (N, C, H, W) on the CPU.
+
+    Args:
+        name: one of `NAMES`, with a path in place of PATH.
+        directory: where CIFAR lies; by default ADVALIGN_DATA, else the cache, to which it is downloaded.
+        image_size: side to which `folder:PATH` resizes its images; other data keep their size.
+
+    Raises:
+        UserError: unknown name, or data that are missing, corrupt or of the wrong kind.
+    """
+    match name.split(":", 1):
+        case ["digits"]:
+            return load_digits()
+        case ["cifar10" | "cifar100"]:
+            return load_cifar(name, directory)
+        case ["npz", path] if path:
+            return load_npz(path)
+        case ["folder", path] if path:
+            return load_folder(path, image_size)
+        case _:
+            raise unknown("data set", name, NAMES)

@@ -1,0 +1,92 @@
+"""Networks by name: `build("resnet18(width=16)", classes=10)`, or one's own, `build("my_nets:make", classes=10)`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from advalign.errors import unknown
+from advalign.models.fold import Folded
+from advalign.models.modes import evaluating
+from advalign.models.normalize import Normalized
+from advalign.models.own import call_function, check_output, find_function
+from advalign.models.preact_resnet import PreActResNet
+from advalign.models.resnet import resnet18, resnet34
+from advalign.models.small_cnn import SmallCNN
+from advalign.models.taps import Out, Tapped, last_stage, layers
+from advalign.models.vgg import VGG16
+from advalign.models.wide_resnet import wide_resnet_28_10, wide_resnet_34_10
+from advalign.spelling import check_arguments, parse_call, spell_number
+
+__all__ = [
+    "MODELS",
+    "Folded",
+    "Normalized",
+    "Out",
+    "Tapped",
+    "build",
+    "canonical",
+    "check_output",
+    "evaluating",
+    "last_stage",
+    "layers",
+]
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "small-cnn": SmallCNN,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "preact-resnet18": PreActResNet,
+    "wide-resnet-28-10": wide_resnet_28_10,
+    "wide-resnet-34-10": wide_resnet_34_10,
+    "vgg16": VGG16,
+}
+
+
+def build(spelling: str, *, classes: int, channels: int = 3) -> nn.Module:
+    """Build the network that a string spells; it maps images (N, channels, H, W) to logits (N, classes).
+
+    A user's own is spelled `package.module:function(argument=value)`; the function is called with `classes` and
+    `channels` where it takes them. `check_output` then tells whether the network fits the data.
+
+    Raises:
+        UserError: unknown model or argument, a value out of range, or a function that cannot be imported or fails.
+    """
+    name, make, arguments = _resolve(spelling)
+    if name in MODELS:
+        return make(**arguments, classes=classes, channels=channels)
+    return call_function(spelling, make, arguments, classes=classes, channels=channels)
+
+
+def canonical(spelling: str) -> str:
+    """Spell a model in the one way that keys records: arguments in the constructor's order, defaults left out.
+
+    Raises:
+        UserError: as `build`.
+    """
+    name, make, arguments = _resolve(spelling)
+    shown = []
+    for parameter in inspect.signature(make).parameters.values():
+        value = arguments.get(parameter.name, parameter.default)
+        if value != parameter.default:
+            text = spell_number(value) if isinstance(value, float) else repr(value).replace("'", '"')
+            shown.append(f"{parameter.name}={text}")
+    return f"{name}({', '.join(shown)})" if shown else name
+
+
+def _resolve(spelling: str) -> tuple[str, Callable[..., nn.Module], dict[str, Any]]:
+    head, parenthesis, tail = spelling.partition("(")
+    module, colon, function = head.strip().rpartition(":")
+    call = parse_call(f"{function}{parenthesis}{tail}")
+    if colon:
+        function = function.strip()
+        name, make = f"{module}:{function}", find_function(module, function)
+    elif call.name in MODELS:
+        name, make = call.name, MODELS[call.name]
+    else:
+        raise unknown("model", call.name, MODELS)
+    given_by_data: dict[str, Any] = {"classes": None, "channels": None}
+    return name, make, check_arguments(f"model {name!r}", make, call.arguments, hidden=given_by_data)

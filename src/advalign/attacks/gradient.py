@@ -1,0 +1,132 @@
+"""FGSM, PGD and MIM: attacks that follow the sign of a gradient, as values `attack(model, x, y) -> x_adv`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from advalign.attacks.ascent import Goal, Start, ascend
+from advalign.attacks.losses import cross_entropy, kl_divergence, margin
+from advalign.errors import require
+from advalign.models.modes import evaluating
+from advalign.threats import Threat, check_images
+
+
+@contextmanager
+def attacking(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Keep an attack's contract: images in [0, 1], the model in eval mode inside and as it was found afterwards.
+
+    Raises:
+        UserError: images outside [0, 1].
+    """
+    check_images(x)
+    with evaluating(model):
+        yield
+
+
+def _check(name: str, threat: Threat, steps: int, step_size: float | None) -> float:
+    """Return the step size, a quarter of the radius (2/255 of 8/255) where none is given."""
+    require(steps >= 1, f"{name}: steps={steps} must be at least 1")
+    require(step_size is None or step_size > 0, f"{name}: step_size={step_size} must be above 0")
+    return threat.eps / 4 if step_size is None else step_size
+
+
+@dataclass(frozen=True)
+class FGSM:
+    """One step of the whole radius from the clean image. Goodfellow et al. 2015; no random start."""
+
+    name: ClassVar[str] = "fgsm"
+    threat: Threat
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
+        with attacking(model, x):
+            goal = Goal(model, cross_entropy, y)
+            return ascend(goal, x, self.threat, steps=1, step_size=self.threat.eps, start="clean")
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient ascent from a uniform start, the worst over the steps and restarts. Madry et al. 2018.
+
+    Args:
+        step_size: in the unit of the pixels; a quarter of the radius (2/255 of 8/255) if not given.
+        loss: `ce`; `kl` to the clean prediction, as TRADES trains; or `margin`, the C&W loss: PGD with it is what
+            many papers call CW-inf.
+        until_fooled: keep the first iterate that is misclassified, at least as strong as the last iterate and less
+            work; false gives the last iterate, as papers before AutoAttack report it.
+
+    Raises:
+        UserError: steps, restarts or step_size out of range.
+    """
+
+    name: ClassVar[str] = "pgd"
+    threat: Threat
+    steps: int = 20
+    step_size: float | None = None
+    restarts: int = 1
+    loss: Literal["ce", "kl", "margin"] = "ce"
+    start: Start = "uniform"
+    until_fooled: bool = True
+
+    def __post_init__(self) -> None:
+        _check(self.name, self.threat, self.steps, self.step_size)
+        require(self.restarts >= 1, f"pgd: restarts={self.restarts} must be at least 1")
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
+        with attacking(model, x):
+            x_adv, rows = x.clone(), torch.arange(len(x), device=x.device)
+            for restart in range(self.restarts):
+                if restart:
+                    with torch.no_grad():
+                        rows = rows[model(x_adv[rows]).argmax(1) == y[rows]]
+                x_adv[rows] = ascend(
+                    self._goal(model, x[rows], y[rows]),
+                    x[rows],
+                    self.threat,
+                    steps=self.steps,
+                    step_size=_check(self.name, self.threat, self.steps, self.step_size),
+                    start=self.start,
+                    labels=y[rows] if self.until_fooled else None,
+                )
+            return x_adv
+
+    def _goal(self, model: nn.Module, x: Tensor, y: Tensor) -> Goal:
+        if self.loss == "kl":
+            with torch.no_grad():
+                return Goal(model, kl_divergence, model(x))
+        return Goal(model, {"ce": cross_entropy, "margin": margin}[self.loss], y)
+
+
+@dataclass(frozen=True)
+class MIM:
+    """Momentum iterative FGSM from the clean image. Dong et al. 2018, with decay 1.
+
+    Raises:
+        UserError: steps, step_size or decay out of range.
+    """
+
+    name: ClassVar[str] = "mim"
+    threat: Threat
+    steps: int = 20
+    step_size: float | None = None
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.name, self.threat, self.steps, self.step_size)
+        require(self.decay >= 0, f"mim: decay={self.decay} must be at least 0")
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
+        step_size = _check(self.name, self.threat, self.steps, self.step_size)
+        with attacking(model, x):
+            goal = Goal(model, cross_entropy, y)
+            return ascend(
+                goal, x, self.threat, steps=self.steps, step_size=step_size, start="clean", momentum=self.decay, labels=y
+            )

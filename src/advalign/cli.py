@@ -1,0 +1,287 @@
+"""The command line: one dict from command to its options and what it does. torch is imported only where it works."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from advalign.errors import TrainingError, UserError, unknown
+from advalign.recipes import RECIPES, Recipe
+from advalign.spelling import parse_number, spell_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a method, and first the guests it needs; a run that was stopped goes on."""
+
+    method: Positional[str]
+    """base and plug-ins, such as 'trades(beta=6)+vfd(weight=0.02)'; see `advalign list methods`"""
+    data: str
+    """digits, cifar10, cifar100, npz:PATH or folder:PATH"""
+    model: str = "resnet18"
+    """a name, or package.module:function of your own; see `advalign list models`"""
+    width: int | None = None
+    """channels of the model's first stage, short for --model 'resnet18(width=16)'"""
+    recipe: str = "common"
+    """the preset that the settings below start from; see `advalign list recipes`"""
+    settings: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    vanilla: str | None = None
+    """run folder or weights of the vanilla model, where the method needs one; trained first if not given"""
+    runs: Path = Path("runs")
+    """folder of the run folders"""
+    name: str | None = None
+    """this run's folder below it; named by its content if not given"""
+    data_dir: Path | None = None
+    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
+    image_size: int = 32
+    """side to which folder:PATH resizes its images"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    time_budget: str | None = None
+    """stop in good order after this long, such as 9m or 1h30m; the same command goes on"""
+    checkpoint_seconds: float = 120.0
+    """longest time between two saved states"""
+    tensorboard: bool = False
+    """also write the log for TensorBoard, into the run folder"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure clean and robust accuracy of a run or of a weights file."""
+
+    source: Positional[str]
+    """run folder, or weights file (.safetensors, .pt)"""
+    attacks: tuple[str, ...] = ("standard",)
+    """attacks such as fgsm 'pgd(steps=20, restarts=5)'; standard: the usual ones; none: clean accuracy only"""
+    checkpoint: str = "best"
+    """best or last, of a run folder"""
+    data: str | None = None
+    """data set; what the model was trained on if not given"""
+    model: str | None = None
+    """architecture of a weights file that does not name it"""
+    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
+    """test images, a stratified draw that is the same for every model; all if not given"""
+    norm: str | None = None
+    """linf or l2; what the model was trained against if not given"""
+    eps: float | None = None
+    """radius; what the model was trained against if not given"""
+    batch_size: int = 512
+    """images attacked at once"""
+    precision: str = "fp32"
+    """fp32 or bf16 for the attacks; the verdict is always fp32"""
+    seed: int = 0
+    """seed of the attacks' random starts"""
+    data_dir: Path | None = None
+    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
+    image_size: int = 32
+    """side to which folder:PATH resizes its images"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    out: Path | None = None
+    """folder of the results; evaluations/ beside the weights if not given"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Train six models on digits, attack them, and show the trade-off; two minutes on two cores."""
+
+    out: Path = Path("advalign-demo")
+    """folder of the runs, the report and the plot"""
+    seed: int = 0
+    """seed of every run"""
+    time_budget: str | None = None
+    """stop in good order after this long; the same command goes on"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write one HTML page on runs and records: table, trade-off, training curves."""
+
+    paths: Positional[tuple[Path, ...]]
+    """run folders, folders of runs, or files of records"""
+    out: Path = Path("report.html")
+    """the page"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """List what there is to choose from."""
+
+    what: Positional[str]
+    """methods, attacks, models, data, recipes or layers"""
+    model: Positional[str | None] = None
+    """for layers: the model"""
+
+
+def run_train(options: Train) -> None:
+    """Train, and say how to go on."""
+    from advalign.interrupts import parse_duration
+    from advalign.runs.tensorboard import tensorboard_sink
+    from advalign.training import train
+
+    run = train(
+        options.method,
+        data=options.data,
+        model=_with_width(options.model, options.width),
+        recipe=options.settings,
+        runs=options.runs,
+        name=options.name,
+        guests={"vanilla": options.vanilla} if options.vanilla else {},
+        data_dir=options.data_dir,
+        image_size=options.image_size,
+        device=options.device,
+        time_budget=parse_duration(options.time_budget) if options.time_budget else None,
+        checkpoint_seconds=options.checkpoint_seconds,
+        sinks=(lambda run: [tensorboard_sink(run.path)]) if options.tensorboard else lambda run: [],
+        console=_console(),
+    )
+    if run.finished:
+        _console().print(f"Trained: {run.path}\nNext: advalign evaluate {str(run.path)!r}", highlight=False)
+
+
+def run_evaluate(options: Evaluate) -> None:
+    """Evaluate, print the table, and write JSON, Markdown and HTML."""
+    from advalign.measure import measure
+    from advalign.report.page import write_page
+    from advalign.report.tables import accuracy_table, print_table
+    from advalign.runs.files import write_atomically
+    from advalign.runtime import environment
+
+    result = measure(
+        options.source, options.attacks, checkpoint=options.checkpoint, data=options.data, model=options.model,
+        n=options.n, norm=options.norm, eps=options.eps, batch_size=options.batch_size, precision=options.precision,
+        seed=options.seed, device=options.device, data_dir=options.data_dir, image_size=options.image_size,
+        out=options.out, console=_console(),
+    )  # fmt: skip
+    table = accuracy_table(result.records)
+    print_table(_console(), table)
+    write_atomically(result.path.with_suffix(".md"), table.markdown() + "\n")
+    write_page(result.path.with_suffix(".html"), f"Evaluation of {options.source}", [], table, [], environment())
+    _console().print(f"Written: {result.path} (per image), .md, .html", highlight=False)
+
+
+def run_demo(options: Demo) -> None:
+    """Run the demo."""
+    from advalign.interrupts import parse_duration
+    from advalign.studies.demo import demo
+
+    budget = parse_duration(options.time_budget) if options.time_budget else None
+    demo(options.out, seed=options.seed, time_budget=budget, console=_console())
+
+
+def run_report(options: Report) -> None:
+    """Write the report and print its table."""
+    from advalign.report import report_on
+    from advalign.report.tables import print_table
+
+    print_table(_console(), report_on(options.paths, options.out))
+    _console().print(f"Written: {options.out}", highlight=False)
+
+
+def run_list(options: List) -> None:
+    """Print names, each with a line on what it is."""
+    from advalign.listing import LISTS, layers_of
+
+    if options.what == "layers":
+        if options.model is None:
+            raise UserError("name the model, as in: advalign list layers resnet18")
+        rows = layers_of(options.model)
+    elif options.what in LISTS:
+        rows = LISTS[options.what]()
+    else:
+        raise unknown("list", options.what, [*LISTS, "layers"])
+    width = max(len(name) for name, _ in rows)
+    for name, description in rows:
+        print(f"{name:<{width}}  {description}".rstrip())
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "train": (Train, run_train),
+    "evaluate": (Evaluate, run_evaluate),
+    "demo": (Demo, run_demo),
+    "report": (Report, run_report),
+    "list": (List, run_list),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; exit with 2 and one line for bad input, with 1 for a run that broke down."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _dispatch(arguments)
+    except UserError as error:
+        print(f"advalign: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except TrainingError as error:
+        print(f"advalign: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = [f"  {name:<9} {(options.__doc__ or '').strip()}" for name, (options, _) in COMMANDS.items()]
+        print("usage: advalign COMMAND [options]\n\n" + "\n".join(lines) + "\n\nadvalign COMMAND --help tells more.")
+        return
+    if arguments[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"advalign {version('advalign')}")
+        return
+    command, *rest = arguments
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    options, run = COMMANDS[command]
+    defaults = {"default": Train(method="", data="", settings=_preset(rest))} if options is Train else {}
+    run(_parse(options, f"advalign {command}", rest, **defaults))
+
+
+def _preset(arguments: list[str]) -> Recipe:
+    """Find --recipe before the other flags are read: its values are their defaults."""
+    name = "common"
+    for i, argument in enumerate(arguments):
+        if argument == "--recipe" and i + 1 < len(arguments):
+            name = arguments[i + 1]
+        elif argument.startswith("--recipe="):
+            name = argument.partition("=")[2]
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return RECIPES[name]()
+
+
+def _parse(options: type, program: str, arguments: list[str], **defaults: Any) -> Any:
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def fractions(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
+        if info.type is not float:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="NUMBER",
+            instance_from_str=lambda given: parse_number(given[0]),
+            is_instance=lambda value: isinstance(value, float | int),
+            str_from_instance=lambda value: [spell_number(value)],
+        )
+
+    return tyro.cli(options, prog=program, args=arguments, registry=registry, **defaults)
+
+
+def _with_width(model: str, width: int | None) -> str:
+    if width is None:
+        return model
+    if "(" in model:
+        raise UserError(f"give the width once: --width {width} or in --model {model!r}")
+    return f"{model}(width={width})"
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=False)

@@ -1,0 +1,105 @@
+"""Shuffled, augmented batches, made on the device where the images lie (B images per batch, N in all)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import sha256
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from advalign.data.images import Images, to_unit
+from advalign.errors import require, unknown
+
+AUGMENTATIONS = {
+    "none": "images as they are",
+    "flip": "mirrored left to right with probability one half",
+    "flip-crop": "mirrored, and shifted by up to 4 pixels each way over a black border",
+}
+PAD = 4
+"""Border of the random crop, as in all CIFAR recipes since He et al. 2016."""
+
+
+class Batches:
+    """Epochs of batches over a set of images.
+
+    Batch k of epoch e depends on (seed, e, k) alone: it is the same to the bit on any device, and however one arrives
+    there. Batches are full: the images left over sit out the epoch, others each time, as the order is drawn anew. A set
+    smaller than a batch makes one batch.
+
+    Args:
+        images: where they lie, batches are made.
+        batch_size: over all processes together.
+        augment: a name in `AUGMENTATIONS`.
+        seed: of order, flips and crops.
+        rank: this process; it gets its contiguous share of each batch.
+        world: the number of processes.
+
+    Raises:
+        UserError: unknown augmentation, no images, or a batch that cannot be shared out equally.
+    """
+
+    def __init__(
+        self, images: Images, batch_size: int, *, augment: str, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        if augment not in AUGMENTATIONS:
+            raise unknown("augmentation", augment, AUGMENTATIONS)
+        require(len(images) > 0, "there are no images to make batches of")
+        require(batch_size > 0, f"batch size {batch_size} must be positive")
+        self.images, self.augment, self.seed = images, augment, seed
+        self.rank, self.world = rank, world
+        self.batch_size = min(batch_size, len(images))
+        require(
+            self.batch_size % world == 0,
+            f"a batch of {self.batch_size} images cannot be shared equally by {world} processes: "
+            f"choose a multiple of {world}",
+        )
+
+    @property
+    def steps(self) -> int:
+        """Batches per epoch."""
+        return len(self.images) // self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield an epoch's batches from number `start` on.
+
+        Yields:
+            x, (B, C, H, W) float32 in [0, 1], channels last in memory, and y, (B,) int64.
+        """
+        device = self.images.labels.device
+        order, flipped, corners = (drawn.to(device) for drawn in self._draw(epoch))
+        share = self.batch_size // self.world
+        for step in range(start, self.steps):
+            first = step * self.batch_size + self.rank * share
+            mine = slice(first, first + share)
+            rows = order[mine]
+            x = _flip_and_crop(self.images.pixels[rows], flipped[mine], corners[mine], self._pad)
+            yield to_unit(x), self.images.labels[rows]
+
+    @property
+    def _pad(self) -> int:
+        return PAD if self.augment == "flip-crop" else 0
+
+    def _draw(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw a whole epoch's order (N,), flips (N,) and upper left corners of the crops (N, 2)."""
+        # Hashed, so that neighbouring seeds and epochs share nothing: (1, 2), (2, 1) and (0, 3) are three draws.
+        # 32 bits are all that torch's CPU generator takes.
+        mixed = int.from_bytes(sha256(f"{self.seed}, {epoch}".encode()).digest()[:4])
+        draw = torch.Generator().manual_seed(mixed)
+        n = len(self.images)
+        order = torch.randperm(n, generator=draw)
+        flipped = torch.rand(n, generator=draw) < (0 if self.augment == "none" else 0.5)
+        return order, flipped, torch.randint(2 * self._pad + 1, (n, 2), generator=draw)
+
+
+def _flip_and_crop(pixels: Tensor, flipped: Tensor, corners: Tensor, pad: int) -> Tensor:
+    """Crop each image at its corner of the zero-padded frame, mirror it if flipped: one gather, no loop, no sync."""
+    size, _, height, width = pixels.shape
+    down = corners[:, :1] + torch.arange(height, device=pixels.device)
+    across = corners[:, 1:] + torch.arange(width, device=pixels.device)
+    across = torch.where(flipped[:, None], across.flip(1), across)
+    image = torch.arange(size, device=pixels.device)[:, None, None]
+    # Indices on both sides of a slice put the channels last: (B, H, W, C) is the memory format that is wanted.
+    gathered = F.pad(pixels, (pad, pad, pad, pad))[image, :, down[:, :, None], across[:, None, :]]
+    return gathered.permute(0, 3, 1, 2)

@@ -1,0 +1,131 @@
+"""A user's own image files in class sub-folders, decoded once into a memory-mapped cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from advalign.data.cache import cache_folder
+from advalign.data.images import Dataset, Images, note_on_test, split_for_test
+from advalign.errors import UserError, require
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def load_folder(path: Path | str, image_size: int) -> Dataset:
+    """Return the images below a folder: `PATH/CLASS/...`, or `PATH/train/CLASS/...` with `PATH/test` or `PATH/val`.
+
+    Images are converted to RGB, resized so that the shorter side is `image_size` (bicubic), cropped at the centre, and
+    kept as uint8 in a cache, which is made anew when a file's name, size or date changes. Without test folder, a fixed
+    fifth of the images is held out.
+
+    Returns:
+        Images (N, 3, image_size, image_size), mapped from the cache: read from disk as they are used.
+
+    Raises:
+        UserError: no such folder, no images in it, fewer than two classes, other classes in the test folder, an image
+            that cannot be read, or a cache that cannot be written.
+    """
+    root, name = Path(path).expanduser(), f"folder:{path}"
+    require(root.is_dir(), f"{name}: there is no such folder")
+    require(image_size > 0, f"image size {image_size} must be positive")
+    train_root = root / "train" if (root / "train").is_dir() else root
+    test_root = next((root / part for part in ("test", "val") if train_root != root and (root / part).is_dir()), None)
+
+    classes = _listing(train_root)
+    files, labels = _flat(classes)
+    if test_root is None:
+        kept, held_out = split_for_test(labels, name)
+        # Training images first, so that both parts are slices of the cache, not copies of it.
+        order = torch.cat([kept, held_out])
+        files, labels, n_train = [files[row] for row in order.tolist()], labels[order], len(kept)
+        note = note_on_test(len(held_out))
+    else:
+        test_classes = _listing(test_root)
+        differing = sorted(classes.keys() ^ test_classes.keys())
+        require(not differing, f"{test_root} must have the classes of {train_root}; they differ in {differing}")
+        test_files, test_labels = _flat(test_classes)
+        files, labels, n_train = files + test_files, torch.cat([labels, test_labels]), len(files)
+        note = ""
+    pixels = _decoded(root, files, image_size)
+    train, test = Images(pixels[:n_train], labels[:n_train]), Images(pixels[n_train:], labels[n_train:])
+    return Dataset(name, train, test, tuple(classes), note)
+
+
+def _listing(root: Path) -> dict[str, list[Path]]:
+    """Return the image files of each class, everything in the order of names."""
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    require(
+        len(folders) > 1, f"{root} has {len(folders)} class sub-folders; at least two are needed, with images in them"
+    )
+    classes = {
+        folder.name: sorted(
+            file
+            for file in folder.rglob("*")
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+        )
+        for folder in folders
+    }
+    for name, files in classes.items():
+        require(bool(files), f"no images in {root / name}: looked for {', '.join(SUFFIXES)}")
+    return classes
+
+
+def _flat(classes: dict[str, list[Path]]) -> tuple[list[Path], torch.Tensor]:
+    files = [file for members in classes.values() for file in members]
+    counts = torch.tensor([len(members) for members in classes.values()])
+    return files, torch.arange(len(classes)).repeat_interleave(counts)
+
+
+def _decoded(root: Path, files: list[Path], size: int) -> torch.Tensor:
+    """Return the files' pixels, (N, 3, size, size), decoding them if the cache lacks them."""
+    states = [(file.relative_to(root).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = sha256(json.dumps([states, size]).encode()).hexdigest()[:16]
+    cache = cache_folder() / f"folder-{key}.npy"
+    try:
+        if not cache.is_file():
+            _write(cache, files, size)
+        # Copy-on-write: torch wants writable memory, and the file stays as it is.
+        return torch.from_numpy(np.load(cache, mmap_mode="c"))
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the image cache {cache} cannot be used: free space, delete it, or set ADVALIGN_CACHE to "
+            f"another folder ({error})"
+        ) from error
+
+
+def _write(cache: Path, files: list[Path], size: int) -> None:
+    """Write the cache under another name and rename it, so that it is whole or not there."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=cache.parent, prefix=cache.stem, delete=False) as draft:
+        try:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), 3, size, size)}
+            np.lib.format.write_array_header_1_0(draft, header)
+            for file in files:  # written, not memory-mapped: on a full disk a mapping ends the process with SIGBUS
+                draft.write(_pixels(file, size))
+            draft.flush()
+            os.fsync(draft.fileno())
+            os.replace(draft.name, cache)
+        except BaseException:
+            os.unlink(draft.name)
+            raise
+
+
+def _pixels(file: Path, size: int) -> bytes:
+    """Return one image as (3, size, size) bytes."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as image:
+            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{file} cannot be read as an image: {error}") from error
+    return np.asarray(square).transpose(2, 0, 1).tobytes()

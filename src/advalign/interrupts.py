@@ -1,0 +1,63 @@
+"""Stopping a run in good order: SIGTERM, Ctrl-C, or a time budget that is used up."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+
+from advalign.errors import require
+
+
+class Interrupts:
+    """Within the context, asks to stop become a flag that the training loop reads after each step.
+
+    A second Ctrl-C stops at once.
+    """
+
+    def __init__(self, time_budget: float | None = None) -> None:
+        self._deadline = None if time_budget is None else time.monotonic() + time_budget
+        self._signal = ""
+        self._previous: dict[int, object] = {}
+
+    @property
+    def reason(self) -> str:
+        """Why to stop, or the empty string."""
+        if not self._signal and self._deadline is not None and time.monotonic() >= self._deadline:
+            return "the time budget is used up"
+        return self._signal
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        self._previous.clear()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = f"{signal.Signals(number).name} arrived"
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that `90`, `45s`, `9m`, `2h` or `1h30m` spell.
+
+    Raises:
+        UserError: the text is no duration above zero.
+    """
+    units = {"h": 3600.0, "m": 60.0, "s": 1.0}
+    seconds, number = 0.0, ""
+    for letter in text.strip() + ("s" if text.strip()[-1:].isdigit() else ""):
+        if letter in units:
+            require(number.replace(".", "", 1).isdigit(), f"{text!r} is no duration: write 90, 45s, 9m, 2h or 1h30m")
+            seconds, number = seconds + float(number) * units[letter], ""
+        else:
+            number += letter
+    require(not number and seconds > 0, f"{text!r} is no duration: write 90, 45s, 9m, 2h or 1h30m")
+    return seconds

@@ -1,0 +1,78 @@
+"""A user's own network: imported as `package.module:function`, and tried on one image."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advalign.errors import UserError, require, unknown
+from advalign.models.modes import evaluating
+
+
+def find_function(module: str, name: str) -> Callable[..., Any]:
+    """Import a function, or a class, with the current directory on the path, as `python -m` does.
+
+    Raises:
+        UserError: the module cannot be imported, or has no such function.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:
+        raise UserError(f"cannot import {module!r} from the current directory or the path: {_line(error)}") from error
+    callables = {key: value for key, value in vars(found).items() if callable(value)}
+    if name not in callables:
+        raise unknown(f"function of {module}", name, _defined_in(module, callables))
+    return callables[name]
+
+
+def call_function(spelling: str, make: Callable[..., Any], arguments: dict[str, Any], **given: Any) -> nn.Module:
+    """Call a user's function with the arguments spelled and those of the given ones that it accepts.
+
+    Raises:
+        UserError: it fails, or returns something else than a network.
+    """
+    parameters = inspect.signature(make).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    accepted = {name: value for name, value in given.items() if takes_any or name in parameters}
+    try:
+        net = make(**arguments, **accepted)
+    except Exception as error:
+        raise UserError(f"model {spelling!r} cannot be built: {_line(error)}") from error
+    require(isinstance(net, nn.Module), f"model {spelling!r} returns {type(net).__name__}, not a torch.nn.Module")
+    return net
+
+
+def check_output(net: nn.Module, shape: tuple[int, int, int], classes: int) -> None:
+    """Run one black image (C, H, W) in eval mode and look at the logits.
+
+    Raises:
+        UserError: the network fails on it, or does not give one logit for each class.
+    """
+    device = next((tensor.device for tensor in net.parameters()), None)
+    try:
+        with evaluating(net), torch.no_grad():
+            logits = net(torch.zeros(1, *shape, device=device))
+    except Exception as error:
+        raise UserError(f"the model fails on an image of shape {shape}: {_line(error)}") from error
+    if not isinstance(logits, Tensor):
+        raise UserError(f"the model gives {type(logits).__name__}, not a tensor of logits")
+    require(logits.ndim == 2, f"the model gives a tensor of shape {tuple(logits.shape)}, not logits (1, {classes})")
+    given = logits.shape[1]
+    require(given == classes, f"wrong number of classes: model gives {given} logits, data has {classes} classes")
+
+
+def _defined_in(module: str, callables: dict[str, Any]) -> list[str]:
+    return [name for name, value in callables.items() if getattr(value, "__module__", "") == module]
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

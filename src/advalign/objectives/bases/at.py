@@ -1,0 +1,27 @@
+"""PGD adversarial training."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from advalign.objectives.parts import ADV, Base, Craft, Outs, Term, Terms
+
+
+@final
+class AT(Base):
+    """CE(f(x'), y). Madry et al. 2018.
+
+    Uniform start and eval-mode attack (Pang et al. 2021); Rice et al. 2020 attack in train mode, which the recipe
+    `rice` does.
+    """
+
+    name = "at"
+    craft = Craft(start="uniform")
+    needs = (ADV,)
+
+    def terms(self, outs: Outs, y: Tensor) -> Terms:
+        """Return cross entropy on the adversarial images."""
+        return {"adv": Term(1.0, F.cross_entropy(outs[ADV].logits, y), teaches="adv")}

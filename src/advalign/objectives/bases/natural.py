@@ -1,0 +1,23 @@
+"""Standard training on clean images: the vanilla model."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from advalign.objectives.parts import CLEAN, Base, Outs, Term, Terms
+
+
+@final
+class Natural(Base):
+    """CE(f(x), y): no adversarial examples; what VFD and HAT call the vanilla or standard model."""
+
+    name = "natural"
+    craft = None
+    needs = (CLEAN,)
+
+    def terms(self, outs: Outs, y: Tensor) -> Terms:
+        """Return cross entropy on the clean images."""
+        return {"clean": Term(1.0, F.cross_entropy(outs[CLEAN].logits, y), teaches="clean")}

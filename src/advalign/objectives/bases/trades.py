@@ -1,0 +1,48 @@
+"""TRADES: clean accuracy and a smooth neighbourhood."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advalign.attacks.ascent import Goal
+from advalign.attacks.losses import kl_divergence
+from advalign.errors import require
+from advalign.objectives.parts import ADV, CLEAN, Base, Network, Outs, Term, Terms
+
+
+@final
+class TRADES(Base):
+    """CE(f(x), y) + beta KL(p || p'), the batch mean of a sum over classes. Zhang et al. 2019, eq. 5; beta = 1/lambda.
+
+    Gradient flows through both p and p'. The attack climbs the KL to the clean prediction in eval mode, which is
+    computed once: the authors' code recomputes it at each step (23 student forwards for 10 steps, here 13) and runs
+    the clean images once more in train mode, which only moves BatchNorm's running statistics.
+
+    Raises:
+        UserError: beta is negative.
+    """
+
+    name = "trades"
+
+    def __init__(self, beta: float = 6.0) -> None:
+        super().__init__()
+        require(beta >= 0, f"trades: beta={beta:g} must be at least 0")
+        self.beta = beta
+
+    def goal(self, student: Network, x: Tensor, y: Tensor) -> Goal:
+        """Return the KL divergence from the clean prediction, which is a constant of the attack."""
+        with torch.no_grad():
+            clean = student(x).logits
+        return Goal(lambda x_adv: student(x_adv).logits, kl_divergence, clean)
+
+    def terms(self, outs: Outs, y: Tensor) -> Terms:
+        """Return cross entropy on the clean images and the KL that ties the adversarial ones to them."""
+        clean, adv = outs[CLEAN].logits, outs[ADV].logits
+        return {
+            "clean": Term(1.0, F.cross_entropy(clean, y), teaches="clean"),
+            "kl": Term(self.beta, kl_divergence(adv, clean).mean()),
+        }

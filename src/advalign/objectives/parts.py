@@ -1,0 +1,107 @@
+"""The contract between methods and the training step: what a base or a plug-in asks for, and what it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from advalign.attacks.ascent import Goal, Start
+from advalign.attacks.losses import cross_entropy
+from advalign.models.taps import Out
+from advalign.spelling import spell
+
+if TYPE_CHECKING:
+    from advalign.objectives.method import Method
+
+
+class Need(NamedTuple):
+    """One forward pass that a part reads: a network on a view of the batch."""
+
+    net: str  # "student", or a guest: "vanilla"
+    view: str  # "clean", "adv", or a view that the base makes
+
+
+class Term(NamedTuple):
+    """One summand of the loss."""
+
+    weight: float
+    value: Tensor  # scalar
+    teaches: str | None = None  # the view whose hard labels it teaches; None for what ties, smooths or guides
+
+
+Outs = Mapping[Need, Out]
+Terms = dict[str, Term]
+Network = Callable[[Tensor], Out]
+CLEAN, ADV = Need("student", "clean"), Need("student", "adv")
+
+
+@dataclass(frozen=True)
+class Craft:
+    """How a method makes its training examples; part of the method, and a recipe may override it."""
+
+    start: Start
+    mode: Literal["eval", "train"] = "eval"  # of the student, so of its BatchNorm
+    steps: int = 10
+
+
+class Part(nn.Module):
+    """What bases and plug-ins share: a name, the passes they read, and a canonical spelling.
+
+    The constructor is the schema: it keeps each argument under its own name, and `str(part)` spells those that differ
+    from their defaults.
+    """
+
+    name: ClassVar[str]
+    needs: tuple[Need, ...] = (CLEAN, ADV)
+
+    def __init__(self) -> None:  # nn.Module's own takes anything, so a part without arguments would too
+        super().__init__()
+
+    def __str__(self) -> str:
+        return spell(self.name, self)
+
+    def terms(self, outs: Outs, y: Tensor) -> Terms:
+        """Return the named terms of the loss from the declared passes and the labels (N,)."""
+        raise NotImplementedError(f"{type(self).__name__} defines no terms")
+
+
+class Base(Part):
+    """An adversarial-training method: how examples are crafted, which passes it reads, which terms it sums."""
+
+    craft: Craft | None = Craft(start="gaussian")  # None: no adversarial examples
+
+    def goal(self, student: Network, x: Tensor, y: Tensor) -> Goal:
+        """Return what the attack climbs for images x (N, C, H, W); cross entropy unless the method says otherwise."""
+        return Goal(lambda x_adv: student(x_adv).logits, cross_entropy, y)
+
+    def views(self, x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
+        """Return the views of the batch by name."""
+        return {"clean": x, "adv": x_adv}
+
+    def __add__(self, plugin: PlugIn) -> Method:
+        from advalign.objectives.method import Method
+
+        return Method(self) + plugin
+
+
+class PlugIn(Part):
+    """A part that joins any base. It may do what its methods say, and nothing else."""
+
+    learns: tuple[str, ...] = ()  # guests that are trained with the student; the others stay frozen
+    goal: Callable[[Network, Tensor, Tensor], Goal] | None = None  # replaces the base's, for methods that define one
+
+    def adapt(self, student: nn.Module) -> nn.Module:
+        """Return the student as the plug-in wants it, before the optimiser is built; learnt modules are made here."""
+        return student
+
+    def layers(self, student: nn.Module) -> tuple[str, ...]:
+        """Return the names of the modules whose outputs the terms read, in the student and in the guests."""
+        return ()
+
+    def reweigh(self, base: Terms) -> Terms:
+        """Scale or drop terms of the base by what they teach, so that plug-ins commute."""
+        return base
+

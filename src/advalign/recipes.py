@@ -1,0 +1,141 @@
+"""How a run trains. A recipe is data: presets are the papers' settings, and every field is a flag of `advalign train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from advalign.errors import require
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """How a run trains; together with method, data and model it names the run.
+
+    Raises:
+        UserError: a value out of range, named with what is allowed.
+    """
+
+    epochs: int = 110
+    """passes over the training set"""
+    batch_size: int = 128
+    """images a step, over all devices together"""
+    lr: float = 0.1
+    """learning rate, the highest one of the schedule"""
+    schedule: Literal["piecewise", "cosine", "onecycle", "constant"] = "piecewise"
+    """piecewise: a tenth from each milestone on; cosine to 0; onecycle: up from lr/25 and down again, each step"""
+    milestones: tuple[float, ...] = (100 / 110, 105 / 110)
+    """where piecewise drops, as shares of the epochs"""
+    peak: float = 0.25
+    """share of the epochs after which onecycle turns"""
+    cycle_momentum: bool = False
+    """onecycle also swings momentum from 0.95 to 0.85 and back, as torch's scheduler does unasked"""
+    warmup: int = 0
+    """epochs at a fifth of the learning rate before the schedule's own (LBGAT, AR-AT: 1)"""
+    momentum: float = 0.9
+    """SGD momentum"""
+    nesterov: bool = False
+    """Nesterov momentum"""
+    weight_decay: float = 5e-4
+    """SGD weight decay, on every parameter as in the papers' code"""
+    clip_norm: float | None = None
+    """largest norm of the whole gradient; not clipped if not given"""
+    augment: Literal["none", "flip", "flip-crop"] = "flip-crop"
+    """flip: mirror at random; crop: pad by 4 and crop at random"""
+    norm: Literal["linf", "l2"] = "linf"
+    """norm of the threat model"""
+    eps: float = 8 / 255
+    """radius of the threat model for images in [0, 1]"""
+    steps: int = 10
+    """steps of the training attack"""
+    step_size: float | None = None
+    """step of the training attack; a quarter of eps if not given"""
+    start: Literal["uniform", "gaussian", "clean"] | None = None
+    """where the training attack starts; the method's own if not given"""
+    mode: Literal["eval", "train"] | None = None
+    """the student's mode during the attack; the method's own if not given"""
+    validation: int = 1000
+    """training images held out, stratified, to select the best checkpoint; never the test set"""
+    validate_every: int = 1
+    """epochs between validations; the last epoch is always validated"""
+    subset: int | None = None
+    """train on this many images, stratified; all that are not held out if not given"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: mixed precision for the training passes and the attack"""
+    compile: bool = False
+    """compile the networks with torch.compile"""
+    seed: int = 0
+    """seed of the initial weights, the splits, the order, the augmentation and the attack's noise"""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "steps", "validation", "validate_every"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}={value} must be at least 1")
+        require(self.subset is None or self.subset >= 1, f"subset={self.subset} must be at least 1")
+        require(self.lr > 0, f"lr={self.lr:g} must be above 0")
+        require(0 <= self.momentum < 1, f"momentum={self.momentum:g} must be in [0, 1)")
+        require(not self.nesterov or self.momentum > 0, "nesterov needs momentum above 0")
+        require(self.weight_decay >= 0, f"weight_decay={self.weight_decay:g} must be at least 0")
+        require(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be above 0")
+        require(0 <= self.warmup < self.epochs, f"warmup={self.warmup} must be at least 0 and below epochs={self.epochs}")
+        require(0 < self.peak < 1, f"peak={self.peak:g} must be between 0 and 1")
+        require(all(0 < m <= 1 for m in self.milestones), f"milestones={self.milestones} must be shares in (0, 1]")
+        require(self.step_size is None or self.step_size > 0, f"step_size={self.step_size} must be above 0")
+        require(self.seed >= 0, f"seed={self.seed} must be at least 0")
+
+
+def common() -> Recipe:
+    """One recipe for all methods: Pang et al. 2021, 110 epochs, drops at 100 and 105, eval-mode attack."""
+    return Recipe()
+
+
+def short() -> Recipe:
+    """30 epochs of one cycle, for comparisons on one GPU in minutes."""
+    return Recipe(epochs=30, schedule="onecycle", lr=0.2, nesterov=True)
+
+
+def cpu() -> Recipe:
+    """A 10,000-image subset with a small network on two cores in minutes; weak models, honest comparisons."""
+    return Recipe(epochs=20, schedule="onecycle", lr=0.2, nesterov=True, subset=10_000, steps=7, validate_every=2)
+
+
+def digits() -> Recipe:
+    """scikit-learn's digits at eps 0.2 in seconds: the demo's recipe."""
+    return Recipe(
+        epochs=15, batch_size=64, schedule="onecycle", lr=0.1, nesterov=True, augment="none", eps=0.2, steps=7,
+        validation=150,
+    )  # fmt: skip
+
+
+def trades() -> Recipe:
+    """TRADES' code: 76 epochs, one drop at epoch 75, weight decay 2e-4, eps 0.031 in steps of 0.007."""
+    return Recipe(epochs=76, milestones=(74 / 76,), weight_decay=2e-4, eps=0.031, step_size=0.007)
+
+
+def mart() -> Recipe:
+    """MART's code for ResNet-18: 120 epochs, lr 0.01, weight decay 3.5e-3, drops at 75, 90 and 100."""
+    return Recipe(
+        epochs=120, lr=0.01, weight_decay=3.5e-3, milestones=(74 / 120, 89 / 120, 99 / 120), eps=0.031, step_size=0.007
+    )
+
+
+def hat() -> Recipe:
+    """HAT's code: 50 epochs, one cycle to 0.21 with cycled momentum, Nesterov."""
+    return Recipe(epochs=50, schedule="onecycle", lr=0.21, cycle_momentum=True, nesterov=True)
+
+
+def rice() -> Recipe:
+    """Rice et al. 2020: 200 epochs, drops at 100 and 150, attack in train mode; theirs is PreActResNet-18."""
+    return Recipe(epochs=200, milestones=(0.5, 0.75), mode="train", start="uniform")
+
+
+RECIPES = {
+    "common": common,
+    "short": short,
+    "cpu": cpu,
+    "digits": digits,
+    "trades": trades,
+    "mart": mart,
+    "hat": hat,
+    "rice": rice,
+}

@@ -1,0 +1,105 @@
+"""Figures: the trade-off between clean and robust accuracy, training curves, and a gallery of adversarial examples."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from advalign.runs import Record
+
+_MARKERS = "osD^vP*X"
+_STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
+
+
+def trade_off(records: Sequence[Record], attack: str = "worst case") -> Figure:
+    """Plot clean accuracy against accuracy under an attack, a point per method; a family's points are joined.
+
+    A family is a method without its arguments: TRADES at several betas is one curve.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7, 4.6), layout="constrained")
+        axes = figure.add_subplot(xlabel="clean accuracy, %", ylabel=f"robust accuracy ({attack}), %")
+        points = {
+            method: (_percent(records, method, "clean"), _percent(records, method, attack))
+            for method in dict.fromkeys(r.method for r in records if r.attack == attack)
+        }
+        families: dict[str, list[str]] = {}
+        for method in points:
+            families.setdefault(re.sub(r"\([^()]*\)", "", method), []).append(method)
+        for i, (family, methods) in enumerate(families.items()):
+            methods = sorted(methods, key=points.__getitem__)
+            x, y = zip(*(points[method] for method in methods), strict=True)
+            axes.plot(x, y, marker=_MARKERS[i % len(_MARKERS)], label=family, linewidth=1, markersize=7)
+            for method in methods:
+                arguments = ", ".join(re.findall(r"\(([^()]*)\)", method))
+                axes.annotate(arguments, points[method], textcoords="offset points", xytext=(6, 5), fontsize=7)
+        axes.legend(frameon=False, fontsize=8)
+        settings = sorted({f"{r.data}, {r.model}, {r.threat}, n={r.n}" for r in records if r.attack == attack})
+        axes.set_title("; ".join(settings), fontsize=9)
+    return figure
+
+
+def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Plot loss and validation accuracies over the epochs, a colour per run."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for i, (name, log) in enumerate(logs.items()):
+            left.plot([row["epoch"] for row in log], [row["loss"] for row in log], color=f"C{i}", label=name)
+            for key, style in (("clean", "--"), ("robust", "-")):
+                rows = [row for row in log if row.get(key) is not None]
+                right.plot([row["epoch"] for row in rows], [100 * row[key] for row in rows], style, color=f"C{i}")
+        left.set(xlabel="epoch", ylabel="training loss", yscale="log")
+        right.set(xlabel="epoch", ylabel="validation accuracy, %", title="dashed: clean, solid: PGD-10")
+        left.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def gallery(rows: Mapping[str, tuple[Tensor, Tensor, Sequence[str]]], amplify: float) -> Figure:
+    """Show originals, adversarial examples and their amplified difference around grey, a band of three rows per model.
+
+    Args:
+        rows: model name to images (N, C, H, W) in [0, 1], adversarial images, and a caption for each.
+        amplify: factor of the difference.
+    """
+    columns = len(next(iter(rows.values()))[2])
+    with mpl.rc_context({"font.size": 8}):
+        figure = Figure(figsize=(1.05 * columns + 1.6, 3.3 * len(rows)), layout="constrained")
+        grid = figure.subplots(3 * len(rows), columns, squeeze=False)
+        for band, (name, (x, x_adv, captions)) in enumerate(rows.items()):
+            difference = (0.5 + amplify * (x_adv - x)).clamp(0, 1)
+            for k, (title, images) in enumerate(
+                ((name, x), ("adversarial", x_adv), (f"difference × {amplify:g}", difference))
+            ):
+                for axes, image, caption in zip(grid[3 * band + k], images, captions, strict=True):
+                    shown = image.permute(1, 2, 0).squeeze(-1).numpy()
+                    axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                    axes.set(xticks=[], yticks=[])
+                    if k == 1:
+                        axes.set_xlabel(caption, fontsize=7)
+                grid[3 * band + k][0].set_ylabel(title, rotation=0, ha="right", va="center")
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """Return the figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def data_uri(figure: Figure) -> str:
+    """Return the figure as a PNG inside a URI, for a page that is one file."""
+    return "data:image/png;base64," + base64.b64encode(png(figure)).decode()
+
+
+def _percent(records: Sequence[Record], method: str, attack: str) -> float:
+    return 100 * mean(r.accuracy for r in records if r.method == method and r.attack == attack)

@@ -1,0 +1,91 @@
+"""Weights as safetensors with a JSON card in the header, and the state a run resumes from. No pickle is executed."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advalign.errors import UserError, require
+from advalign.runs.files import write_atomically
+
+
+def save_weights(path: Path, net: nn.Module, card: Mapping[str, Any]) -> None:
+    """Write a network's state dict and a card that says what it is and how it was made."""
+    from safetensors.torch import save
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    write_atomically(path, save(tensors, metadata={"card": json.dumps(card)}))
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a state dict and its card; the card is empty for files from elsewhere (safetensors, or torch.save'd).
+
+    Raises:
+        UserError: the file is missing, damaged, or not a state dict.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    require(path.is_file(), f"no weights file {str(path)!r}")
+    if path.suffix != ".safetensors":
+        state = _load_tensors(path)
+        state = state.get("state_dict", state) if isinstance(state, dict) else state
+        tensors = isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())
+        require(bool(tensors), f"{path} is not a state dict: save `model.state_dict()`")
+        return state, {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return state, json.loads((file.metadata() or {}).get("card", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or not safetensors: {_first_line(error)}") from None
+
+
+def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy a state dict into a network.
+
+    Raises:
+        UserError: names or shapes do not fit; the first that does not is named.
+    """
+    own = net.state_dict()
+    for name, value in own.items():
+        require(name in state, f"{source} does not fit the model: it has no {name!r}")
+        given = tuple(state[name].shape)
+        require(
+            given == tuple(value.shape), f"{source} does not fit the model: {name!r} is {given}, not {tuple(value.shape)}"
+        )
+    extra = sorted(state.keys() - own.keys())
+    require(not extra, f"{source} does not fit the model, which has no {extra[0] if extra else ''!r}")
+    net.load_state_dict(state)
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write what a run resumes from."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what a run resumes from.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return _load_tensors(path)
+
+
+def _load_tensors(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a dozen kinds for a damaged or foreign file
+        raise UserError(f"{path} is damaged or holds more than tensors: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

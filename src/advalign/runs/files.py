@@ -1,0 +1,72 @@
+"""Atomic files: a reader sees the old content or the new, whatever instant the machine stops."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from advalign.errors import UserError
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write to a temporary file beside the target, flush it to the disk, and rename it over the target.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; the target is as it was.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        reason = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror
+        raise UserError(f"cannot write {path}: {reason}; what was there is unchanged") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write JSON Lines atomically."""
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read JSON Lines; a missing file has none.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None

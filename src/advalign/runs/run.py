@@ -1,0 +1,162 @@
+"""A run is one training and one folder, named by what it is: method, data, model, and a digest of the whole setting."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from advalign import models
+from advalign.errors import UserError, require
+from advalign.runs.checkpoint import load_into, load_weights
+from advalign.runs.files import read_json, read_lines, write_json
+from advalign.runs.records import Record, read_records
+
+CHECKPOINTS = ("best", "last")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder.
+
+    It holds `run.json` (setting, environment, status), `log.jsonl` (a line an epoch), `best.safetensors` and
+    `last.safetensors`, `records.jsonl` (evaluations) and `state.pt` (what it resumes from).
+    """
+
+    path: Path
+    setting: Mapping[str, Any]
+
+    @classmethod
+    def at(cls, root: Path, setting: Mapping[str, Any], name: str | None = None) -> Run:
+        """Return the run of a setting below a root folder; nothing is written yet.
+
+        Raises:
+            UserError: the folder holds another setting (the first difference is named) or something else.
+        """
+        label = "-".join(str(setting[key]) for key in ("method", "data", "model"))
+        slug = re.sub(r"[^\w.+=-]+", "_", label.replace("/255", "of255")).strip("_")
+        run = cls(root / (name or f"{slug}-{digest(setting)}"), setting)
+        if run._card.exists():
+            difference = _difference(read_json(run._card).get("setting", {}), setting)
+            require(
+                difference is None,
+                f"{run.path} holds another run ({difference}); choose another --name, nothing was changed",
+            )
+        elif run.path.exists():
+            require(
+                run.path.is_dir() and not any(run.path.iterdir()),
+                f"{run.path} exists and is no run of advalign; choose another --name, nothing was changed",
+            )
+        return run
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """Open an existing run folder.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        require((path / "run.json").is_file(), f"{str(path)!r} is no run folder: it has no run.json")
+        return cls(path, read_json(path / "run.json")["setting"])
+
+    @property
+    def id(self) -> str:
+        """The digest of the setting."""
+        return digest(self.setting)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch is done."""
+        return self._card.exists() and read_json(self._card)["status"] == "finished"
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """One row an epoch: loss terms, learning rate, and validation accuracies where it was validated."""
+        return read_lines(self.path / "log.jsonl")
+
+    @property
+    def records(self) -> list[Record]:
+        """The accuracies measured so far."""
+        return read_records(self.path / "records.jsonl")
+
+    @property
+    def state(self) -> Path:
+        """What the run resumes from."""
+        return self.path / "state.pt"
+
+    def weights(self, checkpoint: str) -> Path:
+        """Return the weights file of `best` or `last`."""
+        return self.path / f"{checkpoint}.safetensors"
+
+    def write_card(self, status: str, environment: Mapping[str, str]) -> None:
+        """Write run.json."""
+        write_json(
+            self._card, {"id": self.id, "status": status, "setting": self.setting, "environment": dict(environment)}
+        )
+
+    def require_space(self, needed: int) -> None:
+        """Refuse to start where the disk cannot hold the run.
+
+        Raises:
+            UserError: how much is free and how much is needed, in MiB.
+        """
+        folder = next(parent for parent in (self.path, *self.path.absolute().parents) if parent.is_dir())
+        free = shutil.disk_usage(folder).free
+        require(
+            free >= needed,
+            f"no space for {self.path}: {free >> 20} MiB are free and the run needs {max(needed >> 20, 1)} MiB",
+        )
+
+    @property
+    def _card(self) -> Path:
+        return self.path / "run.json"
+
+
+def digest(setting: Mapping[str, Any]) -> str:
+    """Return ten hexadecimal digits that name a setting."""
+    return hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def weights_of(source: str | Path, checkpoint: str = "best") -> Path:
+    """Return the weights file of a run folder, or the file itself.
+
+    Raises:
+        UserError: neither a run folder nor a file, or the run has no such checkpoint yet.
+    """
+    path = Path(source)
+    if path.is_dir():
+        weights = Run.read(path).weights(checkpoint)
+        require(weights.is_file(), f"{path} has no {checkpoint} checkpoint yet: train it first")
+        return weights
+    require(path.is_file(), f"no run folder or weights file {str(source)!r}")
+    return path
+
+
+def load(source: str | Path, checkpoint: str = "best") -> nn.Module:
+    """Load a trained network, in eval mode, from a run folder or from a weights file that a run has written.
+
+    Raises:
+        UserError: no such run or file, a damaged one, or weights of unknown architecture.
+    """
+    path = weights_of(source, checkpoint)
+    state, card = load_weights(path)
+    if not card:
+        raise UserError(f"{path} does not say which architecture it is: name it with --model and --data")
+    net = models.build(card["model"], classes=card["classes"], channels=card["channels"])
+    load_into(net, state, str(path))
+    return net.eval()
+
+
+def _difference(there: Any, here: Any, name: str = "") -> str | None:
+    """Describe the first value in which two settings differ."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        inner = (_difference(there.get(k), here.get(k), f"{name}.{k}" if name else k) for k in {**there, **here})
+        return next(filter(None, inner), None)
+    return None if there == here else f"{name} is {there!r} there and {here!r} here"

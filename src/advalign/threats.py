@@ -1,0 +1,120 @@
+"""Threat models: what the attacker may do to an image. Images are (N, C, H, W) in [0, 1]; radii are in that unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from advalign.errors import UserError, require, unknown
+from advalign.spelling import spell_number
+
+Projection = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Linf:
+    """Every pixel channel may move by at most eps. Madry et al. 2018.
+
+    Raises:
+        UserError: eps is not in [0, 1].
+    """
+
+    eps: float = 8 / 255
+
+    def __post_init__(self) -> None:
+        hint = f"; for images in [0, 1] write {self.eps:g}/255" if 1 < self.eps <= 255 else ""
+        require(0 <= self.eps <= 1, f"linf: eps={self.eps:g} must be in [0, 1]{hint}")
+
+    def __str__(self) -> str:
+        return f"Linf({spell_number(self.eps)})"
+
+    def sample(self, x: Float[Tensor, "N *shape"]) -> Float[Tensor, "N *shape"]:
+        """Draw uniformly from the ball around x, then clamp to [0, 1]."""
+        return torch.empty_like(x).uniform_(-self.eps, self.eps).add_(x).clamp_(0, 1)
+
+    def ball(self, x: Float[Tensor, "N *shape"]) -> Projection:
+        """Return the projection to the ball around x and to [0, 1]; it works in place."""
+        low, high = (x - self.eps).clamp_(min=0), (x + self.eps).clamp_(max=1)
+        return lambda x_adv: x_adv.clamp_(low, high)
+
+    def steepest(self, grad: Float[Tensor, "N *shape"]) -> Float[Tensor, "N *shape"]:
+        """Return the direction of unit length in which a linear loss with this gradient grows fastest."""
+        return grad.sign()
+
+    def distance(self, x_adv: Float[Tensor, "N *shape"], x: Float[Tensor, "N *shape"]) -> Float[Tensor, "N"]:
+        """Return how far each image has moved, in this threat's norm."""
+        return (x_adv - x).flatten(1).abs().amax(1)
+
+
+@dataclass(frozen=True)
+class L2:
+    """The whole image may move by at most eps in the Euclidean norm.
+
+    Raises:
+        UserError: eps is negative.
+    """
+
+    eps: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(self.eps >= 0, f"l2: eps={self.eps:g} must be at least 0")
+
+    def __str__(self) -> str:
+        return f"L2({spell_number(self.eps)})"
+
+    def sample(self, x: Float[Tensor, "N *shape"]) -> Float[Tensor, "N *shape"]:
+        """Draw uniformly from the ball around x, then clamp to [0, 1]."""
+        direction = self.steepest(torch.randn_like(x))
+        radius = self.eps * torch.rand(len(x), device=x.device, dtype=x.dtype) ** (1 / x[0].numel())
+        return (x + direction * _per_image(radius, x)).clamp_(0, 1)
+
+    def ball(self, x: Float[Tensor, "N *shape"]) -> Projection:
+        """Return the projection to the ball around x and then to [0, 1]; it works in place."""
+        # The clamp cannot leave the ball: x is in [0, 1], so each coordinate only comes nearer to x.
+        return lambda x_adv: x_adv.sub_(x).renorm_(2, 0, self.eps).add_(x).clamp_(0, 1)
+
+    def steepest(self, grad: Float[Tensor, "N *shape"]) -> Float[Tensor, "N *shape"]:
+        """Return the direction of unit length in which a linear loss with this gradient grows fastest."""
+        length = grad.flatten(1).norm(dim=1).clamp_min(torch.finfo(grad.dtype).tiny)
+        return grad / _per_image(length, grad)
+
+    def distance(self, x_adv: Float[Tensor, "N *shape"], x: Float[Tensor, "N *shape"]) -> Float[Tensor, "N"]:
+        """Return how far each image has moved, in this threat's norm."""
+        return (x_adv - x).flatten(1).norm(dim=1)
+
+
+Threat = Linf | L2
+THREATS: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
+
+
+def threat(norm: str, eps: float) -> Threat:
+    """Return the threat of a norm's name, `linf` or `l2`, and a radius.
+
+    Raises:
+        UserError: unknown norm, or a radius out of range.
+    """
+    if norm not in THREATS:
+        raise unknown("norm", norm, THREATS)
+    return THREATS[norm](eps)
+
+
+def check_images(x: Tensor) -> None:
+    """Refuse images outside [0, 1]: normalised inputs would silently change what eps means.
+
+    Raises:
+        UserError: the smallest and largest value, and where normalisation belongs.
+    """
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0 and high <= 1):
+        raise UserError(
+            f"images lie in [{low:.3g}, {high:.3g}], but attacks need [0, 1]: "
+            "normalise inside the model (advalign.models.Normalized), not before it"
+        )
+
+
+def _per_image(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,110 @@
+"""`npz:PATH`: what is read, and what is refused with which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from advalign.data import load
+from advalign.errors import UserError
+
+DRAW = np.random.default_rng(0)
+GREY = DRAW.integers(0, 256, (12, 5, 4), np.uint8)
+COLOUR = DRAW.integers(0, 256, (12, 3, 5, 4), np.uint8)
+LABELS = np.arange(12) % 3
+
+
+def saved(folder: Path, **arrays: Any) -> str:
+    np.savez(folder / "mine.npz", **arrays)
+    return f"npz:{folder / 'mine.npz'}"
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        (GREY, GREY[:, None]),
+        (GREY[..., None], GREY[:, None]),
+        (GREY[:, None], GREY[:, None]),
+        (COLOUR, COLOUR),
+        (COLOUR.transpose(0, 2, 3, 1), COLOUR),
+        (COLOUR / 255, COLOUR),
+        ((COLOUR / 255).astype(np.float32), COLOUR),
+        ((COLOUR / 255).astype(np.float16), COLOUR),
+    ],
+)
+def test_every_layout_and_type_gives_the_same_images(tmp_path: Path, x: np.ndarray, expected: np.ndarray):
+    data = load(saved(tmp_path, x_train=x, y_train=LABELS, x_test=x[:4], y_test=LABELS[:4].astype(np.uint8)))
+    assert torch.equal(data.train.pixels, torch.from_numpy(expected))
+    assert torch.equal(data.test.pixels, torch.from_numpy(expected[:4]))
+    assert data.train.labels.tolist() == LABELS.tolist()
+    assert data.class_names == ("0", "1", "2")
+    assert data.note == ""
+
+
+def test_without_test_arrays_a_fixed_fifth_is_held_out_and_said_so(tmp_path: Path):
+    name = saved(tmp_path, x_train=np.repeat(GREY, 5, 0), y_train=np.repeat(LABELS, 5))
+    data = load(name)
+    assert (len(data.train), len(data.test)) == (48, 12)
+    assert data.test.labels.bincount().tolist() == [4, 4, 4]
+    assert "20 % (12 images) was held out" in data.note
+    assert load(name).digest == data.digest
+
+
+GOOD = {"x_train": COLOUR, "y_train": LABELS, "x_test": COLOUR[:4], "y_test": LABELS[:4]}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"x_train": COLOUR / 100}, r"x_train has floats from 0 to 2\.55; they must lie in \[0, 1\]"),
+        ({"x_train": COLOUR / 255 - 1}, r"x_train has floats from -1 to 0"),
+        ({"x_test": np.full((4, 3, 5, 4), np.nan)}, r"x_test has floats from nan to nan"),
+        ({"x_train": COLOUR.astype(np.int64)}, r"x_train has int64 values; images are uint8, or floats"),
+        ({"x_train": COLOUR.reshape(12, -1)}, r"x_train has shape \(12, 60\); images are \(N, H, W\)"),
+        ({"x_train": COLOUR[:, :2]}, r"x_train has shape \(12, 2, 5, 4\)"),
+        ({"x_train": COLOUR[:0], "y_train": LABELS[:0]}, r"x_train has shape \(0, 3, 5, 4\)"),
+        ({"x_test": COLOUR[:4, :, :3]}, r"\(C, H, W\) = \(3, 5, 4\) in x_train, but \(3, 3, 4\) in x_test"),
+        ({"y_train": LABELS[:11]}, r"x_train has 12 images, but y_train 11 labels"),
+        ({"y_train": LABELS / 2}, r"y_train has float64 values; labels are integers from 0"),
+        ({"y_train": np.eye(12)}, r"y_train has shape \(12, 12\); labels are \(N,\)"),
+        ({"y_train": LABELS - 1}, r"y_train has the label -1; labels are integers from 0"),
+        ({"y_train": LABELS * 2}, r"y_train must hold every class from 0 to its highest, but has no 1"),
+        ({"y_train": LABELS + 10**12}, r"y_train must hold every class .* has no 0"),
+        ({"y_train": LABELS * 0}, r"y_train has one class only"),
+        ({"y_test": LABELS[:4] + 5}, r"y_test has class 7, which y_train has not"),
+        ({"y_train": LABELS.astype(object)}, r"mine.npz cannot be read: .*allow_pickle"),
+        ({"y_train": None}, r"mine.npz: y_train missing; it must hold x_train and y_train"),
+        ({"x_train": None, "y_train": None}, r"mine.npz: x_train and y_train missing"),
+        ({"y_test": None}, r"mine.npz: y_test missing"),
+        ({"x_test": None, "y_test": None, "y_train": np.minimum(np.arange(12), 1)}, r"too few images to hold out"),
+    ],
+)
+def test_wrong_arrays_are_refused(tmp_path: Path, wrong: dict[str, Any], message: str):
+    arrays = {key: value for key, value in {**GOOD, **wrong}.items() if value is not None}
+    with pytest.raises(UserError, match=message) as caught:
+        load(saved(tmp_path, **arrays))
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_files_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="there is no such file"):
+        load(f"npz:{tmp_path / 'absent.npz'}")
+    with pytest.raises(UserError, match="there is no such file"):
+        load(f"npz:{tmp_path}")
+
+    whole = Path(saved(tmp_path, **GOOD).removeprefix("npz:")).read_bytes()
+    middle = len(whole) // 4
+    np.save(tmp_path / "array.npy", GREY)
+    for content, message in [
+        (whole[:-100], "is not an .npz file, or is cut short"),
+        (b"", "is not an .npz file, or is cut short"),
+        ((tmp_path / "array.npy").read_bytes(), "is not an .npz file, or is cut short"),
+        (whole[:middle] + bytes(100) + whole[middle + 100 :], "cannot be read: .*CRC"),
+    ]:
+        (tmp_path / "bad.npz").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            load(f"npz:{tmp_path / 'bad.npz'}")

@@ -1,0 +1,170 @@
+"""`folder:PATH`: layout, decoding, the cache, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advalign.data import folder, load
+from advalign.errors import UserError
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("ADVALIGN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def paint(root: Path, each: int = 5) -> Path:
+    """Write sub-folders of plain images, named and coloured alike."""
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for number in range(each):
+            Image.new("RGB", (12, 9), colour).save(root / name / f"{number}.png")
+    return root
+
+
+def check_colours(data, part) -> None:
+    for image, label in zip(part.pixels, part.labels.tolist(), strict=True):
+        assert image.flatten(1).unique(dim=1).tolist() == [[value] for value in COLOURS[data.class_names[label]]]
+
+
+def test_plain_folder_is_split_by_class(tmp_path: Path):
+    data = load(f"folder:{paint(tmp_path / 'mine')}", image_size=8)
+    assert data.class_names == ("blue", "green", "red")
+    assert data.shape == (3, 8, 8)
+    assert data.train.labels.bincount().tolist() == [4, 4, 4]
+    assert data.test.labels.bincount().tolist() == [1, 1, 1]
+    assert "20 % (3 images)" in data.note
+    check_colours(data, data.train)
+    check_colours(data, data.test)
+
+
+@pytest.mark.parametrize("part", ["test", "val"])
+def test_train_and_test_folders(tmp_path: Path, part: str):
+    root = tmp_path / "mine"
+    paint(root / "train")
+    paint(root / part, each=2)
+    data = load(f"folder:{root}")
+    assert (len(data.train), len(data.test), data.note) == (15, 6, "")
+    check_colours(data, data.train)
+    check_colours(data, data.test)
+
+
+def test_train_folder_alone_is_split(tmp_path: Path):
+    paint(tmp_path / "mine" / "train")
+    data = load(f"folder:{tmp_path / 'mine'}")
+    assert (len(data.train), len(data.test)) == (12, 3)
+
+
+def test_images_are_cropped_at_the_centre_and_made_rgb(tmp_path: Path):
+    root = tmp_path / "mine"
+    paint(root)
+    stripes = np.zeros((10, 30), np.uint8)
+    stripes[:, 10:20] = 200  # the middle third is what a square crop keeps
+    for file in sorted((root / "red").iterdir()):
+        Image.fromarray(stripes).save(file)
+    data = load(f"folder:{root}", image_size=10)
+    assert torch.equal(data.train.take((data.train.labels == 2).nonzero()[:, 0]).pixels.unique(), torch.tensor([200]))
+
+
+def test_hidden_files_and_other_suffixes_are_left_out(tmp_path: Path):
+    root = paint(tmp_path / "mine")
+    (root / ".thumbnails").mkdir()
+    (root / "red" / "._0.png").write_bytes(b"not an image")
+    (root / "red" / "notes.txt").write_text("not an image")
+    shutil.copy(root / "red" / "0.png", root / "red" / "5.PNG")
+    data = load(f"folder:{root}")
+    assert len(data.train) + len(data.test) == 16
+
+
+def test_the_cache_is_used_until_a_file_changes(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    root = paint(tmp_path / "mine")
+    digest = load(f"folder:{root}").digest
+    assert len(list(own_cache.iterdir())) == 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "_pixels", None)  # decoding anything would fail
+        data = load(f"folder:{root}")
+    assert data.digest == digest
+    data.train.pixels.zero_()  # changes the copy in memory alone
+    assert load(f"folder:{root}").digest == digest
+
+    os.utime(root / "red" / "0.png", ns=(0, 0))
+    assert load(f"folder:{root}").digest == digest
+    assert len(list(own_cache.iterdir())) == 2
+    assert load(f"folder:{root}", image_size=16).shape == (3, 16, 16)
+    assert len(list(own_cache.iterdir())) == 3
+
+
+def test_both_parts_are_slices_of_one_mapping(tmp_path: Path):
+    data = load(f"folder:{paint(tmp_path / 'mine')}")
+    storages = {part.pixels.untyped_storage().data_ptr() for part in (data.train, data.test)}
+    assert len(storages) == 1
+
+
+def test_a_failure_leaves_no_cache_behind(tmp_path: Path, own_cache: Path):
+    root = paint(tmp_path / "mine")
+    (root / "red" / "4.png").write_bytes((root / "red" / "4.png").read_bytes()[:40])
+    with pytest.raises(UserError, match=r"4\.png cannot be read as an image"):
+        load(f"folder:{root}")
+    assert not list(own_cache.iterdir())
+
+
+def test_a_damaged_cache_is_named(tmp_path: Path, own_cache: Path):
+    root = paint(tmp_path / "mine")
+    load(f"folder:{root}")
+    (cache,) = own_cache.iterdir()
+    cache.write_bytes(cache.read_bytes()[:-1])
+    with pytest.raises(UserError, match=rf"image cache .*{cache.name} cannot be used: .*ADVALIGN_CACHE"):
+        load(f"folder:{root}")
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, own_cache: Path):
+    own_cache.write_text("a file where a folder should be")
+    with pytest.raises(UserError, match=r"image cache .* cannot be used: .*ADVALIGN_CACHE"):
+        load(f"folder:{paint(tmp_path / 'mine')}")
+
+
+def empty(file_of: Path) -> None:
+    for file in file_of.iterdir():
+        file.unlink()
+
+
+def other_test_classes(root: Path) -> None:
+    paint(root / "train")
+    paint(root / "test")
+    (root / "test" / "red").rename(root / "test" / "pink")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: None, "there is no such folder"),
+        (lambda root: root.mkdir(), "has 0 class sub-folders; at least two"),
+        (lambda root: (root / "red").mkdir(parents=True), "has 1 class sub-folders; at least two"),
+        (lambda root: empty(paint(root) / "red"), r"no images in .*red: looked for \.bmp, .*\.webp"),
+        (lambda root: (paint(root) / "red" / "9.jpg").write_bytes(b"?"), r"9\.jpg cannot be read as an image"),
+        (lambda root: paint(root, each=1), "too few images to hold out a test set"),
+        (other_test_classes, r"test must have the classes of .*train; they differ in \['pink', 'red'\]"),
+    ],
+)
+def test_errors(tmp_path: Path, make: Callable[[Path], object], message: str):
+    make(tmp_path / "mine")
+    with pytest.raises(UserError, match=message) as caught:
+        load(f"folder:{tmp_path / 'mine'}")
+    assert "\n" not in str(caught.value)
+
+
+def test_image_size_must_be_positive(tmp_path: Path):
+    with pytest.raises(UserError, match="image size 0 must be positive"):
+        load(f"folder:{paint(tmp_path / 'mine')}", image_size=0)
