@@ -18,7 +18,8 @@ class VFD(PlugIn):
 
     F is the output of a layer, before pooling; d is the unsquared Euclidean distance of one image's flattened
     features; F_van, the frozen vanilla model's, only ever sees clean images. Both student terms carry gradient. The
-    features come from the passes that the base runs anyway: no extra student forward, one of the vanilla model.
+    features come from the passes that the base runs anyway: no extra student forward (`at` alone has no clean pass
+    of its own), one of the vanilla model.
 
     Args:
         weight: lambda of eq. 6. The paper scans 0 to 0.04: larger keeps more clean accuracy and less robustness.

@@ -1,0 +1,137 @@
+"""Each method's loss against its paper's formula, written out again in numpy, image by image."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from advalign.errors import UserError
+from advalign.objectives import compose, parse, total
+from tests.conftest import batch, tiny
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max())
+    return e / e.sum()
+
+
+def ce(z: np.ndarray, y: int) -> float:
+    return -np.log(softmax(z)[y])
+
+
+def kl(z: np.ndarray, z_adv: np.ndarray) -> float:
+    p, q = softmax(z), softmax(z_adv)
+    return sum(p[k] * (np.log(p[k]) - np.log(q[k])) for k in range(len(p)))
+
+
+def bce(z_adv: np.ndarray, y: int) -> float:
+    q = softmax(z_adv)
+    second = max(q[k] for k in range(len(q)) if k != y)
+    return -np.log(q[y]) - np.log(1.0001 - second)
+
+
+class Case:
+    """A batch, and what the networks give on it, image by image, from fresh copies in the modes of training."""
+
+    def __init__(self) -> None:
+        self.x, y = batch()
+        self.x_adv = (self.x + 0.1 * torch.randn(self.x.shape, generator=torch.Generator().manual_seed(5))).clamp(0, 1)
+        self.y, self.labels = y, y.tolist()
+        self.student, self.vanilla = tiny(0).double(), tiny(7).double().eval()
+        self.x, self.x_adv = self.x.double(), self.x_adv.double()
+
+    def logits(self, x: Tensor) -> np.ndarray:
+        return copy.deepcopy(self.student).train()(x).detach().numpy()
+
+    def maps(self, x: Tensor) -> np.ndarray:
+        student = copy.deepcopy(self.student).train()
+        return student.layer2(student.layer1(x)).detach().numpy()
+
+    def loss(self, method: str) -> float:
+        objective = compose(parse(method), student=copy.deepcopy(self.student), vanilla=self._guest(method)).train()
+        return total(objective(self.x, self.x_adv, self.y)).item()
+
+    def _guest(self, method: str):
+        return copy.deepcopy(self.vanilla) if parse(method).guests else None
+
+    def mean(self, per_image) -> float:
+        z, z_adv = self.logits(self.x), self.logits(self.x_adv)
+        return float(np.mean([per_image(z[i], z_adv[i], y) for i, y in enumerate(self.labels)]))
+
+
+def test_natural_and_at():
+    case = Case()
+    assert case.loss("natural") == pytest.approx(case.mean(lambda z, z_adv, y: ce(z, y)), rel=1e-9)
+    assert case.loss("at") == pytest.approx(case.mean(lambda z, z_adv, y: ce(z_adv, y)), rel=1e-9)
+
+
+def test_alp_pairs_by_the_mean_over_images_and_classes():
+    case = Case()
+    expected = case.mean(lambda z, z_adv, y: ce(z_adv, y) + np.mean((z_adv - z) ** 2))
+    assert case.loss("alp") == pytest.approx(expected, rel=1e-9)
+    mixed = case.mean(lambda z, z_adv, y: 0.5 * ce(z, y) + 0.5 * ce(z_adv, y) + 0.5 * np.mean((z_adv - z) ** 2))
+    assert case.loss("alp(mix=0.5, beta=0.5)") == pytest.approx(mixed, rel=1e-9)
+
+
+def test_trades_sums_over_classes_and_averages_over_the_batch():
+    case = Case()
+    assert case.loss("trades") == pytest.approx(case.mean(lambda z, q, y: ce(z, y) + 6 * kl(z, q)), rel=1e-9)
+    assert case.loss("trades(beta=2)") == pytest.approx(case.mean(lambda z, q, y: ce(z, y) + 2 * kl(z, q)), rel=1e-9)
+
+
+def test_mart():
+    case = Case()
+    expected = case.mean(lambda z, q, y: bce(q, y) + 5 * kl(z, q) * (1 - softmax(z)[y]))
+    assert case.loss("mart") == pytest.approx(expected, rel=1e-5)  # the authors' 1.0000001
+
+
+def test_hat_takes_labels_from_the_vanilla_model_at_x_adv_and_does_not_clamp_the_helper():
+    case = Case()
+    helper = case.x + 2 * (case.x_adv - case.x)
+    assert helper.min() < 0 or helper.max() > 1
+    labels = case.vanilla(case.x_adv).argmax(1).tolist()
+    extra = np.mean([ce(z, k) for z, k in zip(case.logits(helper), labels, strict=True)])
+    expected = case.mean(lambda z, q, y: ce(z, y) + 2.5 * kl(z, q)) + 0.5 * extra
+    assert case.loss("hat") == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("base", ["at", "alp", "trades", "mart", "hat"])
+def test_vfd_adds_unsquared_distances_per_image_to_any_base(base: str):
+    case = Case()
+    target = case.vanilla.layer2(case.vanilla.layer1(case.x)).detach().numpy()
+    clean, adv = case.maps(case.x), case.maps(case.x_adv)
+    gaps = [
+        np.sqrt(((clean[i] - target[i]) ** 2).sum()) + np.sqrt(((adv[i] - target[i]) ** 2).sum())
+        for i in range(len(case.labels))
+    ]
+    expected = case.loss(base) + 0.05 * np.mean(gaps)
+    assert case.loss(f"{base}+vfd(weight=0.05)") == pytest.approx(expected, rel=1e-9)
+    assert case.loss(f"{base}+vfd(weight=0.05, layer=layer2)") == pytest.approx(expected, rel=1e-9)
+
+
+def test_vfd_on_logits():
+    case = Case()
+    target = case.vanilla(case.x).detach().numpy()
+    gaps = np.linalg.norm(case.logits(case.x) - target, axis=1) + np.linalg.norm(case.logits(case.x_adv) - target, axis=1)
+    assert case.loss("trades+vfd(layer=logits)") == pytest.approx(case.loss("trades") + 0.02 * gaps.mean(), rel=1e-9)
+
+
+def test_vfd_gradient_is_finite_when_the_student_is_the_vanilla_model():
+    x, y = batch()
+    objective = compose(parse("trades+vfd"), student=tiny(0), vanilla=tiny(0)).eval()
+    total(objective(x, x, y)).backward()
+    assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
+
+
+def test_vfd_names_both_shapes_when_architectures_differ():
+    wide = tiny(0)
+    wide.layer2 = torch.nn.Sequential(torch.nn.Conv2d(6, 9, 3))
+    wide.fc = torch.nn.Linear(9, 4)
+    objective = compose(parse("trades+vfd"), student=tiny(0), vanilla=wide)
+    x, y = batch()
+    with pytest.raises(UserError, match=r"\(8, 4, 4\).*\(9, 6, 6\)"):
+        objective(x, x, y)

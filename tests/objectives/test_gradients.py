@@ -1,0 +1,176 @@
+"""Where gradient flows: what is detached, what is frozen, whose BatchNorm moves, how often a network runs."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from advalign.objectives import BASES, compose, parse, total
+from advalign.objectives.parts import ADV, CLEAN
+from advalign.models import Out
+from advalign.threats import L2, Linf
+from tests.conftest import TinyNet, batch, tiny
+
+METHODS = [base + plugin for base in BASES for plugin in ("", "+vfd") if base + plugin != "natural+vfd"]
+FORWARDS = {"natural": 1, "at": 11, "alp": 12, "trades": 13, "mart": 12, "hat": 14}  # of the student, with 10 steps
+
+
+def bound(method: str, seed: int = 0):
+    parsed = parse(method)
+    return compose(parsed, student=tiny(seed), vanilla=tiny(7) if parsed.guests else None).train()
+
+
+def outs_of(z: torch.Tensor, z_adv: torch.Tensor):
+    return {CLEAN: Out(z, {}), ADV: Out(z_adv, {})}
+
+
+@pytest.mark.parametrize("base", ["trades", "mart", "alp"])
+def test_no_detach_in_the_tie_of_clean_and_adversarial_logits(base: str):
+    z, z_adv = torch.randn(5, 4, dtype=torch.double), torch.randn(5, 4, dtype=torch.double)
+    y = torch.tensor([0, 1, 2, 3, 0])
+    part = BASES[base]()
+
+    def loss(z: torch.Tensor, z_adv: torch.Tensor) -> torch.Tensor:
+        return total(part.terms(outs_of(z, z_adv), y))
+
+    # Finite differences know of no detach: they agree with autograd only if every path carries gradient.
+    assert torch.autograd.gradcheck(loss, (z.requires_grad_(), z_adv.requires_grad_()), atol=1e-5)
+
+
+def test_kl_is_zero_and_flat_at_the_clean_image(x_y):
+    x, y = x_y
+    terms = bound("trades").eval()(x, x, y)
+    assert terms["kl"].value.abs() < 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_reach_the_student_and_nothing_else(method: str, x_y):
+    x, y = x_y
+    objective = bound(method)
+    x_adv = objective.perturb(x, y, Linf())
+    total(objective(x, x_adv, y)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.student.parameters())
+    if "vanilla" in objective.method.guests:
+        assert all(p.grad is None and not p.requires_grad for p in objective.nets["vanilla"].parameters())
+    assert not x.requires_grad
+    assert not x_adv.requires_grad
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_vanilla_buffers_stay_to_the_bit_and_student_buffers_move_in_the_step_only(method: str, x_y):
+    x, y = x_y
+    objective = bound(method)
+    before = copy.deepcopy(objective.state_dict())
+    x_adv = objective.perturb(x, y, Linf())
+    assert all(torch.equal(value, before[key]) for key, value in objective.state_dict().items())
+    objective(x, x_adv, y)
+    moved = {key for key, value in objective.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved
+    assert all(key.startswith("nets.student.") for key in moved)
+
+
+def test_batchnorm_sees_clean_and_adversarial_images_once_each(x_y):
+    x, y = x_y
+    objective = bound("trades")
+    objective(x, x.flip(0), y)
+    assert isinstance(objective.student, TinyNet)
+    norm = objective.student.layer1[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_forwards_of_a_step(method: str, x_y, monkeypatch: pytest.MonkeyPatch):
+    x, y = x_y
+    objective = bound(method)
+    vanilla = objective.nets["vanilla"].get_submodule("net") if objective.method.guests else None
+    count: Counter[str] = Counter()
+    plain = TinyNet.forward
+
+    def counted(self: TinyNet, x: torch.Tensor) -> torch.Tensor:
+        count["vanilla" if self is vanilla else "student"] += 1
+        return plain(self, x)
+
+    objective.perturb(x, y, Linf(), steps=1)  # builds the folded copy, which traces forward
+    monkeypatch.setattr(TinyNet, "forward", counted)
+    x_adv = objective.perturb(x, y, Linf(), steps=10)
+    objective(x, x_adv, y)
+    base = objective.method.base.name
+    assert count["student"] == FORWARDS[base] + (method == "at+vfd")  # at has no clean pass of its own
+    assert count["vanilla"] == (base == "hat") + ("vfd" in method)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "natural"])
+@pytest.mark.parametrize("threat", [Linf(8 / 255), L2(0.5)])
+def test_examples_are_inside_the_threat_model_and_leave_everything_as_it_was(method: str, threat, x_y):
+    x, y = x_y
+    objective = bound(method)
+    before = x.clone()
+    x_adv = objective.perturb(x, y, threat)
+    assert torch.equal(x, before)
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert (threat.distance(x_adv, x) <= threat.eps + 1e-6).all()
+    assert (x_adv - x).abs().amax() > 0
+    assert all(p.grad is None for p in objective.parameters())
+    assert objective.student.training
+    assert not objective.nets["vanilla"].training if objective.method.guests else True
+
+
+@pytest.mark.parametrize("method", ["at", "trades"])
+def test_folded_attack_equals_the_plain_loop(method: str, x_y):
+    """The examples of the fast path against the seven lines of the papers' code, in float64."""
+    x, y = x_y[0].double(), x_y[1]
+    objective = bound(method)
+    objective.double()
+    eps = 8 / 255
+    torch.manual_seed(3)
+    x_adv = objective.perturb(x, y, Linf(eps), steps=5)
+    net = copy.deepcopy(objective.student).eval()
+    torch.manual_seed(3)
+    if method == "trades":
+        plain = x + 0.001 * torch.randn_like(x)
+    else:
+        plain = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
+    for _ in range(5):
+        plain = plain.detach().requires_grad_()
+        z = net(plain)
+        if method == "trades":
+            loss = F.kl_div(z.log_softmax(1), net(x).softmax(1), reduction="sum")
+        else:
+            loss = F.cross_entropy(z, y, reduction="sum")
+        (grad,) = torch.autograd.grad(loss, plain)
+        plain = plain.detach() + eps / 4 * grad.sign()
+        plain = torch.min(torch.max(plain, x - eps), x + eps).clamp(0, 1)
+    torch.testing.assert_close(x_adv, plain, atol=1e-9, rtol=0)
+
+
+def test_the_attack_follows_the_weights_as_they_learn(x_y):
+    x, y = x_y
+    objective = bound("at")
+    objective.perturb(x, y, Linf())
+    with torch.no_grad():
+        for parameter in objective.student.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    torch.manual_seed(0)
+    now = objective.perturb(x, y, Linf())
+    torch.manual_seed(0)
+    fresh = compose(parse("at"), student=copy.deepcopy(objective.student)).perturb(x, y, Linf())
+    torch.testing.assert_close(now, fresh)
+
+
+def test_train_mode_attack_moves_batchnorm_statistics_and_restores_the_mode(x_y):
+    x, y = x_y
+    objective = bound("at").eval()
+    assert isinstance(objective.student, TinyNet)
+    norm = objective.student.layer1[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    objective.perturb(x, y, Linf(), steps=10, mode="train")
+    assert norm.num_batches_tracked == 10
+    assert not objective.student.training
+    assert all(p.requires_grad and p.grad is None for p in objective.student.parameters())

@@ -1,0 +1,131 @@
+"""Methods as values: spelling, composition, refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import advalign as aa
+from advalign.errors import UserError
+from advalign.objectives import BASES, PLUGINS, compose, parse, total
+from advalign.objectives.parts import ADV, Need, Outs, PlugIn, Term, Terms
+from tests.conftest import batch, tiny
+
+
+@pytest.mark.parametrize(
+    ("spelled", "canonical"),
+    [
+        ("trades", "trades"),
+        ("trades(beta=6)", "trades"),
+        ("trades( beta = 3.0 )", "trades(beta=3)"),
+        ("trades(beta=1/2)+vfd(layer=layer3, weight=0.02)", 'trades(beta=0.5)+vfd(layer="layer3")'),
+        ("alp(mix=0.5,beta=0.5)", "alp(beta=0.5, mix=0.5)"),
+    ],
+)
+def test_spelling_is_canonical(spelled: str, canonical: str):
+    assert str(parse(spelled)) == canonical
+    assert str(parse(canonical)) == canonical
+
+
+@pytest.mark.parametrize("name", [*BASES, *PLUGINS])
+def test_parts_keep_their_arguments_under_their_own_names(name: str):
+    part = (BASES | PLUGINS)[name]()
+    assert str(part) == name
+    assert part.name == name
+
+
+def test_plus_composes():
+    assert str(aa.TRADES(beta=4) + aa.VFD(weight=0.05)) == "trades(beta=4)+vfd(weight=0.05)"
+
+
+@pytest.mark.parametrize(
+    ("spelled", "words"),
+    [
+        ("tradse", "unknown method 'tradse': did you mean 'trades'? choose from alp, at, hat"),
+        ("trades+vdf", "did you mean 'vfd'"),
+        ("trades(betta=6)", "did you mean 'beta'"),
+        ("at(beta=6)", "takes no arguments"),
+        ("trades(beta=-1)", "beta=-1 must be at least 0"),
+        ('trades(beta="six")', "beta='six' must be a number"),
+        ("trades(6)", "cannot read"),
+        ("trades+", "cannot read"),
+        ("__import__('os')", "cannot read"),
+        ("trades+trades", "'trades' is a base"),
+        ("vfd+trades", "'vfd' is a plug-in: put a base before it"),
+        ("trades+vfd+vfd", "named twice"),
+        ("natural+vfd", "'natural' makes none"),
+        ("hat(reach=1)", "reach=1 must be above 1"),
+    ],
+)
+def test_refusals_name_the_value_and_what_is_allowed(spelled: str, words: str):
+    with pytest.raises(UserError) as caught:
+        parse(spelled)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_guest_and_unknown_layer():
+    with pytest.raises(UserError, match="needs a vanilla model"):
+        compose(parse("trades+vfd"), student=tiny(0))
+    with pytest.raises(UserError, match="did you mean 'layer2'"):
+        compose(parse("trades+vfd(layer=layer22)"), student=tiny(0), vanilla=tiny(1))
+
+
+def test_hat_and_vfd_share_one_vanilla_network():
+    method = parse("hat+vfd")
+    assert method.guests == ("vanilla",)
+    assert [need for need in method.needs if need.net == "vanilla"] == [("vanilla", "adv"), ("vanilla", "clean")]
+
+
+class _Guided(PlugIn):
+    """A plug-in with everything the contract offers: a learning guest, a learnt module, dropped label terms."""
+
+    name = "guided"
+    GUIDE = Need("guide", "clean")
+    needs = (ADV, GUIDE)
+    learns = ("guide",)
+
+    def adapt(self, student: torch.nn.Module) -> torch.nn.Module:
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        return student
+
+    def reweigh(self, base: Terms) -> Terms:
+        return {name: term for name, term in base.items() if not term.teaches}
+
+    def terms(self, outs: Outs, y: Tensor) -> Terms:
+        gap = outs[ADV].logits - self.scale * outs[self.GUIDE].logits
+        return {"guided": Term(1.0, gap.square().mean())}
+
+
+@pytest.mark.parametrize("base", ["alp", "trades", "mart", "hat"])
+def test_a_plug_in_that_uses_the_whole_contract_joins_every_base(base: str):
+    x, y = batch()
+    objective = compose(parse(f"{base}+vfd") + _Guided(), student=tiny(0), vanilla=tiny(1), guide=tiny(2)).train()
+    terms = objective(x, (x + 0.01).clamp(0, 1), y)
+    assert not any(term.teaches for term in terms.values())
+    total(terms).backward()
+    trained = {name.split(".")[1] for name, p in objective.named_parameters() if p.grad is not None and "nets" in name}
+    assert trained == {"student", "guide"}
+    assert next(p for name, p in objective.named_parameters() if name.endswith("scale")).grad is not None
+    kept = objective.learned_state()
+    assert any("nets.guide" in key for key in kept)
+    assert not any("nets.vanilla" in key for key in kept)
+
+
+def test_two_objectives_of_one_method_share_nothing():
+    method = parse("trades") + _Guided()
+    first, second = (compose(method, student=tiny(0), guide=tiny(1)) for _ in range(2))
+    assert not {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
+
+
+def test_two_parts_that_name_the_same_term_are_refused():
+    class Clash(PlugIn):
+        name = "clash"
+
+        def terms(self, outs: Outs, y: Tensor) -> Terms:
+            return {"kl": Term(1.0, outs[ADV].logits.sum())}
+
+    x, y = batch()
+    with pytest.raises(UserError, match="'kl'"):
+        compose(parse("trades") + Clash(), student=tiny(0))(x, x, y)
