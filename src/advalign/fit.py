@@ -14,7 +14,7 @@ from torch import Tensor
 from advalign.attacks import PGD
 from advalign.data import Batches, Images
 from advalign.errors import TrainingError
-from advalign.evaluation import evaluate
+from advalign.evaluation import WORST_CASE, evaluate
 from advalign.interrupts import Interrupts
 from advalign.objectives import Objective, total
 from advalign.objectives.parts import Terms
@@ -42,7 +42,7 @@ class Progress:
 
     def add(self, loss: Tensor, terms: Terms) -> None:
         """Count one step; nothing leaves the device."""
-        for name, value in (("loss", loss), *((name, term.value) for name, term in terms.items())):
+        for name, value in {**{name: term.value for name, term in terms.items()}, "loss": loss}.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
         self.step += 1
 
@@ -115,8 +115,10 @@ def fit(
         row = _close_epoch(run, progress, optimizer)
         if progress.epoch % r.validate_every == 0 or progress.epoch == r.epochs:
             accuracies = evaluate(objective.student, validation, watch, precision=r.precision, seed=r.seed).accuracies()
-            row["clean"], row["robust"] = accuracies["clean"], min(accuracies.values()) if watch else None
-            score = [row["robust"] or 0.0, row["clean"]]
+            row["validation"] = {"clean": accuracies["clean"]}
+            if watch:
+                row["validation"]["robust"] = accuracies[WORST_CASE]
+            score = [row["validation"].get("robust", 0.0), row["validation"]["clean"]]
             if not progress.best or score > progress.best:
                 progress.best = score
                 save_weights(run.weights("best"), objective.student, {**card, "checkpoint": "best", **_standing(row)})
@@ -136,13 +138,13 @@ def _close_epoch(run: Run, progress: Progress, optimizer: torch.optim.Optimizer)
     _require_finite(run, progress)
     means = {name: float(value) / progress.step for name, value in progress.sums.items()}
     progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
-    row = {"epoch": progress.epoch, "lr": optimizer.param_groups[0]["lr"], **means}
+    row = {"epoch": progress.epoch, "lr": optimizer.param_groups[0]["lr"], "loss": means.pop("loss"), "terms": means}
     progress.log.append(row)
     return row
 
 
 def _standing(row: Row) -> Row:
-    return {"epoch": row["epoch"], "validation": {key: row[key] for key in ("clean", "robust") if key in row}}
+    return {"epoch": row["epoch"], "validation": row.get("validation")}
 
 
 def _require_finite(run: Run, progress: Progress) -> None:

@@ -221,10 +221,8 @@ def _execute(
 
 def _line(row: Row, epochs: int) -> str:
     shown = [f"epoch {row['epoch']:>3}/{epochs}", f"loss {row['loss']:.4f}"]
-    if "clean" in row:
-        shown.append(f"validation: clean {row['clean']:.2%}")
-    if row.get("robust") is not None:
-        shown.append(f"PGD-10 {row['robust']:.2%}")
+    names = {"clean": "validation: clean", "robust": "PGD-10"}
+    shown += [f"{names[key]} {value:.2%}" for key, value in row.get("validation", {}).items()]
     return "  ".join([*shown, f"lr {row['lr']:.4f}", f"{row['seconds']:.0f} s"])
 
 

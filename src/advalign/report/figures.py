@@ -55,8 +55,9 @@ def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         for i, (name, log) in enumerate(logs.items()):
             left.plot([row["epoch"] for row in log], [row["loss"] for row in log], color=f"C{i}", label=name)
             for key, style in (("clean", "--"), ("robust", "-")):
-                rows = [row for row in log if row.get(key) is not None]
-                right.plot([row["epoch"] for row in rows], [100 * row[key] for row in rows], style, color=f"C{i}")
+                rows = [row for row in log if key in row.get("validation", {})]
+                shares = [100 * row["validation"][key] for row in rows]
+                right.plot([row["epoch"] for row in rows], shares, style, color=f"C{i}")
         left.set(xlabel="epoch", ylabel="training loss", yscale="log")
         right.set(xlabel="epoch", ylabel="validation accuracy, %", title="dashed: clean, solid: PGD-10")
         left.legend(frameon=False, fontsize=7)

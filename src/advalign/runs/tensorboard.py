@@ -22,9 +22,11 @@ def tensorboard_sink(path: Path) -> Callable[[dict[str, Any]], None]:
     writer = SummaryWriter(str(path / "tensorboard"))
 
     def write(row: dict[str, Any]) -> None:
-        for key, value in row.items():
-            if key != "epoch" and value is not None:
-                writer.add_scalar(key, value, row["epoch"])
+        scalars = {key: value for key, value in row.items() if isinstance(value, float)}
+        for group in ("terms", "validation"):
+            scalars |= {f"{group}/{key}": value for key, value in row.get(group, {}).items()}
+        for key, value in scalars.items():
+            writer.add_scalar(key, value, row["epoch"])
         writer.flush()
 
     return write
