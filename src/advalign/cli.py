@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,9 +24,9 @@ from advalign.spelling import parse_number, spell_number
 class Train:
     """Train a method, and first the guests it needs; a run that was stopped goes on."""
 
-    method: Positional[str]
+    method: Annotated[Positional[str], tyro.conf.arg(metavar="METHOD")]
     """base and plug-ins, such as 'trades(beta=6)+vfd(weight=0.02)'; see `advalign list methods`"""
-    data: str
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")]
     """digits, cifar10, cifar100, npz:PATH or folder:PATH"""
     model: str = "resnet18"
     """a name, or package.module:function of your own; see `advalign list models`"""
@@ -56,7 +59,7 @@ class Train:
 class Evaluate:
     """Measure clean and robust accuracy of a run or of a weights file."""
 
-    source: Positional[str]
+    source: Annotated[Positional[str], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")]
     """run folder, or weights file (.safetensors, .pt)"""
     attacks: tuple[str, ...] = ("standard",)
     """attacks such as fgsm 'pgd(steps=20, restarts=5)'; standard: the usual ones; none: clean accuracy only"""
@@ -69,9 +72,9 @@ class Evaluate:
     n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
     """test images, a stratified draw that is the same for every model; all if not given"""
     norm: str | None = None
-    """linf or l2; what the model was trained against if not given"""
+    """linf or l2; what the model was trained against, else linf"""
     eps: float | None = None
-    """radius; what the model was trained against if not given"""
+    """radius; what the model was trained against, else 8/255"""
     batch_size: int = 512
     """images attacked at once"""
     precision: str = "fp32"
@@ -104,7 +107,7 @@ class Demo:
 class Report:
     """Write one HTML page on runs and records: table, trade-off, training curves."""
 
-    paths: Positional[tuple[Path, ...]]
+    paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH")]
     """run folders, folders of runs, or files of records"""
     out: Path = Path("report.html")
     """the page"""
@@ -114,9 +117,9 @@ class Report:
 class List:
     """List what there is to choose from."""
 
-    what: Positional[str]
+    what: Annotated[Positional[str], tyro.conf.arg(metavar="WHAT")]
     """methods, attacks, models, data, recipes or layers"""
-    model: Positional[str | None] = None
+    model: Annotated[Positional[str | None], tyro.conf.arg(metavar="MODEL")] = None
     """for layers: the model"""
 
 
@@ -143,7 +146,9 @@ def run_train(options: Train) -> None:
         console=_console(),
     )
     if run.finished:
-        _console().print(f"Trained: {run.path}\nNext: advalign evaluate {str(run.path)!r}", highlight=False)
+        _console().print(
+            f"Trained: {run.path}\nNext: advalign evaluate {str(run.path)!r}", highlight=False, soft_wrap=True
+        )
 
 
 def run_evaluate(options: Evaluate) -> None:
@@ -164,7 +169,7 @@ def run_evaluate(options: Evaluate) -> None:
     print_table(_console(), table)
     write_atomically(result.path.with_suffix(".md"), table.markdown() + "\n")
     write_page(result.path.with_suffix(".html"), f"Evaluation of {options.source}", [], table, [], environment())
-    _console().print(f"Written: {result.path} (per image), .md, .html", highlight=False)
+    _console().print(f"Written: {result.path} (per image), .md, .html", highlight=False, soft_wrap=True)
 
 
 def run_demo(options: Demo) -> None:
@@ -238,7 +243,9 @@ def _dispatch(arguments: list[str]) -> None:
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
     options, run = COMMANDS[command]
-    defaults = {"default": Train(method="", data="", settings=_preset(rest))} if options is Train else {}
+    defaults = {}
+    if options is Train:
+        defaults["default"] = Train(method=tyro.MISSING, data=tyro.MISSING, settings=_preset(rest))
     run(_parse(options, f"advalign {command}", rest, **defaults))
 
 
@@ -270,7 +277,24 @@ def _parse(options: type, program: str, arguments: list[str], **defaults: Any) -
             str_from_instance=lambda value: [spell_number(value)],
         )
 
-    return tyro.cli(options, prog=program, args=arguments, registry=registry, **defaults)
+    shown = io.StringIO()
+    try:
+        with redirect_stderr(shown):
+            return tyro.cli(options, prog=program, args=arguments, registry=registry, **defaults)
+    except SystemExit as end:
+        if end.code:
+            raise UserError(_one_line(shown.getvalue()) + f"; see {program} --help") from None
+        raise
+
+
+def _one_line(box: str) -> str:
+    """Return what a box of tyro's says before its first rule, and the option that it takes to be meant."""
+    lines = [line.strip(" │|") for line in box.splitlines()]
+    texts = ["" if re.fullmatch(r"[^\w]*[─-]{8,}[^\w]*", line) else line for line in lines]
+    texts = texts[1 if lines[0][:1] in "╭─" else 2 :]  # without the title, which plain terminals rule off as well
+    message = " ".join(texts[: texts.index("")])
+    near = next((text.split()[0] for text in texts if text.startswith("--")), "") if "Perhaps" in box else ""
+    return message.rstrip(".") + (f"; did you mean {near}?" if near else "")
 
 
 def _with_width(model: str, width: int | None) -> str:

@@ -66,8 +66,11 @@ def evaluate(
         advance: called with an attack's spelling and the number of images just finished, for a progress bar.
 
     Raises:
-        UserError: an attack leaves its threat model.
+        UserError: two attacks have one spelling, or an attack leaves its threat model.
     """
+    names = [spelled(attack) for attack in attacks]
+    for name in names:
+        require(names.count(name) == 1, f"attack {name} is given twice: results go by spelling")
     correct: dict[str, Tensor] = {}
     seconds: dict[str, float] = {}
     with evaluating(model):
@@ -79,13 +82,13 @@ def evaluate(
             advance("clean", len(rows))
         seconds["clean"] = time.monotonic() - began
         fast = Folded(model)
-        for attack in attacks:
-            began, name = time.monotonic(), spelled(attack)
+        for name, attack in zip(names, attacks, strict=True):
+            began = time.monotonic()
             correct[name] = torch.zeros_like(correct["clean"])
             alive = everything[correct["clean"]]
             advance(name, len(images) - len(alive))
             with seeded(seed, name):
-                for rows in alive.split(batch_size):
+                for rows in alive.split(batch_size) if len(alive) else ():
                     x, y = images.floats(rows), images.labels[rows]
                     with autocast(x.device, precision):
                         x_adv = attack(fast, x, y)

@@ -75,11 +75,15 @@ def fit(
     batches = Batches(train, r.batch_size, augment=r.augment, seed=r.seed)
     learning = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(
-        learning, r.lr, momentum=r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov, fused=device.type != "mps"
+        learning,
+        r.lr,
+        momentum=r.momentum,
+        weight_decay=r.weight_decay,
+        nesterov=r.nesterov,
+        fused=device.type != "mps",
     )
     progress = _resume(run, objective, optimizer, device)
     budget = threat(r.norm, r.eps)
-    watch = [] if objective.method.base.craft is None else [PGD(budget, steps=10)]
     if r.compile:
         objective.compile()
     on_step(progress, batches.steps)
@@ -114,11 +118,8 @@ def fit(
                 return False
         row = _close_epoch(run, progress, optimizer)
         if progress.epoch % r.validate_every == 0 or progress.epoch == r.epochs:
-            accuracies = evaluate(objective.student, validation, watch, precision=r.precision, seed=r.seed).accuracies()
-            row["validation"] = {"clean": accuracies["clean"]}
-            if watch:
-                row["validation"]["robust"] = accuracies[WORST_CASE]
-            score = [row["validation"].get("robust", 0.0), row["validation"]["clean"]]
+            row["validation"] = _validate(objective, validation, r)
+            score = list(row["validation"].values())
             if not progress.best or score > progress.best:
                 progress.best = score
                 save_weights(run.weights("best"), objective.student, {**card, "checkpoint": "best", **_standing(row)})
@@ -131,6 +132,15 @@ def fit(
         if interrupts.reason and progress.epoch < r.epochs:
             return False
     return True
+
+
+def _validate(objective: Objective, validation: Images, recipe: Recipe) -> dict[str, float]:
+    """Measure what the best checkpoint is selected by, first things first: robust accuracy, then clean."""
+    if objective.method.base.craft is None:
+        return evaluate(objective.student, validation).accuracies()
+    attack = PGD(threat(recipe.norm, recipe.eps), steps=10)
+    accuracies = evaluate(objective.student, validation, [attack], precision=recipe.precision, seed=recipe.seed)
+    return {"robust": accuracies.accuracies()[WORST_CASE], "clean": accuracies.accuracies()["clean"]}
 
 
 def _close_epoch(run: Run, progress: Progress, optimizer: torch.optim.Optimizer) -> Row:

@@ -53,9 +53,9 @@ def parse_duration(text: str) -> float:
     """
     units = {"h": 3600.0, "m": 60.0, "s": 1.0}
     seconds, number = 0.0, ""
-    for letter in text.strip() + ("s" if text.strip()[-1:].isdigit() else ""):
+    for letter in text.strip() + ("s" if text.strip()[-1:].isdecimal() else ""):
         if letter in units:
-            require(number.replace(".", "", 1).isdigit(), f"{text!r} is no duration: write 90, 45s, 9m, 2h or 1h30m")
+            require(number.replace(".", "", 1).isdecimal(), f"{text!r} is no duration: write 90, 45s, 9m, 2h or 1h30m")
             seconds, number = seconds + float(number) * units[letter], ""
         else:
             number += letter

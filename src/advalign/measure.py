@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -16,10 +15,10 @@ from advalign import attacks, models
 from advalign.data import Dataset, load, stratified_subset
 from advalign.errors import UserError, require
 from advalign.evaluation import WORST_CASE, Evaluation, evaluate
-from advalign.runs import Record, append_records, weights_of
+from advalign.runs import Record, append_records, require_classes, weights_of
 from advalign.runs.checkpoint import load_into, load_weights
 from advalign.runs.files import write_json
-from advalign.runtime import environment, pick_device
+from advalign.runtime import environment, pick_device, place
 from advalign.threats import threat
 
 SUBSET_SEED = 0  # one subset of the test set for all models, or their accuracies could not be compared
@@ -58,7 +57,7 @@ def measure(
     Args:
         source: a run folder or a weights file; a file from elsewhere also needs `model` and `data`.
         attack_names: spellings, or `standard` for the usual ones; none measures clean accuracy only.
-        data, norm, eps: what the model was trained with, if not given.
+        data, norm, eps: what the model was trained with, if not given; Linf(8/255) for naturally trained models.
         n: on this many test images, stratified, the same for every model; all if not given.
         out: folder of the result; `evaluations` in the run folder, or beside the weights file, if not given.
 
@@ -74,19 +73,18 @@ def measure(
     chosen = [attacks.parse(text, threat=budget) for text in _expand(attack_names)]
     where = pick_device(device)
     dataset = dataset or load(str(name), directory=data_dir, image_size=image_size)
-    classes = card.get("classes", dataset.classes)
-    require(
-        classes == dataset.classes,
-        f"wrong number of classes: {path} has {classes}, the data set {dataset.name} has {dataset.classes}",
-    )
-    net = models.build(spelled, classes=classes, channels=card.get("channels", dataset.shape[0]))
+    require_classes(path, card, dataset.classes, dataset.name)
+    net = models.build(spelled, classes=dataset.classes, channels=card.get("channels", dataset.shape[0]))
     load_into(net, state, str(path))
     models.check_output(net, dataset.shape, dataset.classes)
     if n is not None:
         require(1 <= n <= len(dataset.test), f"n={n} must be in 1 to {len(dataset.test)}, the test images of {name}")
     images = dataset.test if n is None else stratified_subset(dataset.test, n, SUBSET_SEED)
-    net = net.to(where, memory_format=torch.channels_last).eval()
-    with _progress(console or Console(quiet=True)) as bars:
+    net = place(net, where).eval()
+    console = console or Console(quiet=True)
+    if dataset.note:
+        console.print(f"{dataset.name}: {dataset.note}", soft_wrap=True)
+    with _progress(console) as bars:
         tasks = {k: bars.add_task(k, total=len(images)) for k in ("clean", *map(attacks.spelled, chosen))}
         evaluation = evaluate(
             net, images.to(where), chosen, batch_size=batch_size, precision=precision, seed=seed,
@@ -94,9 +92,11 @@ def measure(
         )  # fmt: skip
     records = _records(evaluation, path, card, spelled, dataset, str(budget))
     folder = Path(out) if out else path.parent / "evaluations"
-    settings = repr((*map(attacks.spelled, chosen), str(budget), dataset.name, dataset.digest, len(images), precision, seed))
+    settings = repr(
+        (*map(attacks.spelled, chosen), str(budget), dataset.name, dataset.digest, len(images), precision, seed)
+    )
     file = folder / f"{path.stem}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}.json"
-    write_json(file, _content(records, evaluation))
+    write_json(file, _content(records, evaluation, dataset.note))
     if (path.parent / "run.json").exists():
         append_records(path.parent / "records.jsonl", records)
     return Measurement(records, evaluation, file)
@@ -125,7 +125,7 @@ def _records(
             model=model,
             checkpoint=card.get("checkpoint", path.name),
             attack=name,
-            threat="" if name == "clean" else budget,
+            threat=budget,
             accuracy=accuracy,
             n=len(evaluation),
             training_images=card.get("training_images", 0),
@@ -141,14 +141,20 @@ def _records(
     ]
 
 
-def _content(records: list[Record], evaluation: Evaluation) -> dict[str, Any]:
+def _content(records: list[Record], evaluation: Evaluation, note: str) -> dict[str, Any]:
     """Return the JSON of a measurement; outcomes are a digit an image, 1 where it is classified correctly."""
     outcomes = {k: "".join(map(str, flags.int().tolist())) for k, flags in evaluation.outcomes.items()}
-    return {"records": [asdict(record) for record in records], "outcomes": outcomes, "environment": environment()}
+    return {
+        "records": [asdict(record) for record in records],
+        "outcomes": outcomes,
+        "note": note,
+        "environment": environment(),
+    }
 
 
 def _progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeElapsedColumn(),
         TextColumn("ETA"), TimeRemainingColumn(), console=console, transient=True,
+        disable=not console.is_terminal,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How a run trains. A recipe is data: presets are the papers' settings, and every field is a flag of `advalign train`."""
+"""How a run trains, as data: presets are the papers' settings, and every field is a flag of `advalign train`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Recipe:
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: mixed precision for the training passes and the attack"""
     compile: bool = False
-    """compile the networks with torch.compile"""
+    """compile the training passes and the attack with torch.compile"""
     seed: int = 0
     """seed of the initial weights, the splits, the order, the augmentation and the attack's noise"""
 
@@ -77,7 +77,9 @@ class Recipe:
         require(not self.nesterov or self.momentum > 0, "nesterov needs momentum above 0")
         require(self.weight_decay >= 0, f"weight_decay={self.weight_decay:g} must be at least 0")
         require(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be above 0")
-        require(0 <= self.warmup < self.epochs, f"warmup={self.warmup} must be at least 0 and below epochs={self.epochs}")
+        require(
+            0 <= self.warmup < self.epochs, f"warmup={self.warmup} must be at least 0 and below epochs={self.epochs}"
+        )
         require(0 < self.peak < 1, f"peak={self.peak:g} must be between 0 and 1")
         require(all(0 < m <= 1 for m in self.milestones), f"milestones={self.milestones} must be shares in (0, 1]")
         require(self.step_size is None or self.step_size > 0, f"step_size={self.step_size} must be above 0")
@@ -95,7 +97,7 @@ def short() -> Recipe:
 
 
 def cpu() -> Recipe:
-    """A 10,000-image subset with a small network on two cores in minutes; weak models, honest comparisons."""
+    """10,000 images, for a small network on two cores in minutes; weak models, honest comparisons."""
     return Recipe(epochs=20, schedule="onecycle", lr=0.2, nesterov=True, subset=10_000, steps=7, validate_every=2)
 
 

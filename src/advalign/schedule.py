@@ -34,7 +34,7 @@ def momentum(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 def _one_cycle(recipe: Recipe, step: int, steps_per_epoch: int, *, low: float, high: float, end: float) -> float:
     last = recipe.epochs * steps_per_epoch - 1
     turn = recipe.peak * (last + 1) - 1
-    if step <= turn:
+    if step < turn:
         return _cosine(low, high, step / turn)
     return _cosine(high, end, (step - turn) / (last - turn))
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
@@ -31,10 +33,10 @@ def parse_calls(text: str) -> list[Call]:
     Raises:
         UserError: the text is not names with keyword arguments joined by `+`.
     """
-    wrong = UserError(f"cannot read {text!r}: write names joined by '+', as in 'trades(beta=6)+vfd(weight=0.02)'")
+    wrong = UserError(f"cannot read {text!r}: write names joined by '+', as in 'trades(beta=6)+vfd(layer=\"layer4\")'")
     try:
         node = ast.parse(_hyphens_in_names(text.strip()), mode="eval").body
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise wrong from None
     operands: list[ast.expr] = []
     while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
@@ -58,11 +60,15 @@ def parse_number(text: str) -> float:
     Raises:
         UserError: the text is neither.
     """
+    wrong = UserError(f"{text!r} is not a number: write a decimal or a fraction, as in 8/255")
     numerator, slash, denominator = text.partition("/")
     try:
-        return float(numerator) / float(denominator) if slash else float(text)
+        value = float(numerator) / float(denominator) if slash else float(text)
     except (ValueError, ZeroDivisionError):
-        raise UserError(f"{text!r} is not a number: write a decimal or a fraction, as in 8/255") from None
+        raise wrong from None
+    if not math.isfinite(value):
+        raise wrong
+    return value
 
 
 def spell_number(value: float) -> str:
@@ -70,7 +76,7 @@ def spell_number(value: float) -> str:
     if value == int(value):
         return str(int(value))
     of_255 = round(value * 255)
-    if len(repr(value)) > 6 and abs(of_255 / 255 - value) < 1e-12:
+    if len(repr(value)) > 6 and math.isclose(of_255 / 255, value, rel_tol=1e-12):
         return f"{of_255}/255"
     return repr(value)
 
@@ -102,11 +108,12 @@ def check_arguments(
                 raise UserError(f"{owner} takes no arguments, but {name!r} was given")
             raise unknown(f"argument of {owner}", name, known)
         hint = hints.get(name, Any)
-        if isinstance(value, int) and not isinstance(value, bool) and not is_bearable(value, hint):
-            value = float(value)
-        if not is_bearable(value, hint):
+        whole = type(value) is int and abs(value) <= sys.float_info.max
+        checked[name] = float(value) if whole and not is_bearable(value, hint) else value
+        flag_for_number = isinstance(value, bool) and hint is not Any and is_bearable(2, hint)
+        infinite = isinstance(value, float) and not math.isfinite(value)
+        if flag_for_number or infinite or not is_bearable(checked[name], hint):
             raise UserError(f"{owner}: {name}={value!r} must be {_readable(hint)}")
-        checked[name] = value
     return checked
 
 
@@ -116,17 +123,23 @@ def spell(name: str, thing: object, hidden: tuple[str, ...] = ()) -> str:
     for parameter in inspect.signature(type(thing)).parameters.values():
         value = getattr(thing, parameter.name)
         if parameter.name not in hidden and value != parameter.default:
-            text = spell_number(value) if isinstance(value, float) else repr(value).replace("'", '"')
+            text = spell_number(value) if isinstance(value, float) else repr(value)
+            text = text if '"' in text else text.replace("'", '"')
             shown.append(f"{parameter.name}={text}")
     return f"{name}({', '.join(shown)})" if shown else name
 
 
-_QUOTED_OR_HYPHENATED = re.compile(r"""("[^"]*"|'[^']*')|\b([A-Za-z]\w*(?:-\w+)+)""")
+_QUOTED_OR_HYPHENATED = re.compile(r"""("[^"]*"|'[^']*')|(=\s*)?\b([A-Za-z]\w*(?:-\w+)+)""")
 
 
 def _hyphens_in_names(text: str) -> str:
-    """A hyphen is part of a name here (small-cnn) but a minus in Python."""
-    return _QUOTED_OR_HYPHENATED.sub(lambda found: found[1] or found[2].replace("-", "_"), text)
+    """A hyphen is part of a name here (small-cnn) but a minus in Python. A word that is a value is put in quotes."""
+
+    def python(found: re.Match[str]) -> str:
+        quoted, equals, name = found.groups()
+        return quoted or (f'{equals}"{name}"' if equals else name.replace("-", "_"))
+
+    return _QUOTED_OR_HYPHENATED.sub(python, text)
 
 
 def _call(node: ast.expr, wrong: UserError) -> Call:
@@ -139,6 +152,8 @@ def _call(node: ast.expr, wrong: UserError) -> Call:
     for keyword in node.keywords:
         if keyword.arg is None:
             raise wrong
+        if keyword.arg in arguments:
+            raise UserError(f"{name}: {keyword.arg} is given twice")
         arguments[keyword.arg] = _literal(keyword.value, name, keyword.arg)
     return Call(name, arguments)
 
@@ -152,7 +167,7 @@ def _literal(node: ast.expr, name: str, argument: str) -> Any:
         return parse_number(ast.unparse(node).replace(" ", ""))
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):  # TypeError: {[]: 1}
         raise UserError(f"{name}: {argument}={ast.unparse(node)} is not a number, word or tuple") from None
 
 

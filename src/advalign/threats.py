@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from advalign.errors import UserError, require, unknown
 from advalign.spelling import spell_number
 
+Pixels = Float[Tensor, "N *shape"]
+PerImage = Float[Tensor, "N"]
 Projection = Callable[[Tensor], Tensor]
 
 
@@ -32,20 +35,20 @@ class Linf:
     def __str__(self) -> str:
         return f"Linf({spell_number(self.eps)})"
 
-    def sample(self, x: Float[Tensor, "N *shape"]) -> Float[Tensor, "N *shape"]:
+    def sample(self, x: Pixels) -> Pixels:
         """Draw uniformly from the ball around x, then clamp to [0, 1]."""
         return torch.empty_like(x).uniform_(-self.eps, self.eps).add_(x).clamp_(0, 1)
 
-    def ball(self, x: Float[Tensor, "N *shape"]) -> Projection:
+    def ball(self, x: Pixels) -> Projection:
         """Return the projection to the ball around x and to [0, 1]; it works in place."""
         low, high = (x - self.eps).clamp_(min=0), (x + self.eps).clamp_(max=1)
         return lambda x_adv: x_adv.clamp_(low, high)
 
-    def steepest(self, grad: Float[Tensor, "N *shape"]) -> Float[Tensor, "N *shape"]:
+    def steepest(self, grad: Pixels) -> Pixels:
         """Return the direction of unit length in which a linear loss with this gradient grows fastest."""
         return grad.sign()
 
-    def distance(self, x_adv: Float[Tensor, "N *shape"], x: Float[Tensor, "N *shape"]) -> Float[Tensor, "N"]:
+    def distance(self, x_adv: Pixels, x: Pixels) -> PerImage:
         """Return how far each image has moved, in this threat's norm."""
         return (x_adv - x).flatten(1).abs().amax(1)
 
@@ -55,34 +58,36 @@ class L2:
     """The whole image may move by at most eps in the Euclidean norm.
 
     Raises:
-        UserError: eps is negative.
+        UserError: eps is negative or infinite.
     """
 
     eps: float = 0.5
 
     def __post_init__(self) -> None:
-        require(self.eps >= 0, f"l2: eps={self.eps:g} must be at least 0")
+        require(0 <= self.eps < math.inf, f"l2: eps={self.eps:g} must be at least 0 and finite")
 
     def __str__(self) -> str:
         return f"L2({spell_number(self.eps)})"
 
-    def sample(self, x: Float[Tensor, "N *shape"]) -> Float[Tensor, "N *shape"]:
+    def sample(self, x: Pixels) -> Pixels:
         """Draw uniformly from the ball around x, then clamp to [0, 1]."""
         direction = self.steepest(torch.randn_like(x))
-        radius = self.eps * torch.rand(len(x), device=x.device, dtype=x.dtype) ** (1 / x[0].numel())
+        radius = self.eps * torch.rand(len(x), device=x.device, dtype=x.dtype) ** (1 / x.shape[1:].numel())
         return (x + direction * _per_image(radius, x)).clamp_(0, 1)
 
-    def ball(self, x: Float[Tensor, "N *shape"]) -> Projection:
+    def ball(self, x: Pixels) -> Projection:
         """Return the projection to the ball around x and then to [0, 1]; it works in place."""
         # The clamp cannot leave the ball: x is in [0, 1], so each coordinate only comes nearer to x.
         return lambda x_adv: x_adv.sub_(x).renorm_(2, 0, self.eps).add_(x).clamp_(0, 1)
 
-    def steepest(self, grad: Float[Tensor, "N *shape"]) -> Float[Tensor, "N *shape"]:
+    def steepest(self, grad: Pixels) -> Pixels:
         """Return the direction of unit length in which a linear loss with this gradient grows fastest."""
-        length = grad.flatten(1).norm(dim=1).clamp_min(torch.finfo(grad.dtype).tiny)
-        return grad / _per_image(length, grad)
+        # Largest entry to 1 first: a sure model's gradient of 1e-25 has a square that fp32 rounds to 0.
+        tiny = torch.finfo(grad.dtype).tiny
+        grad = grad / _per_image(grad.flatten(1).abs().amax(1).clamp_min(tiny), grad)
+        return grad / _per_image(grad.flatten(1).norm(dim=1).clamp_min(tiny), grad)
 
-    def distance(self, x_adv: Float[Tensor, "N *shape"], x: Float[Tensor, "N *shape"]) -> Float[Tensor, "N"]:
+    def distance(self, x_adv: Pixels, x: Pixels) -> PerImage:
         """Return how far each image has moved, in this threat's norm."""
         return (x_adv - x).flatten(1).norm(dim=1)
 
@@ -108,7 +113,9 @@ def check_images(x: Tensor) -> None:
     Raises:
         UserError: the smallest and largest value, and where normalisation belongs.
     """
-    low, high = float(x.min()), float(x.max())
+    if not x.numel():
+        return
+    low, high = float(x.detach().min()), float(x.detach().max())
     if not (low >= 0 and high <= 1):
         raise UserError(
             f"images lie in [{low:.3g}, {high:.3g}], but attacks need [0, 1]: "

@@ -21,13 +21,14 @@ from advalign.fit import Row, fit
 from advalign.interrupts import Interrupts
 from advalign.objectives import Method, Objective, compose, parse
 from advalign.recipes import Recipe
-from advalign.runs import Run, weights_of
+from advalign.runs import Run, require_classes, weights_of
 from advalign.runs.checkpoint import load_into, load_weights
-from advalign.runtime import environment, pick_device, seeded
+from advalign.runtime import environment, pick_device, place, seeded
 from advalign.threats import threat
 
 _ATTACK_FIELDS = ("norm", "eps", "steps", "step_size", "start", "mode")
 # How a guest is made when none is given. The student's own architecture, data and recipe.
+_SHOWN = {"clean": "validation: clean", "robust": "PGD-10"}
 GUEST_METHODS = {"vanilla": "natural"}
 
 
@@ -39,6 +40,7 @@ class _Plan:
     method: Method
     recipe: Recipe
     guests: Mapping[str, Path | _Plan]
+    space: int  # bytes on disk
 
 
 def train(
@@ -80,20 +82,25 @@ def train(
     recipe = recipe or Recipe()
     console = console or Console(quiet=True)
     dataset = load(data, directory=data_dir, image_size=image_size) if isinstance(data, str) else data
+    if dataset.note:
+        console.print(f"{dataset.name}: {dataset.note}", soft_wrap=True)
     where = pick_device(device)
     splits = _split(dataset, recipe)
     plan = _plan(method, dataset, models.canonical(model), recipe, Path(runs), name, guests or {})
     for each in _in_order(plan):
-        each.run.require_space(_bytes_needed(model, dataset))
+        each.run.require_space(each.space)
     with Interrupts(time_budget) as interrupts, _progress(console) as bars:
         for each in _in_order(plan):
             if each.run.finished:
-                console.print(f"[dim]finished before: {each.run.path}[/]")
+                console.print(f"[dim]finished before: {each.run.path}[/]", highlight=False, soft_wrap=True)
                 continue
-            if interrupts.reason or not _execute(each, dataset, splits, where, interrupts, checkpoint_seconds, sinks, bars):
+            if interrupts.reason or not _execute(
+                each, dataset, splits, where, interrupts, checkpoint_seconds, sinks, bars
+            ):
                 console.print(
                     f"[yellow]Stopped: {interrupts.reason}.[/] The state is saved in {each.run.path}; "
-                    "give the same command again to go on."
+                    "give the same command again to go on.",
+                    soft_wrap=True,
                 )
                 break
     return plan.run
@@ -104,7 +111,9 @@ def _plan(
 ) -> _Plan:
     """Name the run and its guests, and refuse what cannot work."""
     strangers = sorted(given.keys() - set(method.guests))
-    require(not strangers, f"{method} takes no {strangers[0] if strangers else ''} model: it needs {list(method.guests)}")
+    require(
+        not strangers, f"{method} takes no {strangers[0] if strangers else ''} model: it needs {list(method.guests)}"
+    )
     threat(recipe.norm, recipe.eps)
     if method.base.craft is None:  # what a natural run does not use must not name it, or guests would not be shared
         recipe = replace(recipe, **{f.name: f.default for f in fields(Recipe) if f.name in _ATTACK_FIELDS})
@@ -113,6 +122,7 @@ def _plan(
         if guest in given:
             guests[guest] = weights_of(given[guest])
         else:
+            require(guest in GUEST_METHODS, f"{method} needs a {guest} model, which has to be given")
             guests[guest] = _plan(parse(GUEST_METHODS[guest]), dataset, model, recipe, runs, None, {})
     setting = {
         "method": str(method),
@@ -125,14 +135,20 @@ def _plan(
         "guests": {guest: _identity(source) for guest, source in guests.items()},
     }
     run = Run.at(runs, json.loads(json.dumps(setting)), name)
-    plan = _Plan(run, method, recipe, guests)
-    _try(plan, dataset, model)
-    return plan
+    plan = _Plan(run, method, recipe, guests, space=0)
+    objective = _try(plan, dataset, model)
+    learned = sum(tensor.numel() * tensor.element_size() for tensor in objective.learned_state().values())
+    # Two weights files, the state with momentum, and that once more while it is written; room for the log.
+    return replace(plan, space=6 * learned + (1 << 20))
 
 
 def _identity(source: Path | _Plan) -> str:
     if isinstance(source, _Plan):
         return source.run.id
+    if source.name == "best.safetensors" and (source.parent / "run.json").exists():
+        run = Run.read(source.parent)
+        if run.finished:  # then a guest that is given and one that was trained on the way are the same
+            return run.id
     return hashlib.sha256(source.read_bytes()).hexdigest()[:10]
 
 
@@ -141,21 +157,22 @@ def _in_order(plan: _Plan) -> list[_Plan]:
     return [*(p for guest in plan.guests.values() if isinstance(guest, _Plan) for p in _in_order(guest)), plan]
 
 
-def _try(plan: _Plan, dataset: Dataset, model: str) -> None:
-    """Run the objective once on blank images, so that what does not fit shows before work starts."""
+def _try(plan: _Plan, dataset: Dataset, model: str) -> Objective:
+    """Build the objective and run it once on blank images, so that what does not fit shows before work starts."""
     objective = _bind(plan, model, dataset, blank=True).eval()
     x, y = torch.zeros(2, *dataset.shape), torch.zeros(2, dtype=torch.long)
     models.check_output(objective.student, dataset.shape, dataset.classes)
     with torch.no_grad():
         objective(x, x, y)
+    return objective
 
 
 def _bind(plan: _Plan, model: str, dataset: Dataset, *, blank: bool = False) -> Objective:
     """Build the networks and load the guests; a blank guest that is still to be trained stays as it was initialised."""
 
-    def network(role: str) -> nn.Module:
+    def network(role: str, spelled: str = model) -> nn.Module:
         with seeded(plan.recipe.seed, role):
-            return models.build(model, classes=dataset.classes, channels=dataset.shape[0])
+            return models.build(spelled, classes=dataset.classes, channels=dataset.shape[0])
 
     guests: dict[str, nn.Module] = {}
     for name, source in plan.guests.items():
@@ -163,8 +180,8 @@ def _bind(plan: _Plan, model: str, dataset: Dataset, *, blank: bool = False) -> 
         if isinstance(source, Path) or not blank:
             path = source if isinstance(source, Path) else source.run.weights("best")
             state, card = load_weights(path)
-            if (spelled := card.get("model", model)) != model:
-                guests[name] = models.build(spelled, classes=card["classes"], channels=card["channels"])
+            require_classes(path, card, dataset.classes, dataset.name)
+            guests[name] = network(name, card.get("model", model))
             load_into(guests[name], state, str(path))
             models.check_output(guests[name], dataset.shape, dataset.classes)
     return compose(plan.method, student=network("student"), **guests)
@@ -182,13 +199,12 @@ def _execute(
 ) -> bool:
     """Fit one planned run; return whether it is finished."""
     run, recipe = plan.run, plan.recipe
-    objective = _bind(plan, run.setting["model"], dataset).to(device, memory_format=torch.channels_last)
+    objective = place(_bind(plan, run.setting["model"], dataset), device)
     train_images, validation = (part.to(device) for part in splits)
     card = {
         **{key: run.setting[key] for key in ("method", "data", "model", "classes")},
         "channels": dataset.shape[0],
-        "norm": recipe.norm,
-        "eps": recipe.eps,
+        **({} if plan.method.base.craft is None else {"norm": recipe.norm, "eps": recipe.eps}),
         "epochs": recipe.epochs,
         "seed": recipe.seed,
         "training_images": len(train_images),
@@ -203,11 +219,13 @@ def _execute(
         bars.update(task, total=recipe.epochs * steps, completed=progress.epoch * steps + progress.step)
 
     def on_epoch(row: Row) -> None:
-        bars.console.print(_line(row, recipe.epochs), highlight=False)
+        bars.console.print(_line(row, recipe.epochs), highlight=False, soft_wrap=True)
         for listen in listeners:
             listen(row)
 
-    bars.console.print(f"[bold]{plan.method}[/] on {dataset.name}, {run.setting['model']}: {run.path}")
+    bars.console.print(
+        f"[bold]{plan.method}[/] on {dataset.name}, {run.setting['model']}: {run.path}", highlight=False, soft_wrap=True
+    )
     with seeded(recipe.seed, "fit"):  # the loop seeds each step; the caller's random state comes back
         finished = fit(
             run, objective, train_images, validation, recipe, card=card, interrupts=interrupts,
@@ -221,8 +239,8 @@ def _execute(
 
 def _line(row: Row, epochs: int) -> str:
     shown = [f"epoch {row['epoch']:>3}/{epochs}", f"loss {row['loss']:.4f}"]
-    names = {"clean": "validation: clean", "robust": "PGD-10"}
-    shown += [f"{names[key]} {value:.2%}" for key, value in row.get("validation", {}).items()]
+    validation = row.get("validation", {})
+    shown += [f"{label} {validation[key]:.2%}" for key, label in _SHOWN.items() if key in validation]
     return "  ".join([*shown, f"lr {row['lr']:.4f}", f"{row['seconds']:.0f} s"])
 
 
@@ -241,15 +259,9 @@ def _split(dataset: Dataset, recipe: Recipe) -> tuple[Any, Any]:
     return rest, validation
 
 
-def _bytes_needed(model: str, dataset: Dataset) -> int:
-    """Estimate a run's size on disk: weights twice, the state with momentum, and one of them again while writing."""
-    net = models.build(model, classes=dataset.classes, channels=dataset.shape[0])
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
-    return 6 * weights + (1 << 20)
-
-
 def _progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(),
         TextColumn("ETA"), TimeRemainingColumn(), console=console, transient=True,
+        disable=not console.is_terminal,
     )  # fmt: skip

@@ -7,11 +7,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tests.conftest import batch, tiny
 from torch import Tensor
 
 from advalign.errors import UserError
 from advalign.objectives import compose, parse, total
-from tests.conftest import batch, tiny
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -116,7 +116,9 @@ def test_vfd_adds_unsquared_distances_per_image_to_any_base(base: str):
 def test_vfd_on_logits():
     case = Case()
     target = case.vanilla(case.x).detach().numpy()
-    gaps = np.linalg.norm(case.logits(case.x) - target, axis=1) + np.linalg.norm(case.logits(case.x_adv) - target, axis=1)
+    gaps = np.linalg.norm(case.logits(case.x) - target, axis=1) + np.linalg.norm(
+        case.logits(case.x_adv) - target, axis=1
+    )
     assert case.loss("trades+vfd(layer=logits)") == pytest.approx(case.loss("trades") + 0.02 * gaps.mean(), rel=1e-9)
 
 

@@ -8,15 +8,15 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.conftest import TinyNet, tiny
 from torch import nn
 
-from advalign.objectives import BASES, compose, parse, total
-from advalign.objectives.parts import ADV, CLEAN
 from advalign.models import Out
+from advalign.objectives import BASES, PLUGINS, compose, parse, total
+from advalign.objectives.parts import ADV, CLEAN
 from advalign.threats import L2, Linf
-from tests.conftest import TinyNet, batch, tiny
 
-METHODS = [base + plugin for base in BASES for plugin in ("", "+vfd") if base + plugin != "natural+vfd"]
+METHODS = ["natural", *(base + plugin for base in BASES if base != "natural" for plugin in ("", *map("+{}".format, PLUGINS)))]
 FORWARDS = {"natural": 1, "at": 11, "alp": 12, "trades": 13, "mart": 12, "hat": 14}  # of the student, with 10 steps
 
 

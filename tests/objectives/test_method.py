@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.conftest import batch, tiny
 from torch import Tensor
 
 import advalign as aa
 from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, compose, parse, total
 from advalign.objectives.parts import ADV, Need, Outs, PlugIn, Term, Terms
-from tests.conftest import batch, tiny
 
 
 @pytest.mark.parametrize(

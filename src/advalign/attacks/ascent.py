@@ -55,16 +55,18 @@ def ascend(
     Returns:
         Adversarial images (N, C, H, W), detached.
     """
+    x = x.detach()
     x_adv = start_point(x, threat, start)
     project = threat.ball(x)
     velocity = torch.zeros_like(x) if momentum else None
     result, rows = x_adv.detach(), torch.arange(len(x), device=x.device)
-    for _ in range(steps):
+    for step in range(steps):
         x_adv.requires_grad_()
         outputs = goal.network(x_adv)
         (grad,) = torch.autograd.grad(goal.loss(outputs, goal.target).sum(), x_adv)
         x_adv = x_adv.detach()
-        if labels is not None and (fooled := outputs.argmax(1) != labels).any():
+        kept = step > 0 or start != "gaussian"  # which may lie outside the threat model
+        if labels is not None and kept and (fooled := _fooled(goal.network, outputs, x_adv, labels)).any():
             result = result.index_copy(0, rows[fooled], x_adv[fooled])
             if fooled.all():
                 return result
@@ -77,6 +79,21 @@ def ascend(
             grad = velocity
         x_adv = project(x_adv.add_(threat.steepest(grad), alpha=step_size))
     return result.index_copy(0, rows, x_adv) if labels is not None else x_adv
+
+
+def _fooled(network: Callable[[Tensor], Tensor], outputs: Tensor, x_adv: Tensor, labels: Tensor) -> Tensor:
+    """Tell which images have left their class; under autocast, fp32 confirms it, or climbs would end too early."""
+    fooled = outputs.argmax(1) != labels
+    if torch.is_autocast_enabled(x_adv.device.type) and fooled.any():
+        rows = fooled.nonzero().squeeze(1)
+        fooled[rows] = misclassified(network, x_adv[rows], labels[rows])
+    return fooled
+
+
+def misclassified(network: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> Tensor:
+    """Tell which images (N, C, H, W) the network takes for another class than their labels (N,), in fp32."""
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        return network(x).argmax(1) != labels
 
 
 def _mean_magnitude(grad: Tensor) -> Tensor:

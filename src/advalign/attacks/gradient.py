@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import Goal, Start, ascend
+from advalign.attacks.ascent import Goal, Start, ascend, misclassified
 from advalign.attacks.losses import cross_entropy, kl_divergence, margin
 from advalign.errors import require
 from advalign.models.modes import evaluating
@@ -21,11 +21,13 @@ from advalign.threats import Threat, check_images
 def attacking(model: nn.Module, x: Tensor) -> Iterator[None]:
     """Keep an attack's contract: images in [0, 1], the model in eval mode inside and as it was found afterwards.
 
+    Gradients are on inside, so that an attack also works in a caller's `torch.no_grad()`.
+
     Raises:
         UserError: images outside [0, 1].
     """
     check_images(x)
-    with evaluating(model):
+    with evaluating(model), torch.enable_grad():
         yield
 
 
@@ -81,11 +83,12 @@ class PGD:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
         with attacking(model, x):
-            x_adv, rows = x.clone(), torch.arange(len(x), device=x.device)
+            x_adv, rows = x.detach().clone(), torch.arange(len(x), device=x.device)
             for restart in range(self.restarts):
                 if restart:
-                    with torch.no_grad():
-                        rows = rows[model(x_adv[rows]).argmax(1) == y[rows]]
+                    rows = rows[~misclassified(model, x_adv[rows], y[rows])]
+                if not len(rows):
+                    break
                 x_adv[rows] = ascend(
                     self._goal(model, x[rows], y[rows]),
                     x[rows],
@@ -128,5 +131,12 @@ class MIM:
         with attacking(model, x):
             goal = Goal(model, cross_entropy, y)
             return ascend(
-                goal, x, self.threat, steps=self.steps, step_size=step_size, start="clean", momentum=self.decay, labels=y
+                goal,
+                x,
+                self.threat,
+                steps=self.steps,
+                step_size=step_size,
+                start="clean",
+                momentum=self.decay,
+                labels=y,
             )

@@ -106,6 +106,8 @@ def _find_or_download(name: str, release: Release) -> Path:
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+    pooch.get_logger().setLevel("WARNING")  # the progress bar says what is downloaded
+    console = Console(stderr=True)
     root = cache_folder()
     try:
         return _find(name, release, root)
@@ -113,7 +115,7 @@ def _find_or_download(name: str, release: Release) -> Path:
         pass
     columns = TextColumn("{task.description}"), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             pooch.retrieve(
                 release.url,
                 f"md5:{release.md5}",

@@ -47,7 +47,7 @@ class Method:
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """The passes of a training step, each once, the base's first; BatchNorm makes their order part of the result."""
+        """The passes of a training step, each once, the base's first: BatchNorm makes order part of the result."""
         return union(part.needs for part in self.parts)
 
     @property

@@ -18,7 +18,7 @@ from advalign.models.modes import frozen
 from advalign.models.taps import Out, Tapped
 from advalign.objectives.method import Method, union
 from advalign.objectives.parts import Base, Need, PlugIn, Terms
-from advalign.threats import Threat
+from advalign.threats import Threat, check_images
 
 
 @final
@@ -26,7 +26,7 @@ class Objective(nn.Module):
     """A method and its networks as one module, so that compile, autocast and DDP see one forward a step.
 
     Raises:
-        UserError: a guest is missing or not asked for, or a layer does not exist.
+        UserError: a guest is missing, or a layer does not exist. Guests that the method does not need are left alone.
     """
 
     nets: nn.ModuleDict
@@ -35,6 +35,7 @@ class Objective(nn.Module):
         super().__init__()
         missing = [name for name in method.guests if guests.get(name) is None]
         require(not missing, f"{method} needs {' and '.join(f'a {name} model' for name in missing)}: give {missing}")
+        self._images_checked = False
         self.method = method = copy.deepcopy(method)  # learnt parts belong to one objective
         self.parts = nn.ModuleList(method.parts)
         for plugin in method.plugins:
@@ -66,10 +67,16 @@ class Objective(nn.Module):
         What is not given is the method's own; the step size is then a quarter of the radius. Inputs, modes and
         gradients are left as they were; in train mode the student's BatchNorm statistics move, as in Rice et al. 2020.
         A base without adversarial examples gives x back.
+
+        Raises:
+            UserError: images outside [0, 1], on the first call.
         """
         craft = self.method.base.craft
         if craft is None:
             return x
+        if not self._images_checked:  # once: it synchronises with the device
+            check_images(x)
+            self._images_checked = True
         network = self._train_mode() if (mode or craft.mode) == "train" else self._eval_mode()
         with network as student:
             owner = next((plugin for plugin in self.method.plugins if plugin.goal is not None), self.method.base)
@@ -96,6 +103,11 @@ class Objective(nn.Module):
             require(not clash, f"{self.method}: {clash} named by two parts")
             terms |= added
         return terms
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the training passes and the attack's network with `torch.compile`, which takes the arguments."""
+        super().compile(*args, **kwargs)
+        self._folded.compile(*args, **kwargs)
 
     def learned_state(self) -> dict[str, Any]:
         """Return the state dict without the frozen guests, which are files of their own."""

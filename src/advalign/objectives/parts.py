@@ -104,4 +104,3 @@ class PlugIn(Part):
     def reweigh(self, base: Terms) -> Terms:
         """Scale or drop terms of the base by what they teach, so that plug-ins commute."""
         return base
-

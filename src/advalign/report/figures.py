@@ -16,7 +16,13 @@ from torch import Tensor
 from advalign.runs import Record
 
 _MARKERS = "osD^vP*X"
-_STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+}
 
 
 def trade_off(records: Sequence[Record], attack: str = "worst case") -> Figure:
@@ -35,8 +41,7 @@ def trade_off(records: Sequence[Record], attack: str = "worst case") -> Figure:
         for method in points:
             families.setdefault(re.sub(r"\([^()]*\)", "", method), []).append(method)
         for i, (family, methods) in enumerate(families.items()):
-            methods = sorted(methods, key=points.__getitem__)
-            x, y = zip(*(points[method] for method in methods), strict=True)
+            x, y = zip(*sorted(points[method] for method in methods), strict=True)
             axes.plot(x, y, marker=_MARKERS[i % len(_MARKERS)], label=family, linewidth=1, markersize=7)
             for method in methods:
                 arguments = ", ".join(re.findall(r"\(([^()]*)\)", method))

@@ -40,7 +40,5 @@ def write_page(
     figures = [(plate.heading, data_uri(plate.figure), plate.caption) for plate in plates]
     write_atomically(
         path,
-        template.render(
-            title=title, introduction=introduction, table=table, figures=figures, environment=environment
-        ),
+        template.render(title=title, introduction=introduction, table=table, figures=figures, environment=environment),
     )

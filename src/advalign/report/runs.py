@@ -22,6 +22,7 @@ def report_on(paths: Sequence[str | Path], out: str | Path) -> Table:
     Raises:
         UserError: a path does not exist, or there are no records below the paths.
     """
+    require(bool(paths), "name at least one run folder, folder of runs, or file of records")
     records: list[Record] = []
     runs: list[Run] = []
     for path in map(Path, paths):
@@ -40,6 +41,10 @@ def report_on(paths: Sequence[str | Path], out: str | Path) -> Table:
     if any(record.attack == "worst case" for record in records):
         plates.append(Plate("Trade-off", trade_off(records), "Up and to the right is better."))
     if logs := {f"{run.setting['method']}, seed {run.setting['recipe']['seed']}": run.log for run in runs if run.log}:
-        plates.append(Plate("Training", training_curves(logs), "Loss on the training images, accuracy on held-out ones."))
-    write_page(Path(out), "advalign report", [f"{len(runs)} runs, {len(records)} records."], table, plates, environment())
+        plates.append(
+            Plate("Training", training_curves(logs), "Loss on the training images, accuracy on held-out ones.")
+        )
+    write_page(
+        Path(out), "advalign report", [f"{len(runs)} runs, {len(records)} records."], table, plates, environment()
+    )
     return table

@@ -57,7 +57,8 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         require(name in state, f"{source} does not fit the model: it has no {name!r}")
         given = tuple(state[name].shape)
         require(
-            given == tuple(value.shape), f"{source} does not fit the model: {name!r} is {given}, not {tuple(value.shape)}"
+            given == tuple(value.shape),
+            f"{source} does not fit the model: {name!r} is {given}, not {tuple(value.shape)}",
         )
     extra = sorted(state.keys() - own.keys())
     require(not extra, f"{source} does not fit the model, which has no {extra[0] if extra else ''!r}")

@@ -14,12 +14,10 @@ from typing import Any
 from torch import nn
 
 from advalign import models
-from advalign.errors import UserError, require
+from advalign.errors import UserError, require, unknown
 from advalign.runs.checkpoint import load_into, load_weights
 from advalign.runs.files import read_json, read_lines, write_json
 from advalign.runs.records import Record, read_records
-
-CHECKPOINTS = ("best", "last")
 
 
 @dataclass(frozen=True)
@@ -131,12 +129,24 @@ def weights_of(source: str | Path, checkpoint: str = "best") -> Path:
         UserError: neither a run folder nor a file, or the run has no such checkpoint yet.
     """
     path = Path(source)
+    if checkpoint not in ("best", "last"):
+        raise unknown("checkpoint", checkpoint, ("best", "last"))
     if path.is_dir():
         weights = Run.read(path).weights(checkpoint)
         require(weights.is_file(), f"{path} has no {checkpoint} checkpoint yet: train it first")
         return weights
     require(path.is_file(), f"no run folder or weights file {str(source)!r}")
     return path
+
+
+def require_classes(path: Path, card: Mapping[str, Any], classes: int, data: str) -> None:
+    """Refuse weights of a model for another number of classes than the data set has.
+
+    Raises:
+        UserError: both numbers.
+    """
+    given = card.get("classes", classes)
+    require(given == classes, f"wrong number of classes: {path} has {given}, the data set {data} has {classes}")
 
 
 def load(source: str | Path, checkpoint: str = "best") -> nn.Module:

@@ -1,0 +1,1 @@
+"""Studies: declared sets of runs and evaluations."""

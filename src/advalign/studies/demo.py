@@ -16,7 +16,8 @@ from advalign.recipes import digits
 from advalign.report.figures import gallery, png, trade_off, training_curves
 from advalign.report.page import Plate, write_page
 from advalign.report.tables import accuracy_table, print_table
-from advalign.runs import Record, Run, load as load_model
+from advalign.runs import Record, Run
+from advalign.runs import load as load_model
 from advalign.runs.files import write_atomically, write_lines
 from advalign.runtime import environment, seeded
 from advalign.threats import Linf
@@ -61,8 +62,8 @@ def demo(out: str | Path, *, seed: int = 0, time_budget: float | None = None, co
     write_atomically(out / "trade-off.png", png(trade))
     introduction = (
         f"Six models of one architecture ({MODEL}) on scikit-learn's handwritten digits, trained for {recipe.epochs} "
-        f"epochs each with seed {seed}, attacked inside {budget} on {len(data.test)} test images. The checkpoint is the "
-        f"best by PGD-10 on {recipe.validation} held-out training images.",
+        f"epochs each with seed {seed}, attacked inside {budget} on {len(data.test)} test images. The checkpoint is "
+        f"the best by PGD-10 on {recipe.validation} held-out training images.",
         "Read the plot as curves: beta (TRADES) and weight (VFD) are dials between clean and robust accuracy. "
         "One seed on a small data set: half a point is 2 or 3 images.",
     )
@@ -82,7 +83,11 @@ def demo(out: str | Path, *, seed: int = 0, time_budget: float | None = None, co
     )
     write_page(out / "report.html", "advalign demo: keep the accuracy", introduction, table, plates, environment())
     print_table(console, table)
-    console.print(f"Report: {out / 'report.html'}  plot: {out / 'trade-off.png'}  numbers: {out / 'records.jsonl'}")
+    console.print(
+        f"Report: {out / 'report.html'}  plot: {out / 'trade-off.png'}  numbers: {out / 'records.jsonl'}",
+        highlight=False,
+        soft_wrap=True,
+    )
     return True
 
 

@@ -1,0 +1,1 @@
+"""Adversarial-training bases, one file each."""

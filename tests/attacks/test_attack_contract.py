@@ -1,0 +1,381 @@
+"""What every attack promises: inside the threat model, nothing of the caller's changed, repeatable, never weaker."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.conftest import TinyNet, batch, tiny
+from torch import Tensor, nn
+
+from advalign.attacks import ATTACKS, FGSM, MIM, PGD, STANDARD, Attack, parse, spelled
+from advalign.errors import UserError
+from advalign.threats import L2, Linf, Threat, threat
+
+SPELLINGS = [
+    *ATTACKS,
+    *STANDARD,
+    'pgd(loss="kl")',
+    "pgd(start=gaussian)",
+    "pgd(start=clean, restarts=2)",
+    "pgd(until_fooled=False)",
+    "mim(decay=0)",
+]
+THREATS = [Linf(8 / 255), L2(0.5)]
+DETERMINISTIC = ["fgsm", "mim", "pgd(start=clean)", 'pgd(start=clean, loss="margin", until_fooled=False)']
+
+
+def sharp(seed: int = 0) -> TinyNet:
+    """A net with every class near, so that adversaries fool it often, but not always."""
+    net = tiny(seed).eval()
+    with torch.no_grad():
+        net.fc.bias.sub_(net(batch(64)[0]).mean(0))
+    return net
+
+
+def own_labels(net: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return net(x).argmax(1)
+
+
+def fooled(net: nn.Module, x_adv: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        return net(x_adv).argmax(1) != y
+
+
+def assert_inside(x_adv: Tensor, x: Tensor, budget: Threat) -> None:
+    assert x_adv.shape == x.shape
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    gap = (x_adv - x).flatten(1)
+    length = gap.abs().amax(1) if isinstance(budget, Linf) else gap.square().sum(1).sqrt()
+    assert (length <= budget.eps + 1e-6).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(sorted(ATTACKS)),
+    norm_eps=st.one_of(
+        st.tuples(st.just("linf"), st.floats(0, 1)), st.tuples(st.just("l2"), st.floats(0, 20, allow_subnormal=False))
+    ),
+    steps=st.integers(1, 4),
+    step_size=st.one_of(st.none(), st.floats(1e-3, 50)),
+    start=st.sampled_from(["uniform", "gaussian", "clean"]),
+    until_fooled=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_stays_in_the_ball_and_in_the_box(name, norm_eps, steps, step_size, start, until_fooled, seed):
+    budget = threat(*norm_eps)
+    given = {"steps": steps, "step_size": step_size, "start": start, "until_fooled": until_fooled, "threat": budget}
+    fields = {field.name for field in dataclasses.fields(ATTACKS[name])}  # pyright: ignore[reportArgumentType]
+    attack = ATTACKS[name](**{key: value for key, value in given.items() if key in fields})
+    x, y = batch(4)
+    x[0] = x[0].round()  # at the walls
+    torch.manual_seed(seed)
+    assert_inside(attack(sharp(), x, y), x, budget)
+
+
+@pytest.mark.parametrize("budget", THREATS, ids=str)
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_moves_images_leaves_its_input_and_repeats_with_the_seed(spelling: str, budget: Threat, x_y):
+    x, _ = x_y
+    net = sharp()
+    y = own_labels(net, x)
+    attack = parse(spelling, threat=budget)
+    before = x.clone()
+    results = []
+    for tracked in (False, True):
+        torch.manual_seed(5)
+        given = x.clone().requires_grad_(tracked)
+        results.append(attack(net, given, y))
+        assert torch.equal(given, before)
+        assert given.requires_grad == tracked
+        assert given.grad is None
+    assert torch.equal(*results)
+    assert not results[1].requires_grad
+    assert (results[0] != x).flatten(1).any(1).all()
+
+
+def state_of(net: nn.Module) -> tuple[object, ...]:
+    parameters = list(net.parameters())
+    return (
+        [module.training for module in net.modules()],
+        [parameter.requires_grad for parameter in parameters],
+        [None if parameter.grad is None else parameter.grad.tolist() for parameter in parameters],
+        {key: value.tolist() for key, value in net.state_dict().items()},
+    )
+
+
+def unusual_net() -> TinyNet:
+    net = tiny(0).train()
+    net.layer1.eval()
+    net.layer2[0].weight.requires_grad_(False)
+    net.fc.bias.grad = torch.arange(4.0)
+    return net
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_the_model_is_left_as_it_was_found(spelling: str, x_y):
+    net = unusual_net()
+    before = copy.deepcopy(state_of(net))
+    parse(spelling, threat=Linf())(net, *x_y)
+    assert state_of(net) == before
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_the_model_is_left_as_it_was_found_when_it_fails(spelling: str, x_y):
+    net = unusual_net()
+    before = copy.deepcopy(state_of(net))
+
+    def fail(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        raise RuntimeError("out of memory")
+
+    net.fc.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        parse(spelling, threat=Linf())(net, *x_y)
+    assert state_of(net) == before
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_runs_in_eval_mode_on_a_training_model_and_inside_no_grad(spelling: str, x_y):
+    x, y = x_y
+    attack = parse(spelling, threat=Linf())
+    found, training = tiny(0).eval(), tiny(0).train()
+    torch.manual_seed(1)
+    plain = attack(found, x, y)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        assert torch.equal(attack(training, x, y), plain)
+
+
+@pytest.mark.parametrize("budget", THREATS, ids=str)
+@pytest.mark.parametrize("spelling", DETERMINISTIC)
+def test_images_do_not_depend_on_their_neighbours(spelling: str, budget: Threat):
+    x, _ = batch(9)
+    net, x = sharp().double(), x.double()
+    y = own_labels(net, x)
+    attack = parse(spelling, threat=budget)
+    whole = attack(net, x, y)
+    parts = torch.cat([attack(net, x[:4], y[:4]), attack(net, x[4:], y[4:])])
+    torch.testing.assert_close(whole, parts, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("budget", THREATS, ids=str)
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_an_empty_batch_stays_empty(spelling: str, budget: Threat, x_y):
+    x, y = x_y
+    assert parse(spelling, threat=budget)(sharp(), x[:0], y[:0]).shape == (0, 3, 8, 8)
+
+
+def iterates(
+    net: nn.Module, x: Tensor, y: Tensor, budget: Linf, start: Tensor, steps: int, step_size: float
+) -> list[Tensor]:
+    """Every iterate of Madry et al.'s loop from the start on."""
+    found = [start]
+    for _ in range(steps):
+        point = found[-1].clone().requires_grad_()
+        (grad,) = torch.autograd.grad(F.cross_entropy(net(point), y, reduction="sum"), point)
+        moved = point.detach() + step_size * grad.sign()
+        found.append(torch.minimum(torch.maximum(moved, x - budget.eps), x + budget.eps).clamp(0, 1))
+    return found
+
+
+def test_until_fooled_keeps_the_first_iterate_that_fools():
+    x, _ = batch(192)
+    x = x.double()
+    net, budget, steps, step_size = sharp().double(), Linf(0.06), 5, 0.003
+    y = own_labels(net, x)
+    torch.manual_seed(2)
+    start = (x + torch.empty_like(x).uniform_(-budget.eps, budget.eps)).clamp(0, 1)
+    path = iterates(net, x, y, budget, start, steps, step_size)
+    wrong = torch.stack([fooled(net, point, y) for point in path])
+    first = [next((k for k in range(steps) if wrong[k, i]), steps) for i in range(len(x))]
+    assert {0, steps} < set(first)  # at the start, on the way, never
+    assert not wrong[steps].all()
+    expected = torch.stack([path[k][i] for i, k in enumerate(first)])
+    torch.manual_seed(2)
+    kept = PGD(budget, steps=steps, step_size=step_size)(net, x, y)
+    torch.testing.assert_close(kept, expected, atol=1e-12, rtol=0)
+    torch.manual_seed(2)
+    last = PGD(budget, steps=steps, step_size=step_size, until_fooled=False)(net, x, y)
+    torch.testing.assert_close(last, path[-1], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("budget", [Linf(0.03), L2(0.3)], ids=str)
+@pytest.mark.parametrize("start", ["uniform", "gaussian", "clean"])
+@pytest.mark.parametrize("loss", ["ce", "margin", "kl"])
+def test_until_fooled_breaks_every_image_that_the_last_iterate_breaks(budget: Threat, start, loss):
+    x, y = batch(48)
+    net = sharp()
+    y[:40] = own_labels(net, x)[:40]  # some are wrong from the start
+    broken = []
+    for until_fooled in (False, True):
+        torch.manual_seed(3)
+        attack = PGD(budget, steps=4, step_size=budget.eps, start=start, loss=loss, until_fooled=until_fooled)
+        broken.append(fooled(net, attack(net, x, y), y))
+    plain, ours = broken
+    assert (ours >= plain).all()
+    assert (plain.any() and not plain.all()) or (start == "clean" and loss == "kl")
+
+
+def test_a_gaussian_start_outside_the_box_is_never_the_answer():
+    x, _ = batch(16)
+    x, net = x.round(), sharp()
+    y = (own_labels(net, x) + 1) % 4  # wrong from the start
+    x_adv = PGD(Linf(1e-4), start="gaussian")(net, x, y)
+    assert_inside(x_adv, x, Linf(1e-4))
+
+
+@pytest.mark.parametrize("until_fooled", [True, False])
+@pytest.mark.parametrize("budget", [Linf(0.02), L2(0.15)], ids=str)
+def test_restarts_never_raise_accuracy(budget: Threat, until_fooled: bool):
+    x, _ = batch(96)
+    net = sharp()
+    y = own_labels(net, x)
+    broken = []
+    for restarts in (1, 2, 5):
+        torch.manual_seed(4)
+        attack = PGD(budget, steps=1, step_size=budget.eps, restarts=restarts, until_fooled=until_fooled)
+        broken.append(fooled(net, attack(net, x, y), y))
+    for fewer, more in pairwise(broken):
+        assert (more >= fewer).all()
+    assert broken[2].sum() > broken[0].sum() > 0
+
+
+@pytest.mark.parametrize("budget", THREATS, ids=str)
+def test_restarts_end_when_every_image_is_broken(budget: Threat, x_y):
+    x, _ = x_y
+    net = sharp()
+    calls: list[int] = []
+    net.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    y = (own_labels(net, x) + 1) % 4
+    calls.clear()
+    x_adv = PGD(budget, start="clean", restarts=9)(net, x, y)
+    assert torch.equal(x_adv, x)
+    assert calls == [8, 8]  # the attack sees them fooled; the first restart finds none left
+
+
+class Flat(nn.Module):
+    """Logits that do not move, with a gradient of zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tensor([1.0, 0.0]) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("budget", THREATS, ids=str)
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_zero_gradients_make_no_nan(spelling: str, budget: Threat, x_y):
+    x, _ = x_y
+    x_adv = parse(spelling, threat=budget)(Flat(), x, torch.zeros(8, dtype=torch.int64))
+    assert_inside(x_adv, x, budget)
+
+
+@pytest.mark.parametrize("spelling", sorted(ATTACKS))
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (lambda x: x * 2 - 1, r"images lie in \[-1, 1\]"),
+        (lambda x: x * 255, r"images lie in \[0, 255\]"),
+        (lambda x: x.masked_fill(x > 0.9, torch.nan), r"images lie in \[nan, nan\]"),
+    ],
+)
+def test_images_outside_the_box_are_refused(spelling: str, bad: Callable[[Tensor], Tensor], words: str, x_y):
+    x, y = x_y
+    x[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
+    x = bad(x)
+    with pytest.raises(UserError, match=words):
+        parse(spelling, threat=Linf())(sharp(), x, y)
+
+
+def test_mixed_precision_does_not_stop_a_climb_that_fp32_would_go_on_with():
+    """Logits 1.000 and 1.001 are one number in bf16, so the image seems fooled before it has moved."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    linear = net[1]
+    assert isinstance(linear, nn.Linear)
+    with torch.no_grad():
+        linear.weight.copy_(torch.stack([torch.ones(12), torch.zeros(12)]))
+        linear.bias.copy_(torch.tensor([1.0 - 6, 1.001]))
+    x, y = torch.full((1, 3, 2, 2), 0.5), torch.tensor([1])
+    assert not fooled(net, x, y)
+    attacks: list[Attack] = [PGD(Linf(0.1), start="clean"), MIM(Linf(0.1)), PGD(Linf(0.1), start="clean", restarts=2)]
+    for attack in attacks:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert net(x).diff().item() == 0
+            x_adv = attack(net, x, y)
+        assert fooled(net, x_adv, y)
+        assert x_adv.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_registered_attacks_keep_their_name_and_arguments(name: str):
+    attack = parse(name, threat=Linf())
+    assert attack.name == name
+    assert spelled(attack) == name
+    assert attack == ATTACKS[name](threat=Linf())
+
+
+@pytest.mark.parametrize("spelling", [*SPELLINGS, "pgd(steps=3, step_size=2/255, restarts=4)", "mim(decay=0.25)"])
+def test_spelling_round_trips(spelling: str):
+    attack = parse(spelling, threat=L2(1.0))
+    assert parse(spelled(attack), threat=L2(1.0)) == attack
+    assert spelled(parse(spelled(attack), threat=Linf())) == spelled(attack)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "canonical"),
+    [
+        ("pgd( steps = 20 )", "pgd"),
+        ("pgd(restarts=2, steps=7)", "pgd(steps=7, restarts=2)"),
+        ("pgd(loss=margin)", 'pgd(loss="margin")'),
+        ("pgd(step_size=0.00784313725490196)", "pgd(step_size=2/255)"),
+        ("mim(decay=1)", "mim"),
+    ],
+)
+def test_spelling_is_canonical(spelling: str, canonical: str):
+    assert spelled(parse(spelling, threat=Linf())) == canonical
+
+
+@pytest.mark.parametrize(
+    ("spelling", "words"),
+    [
+        ("pdg", "unknown attack 'pdg': did you mean 'pgd'? choose from fgsm, mim, pgd"),
+        ("pgd(steps=0)", "steps=0 must be at least 1"),
+        ("mim(steps=-3)", "steps=-3 must be at least 1"),
+        ("mim(steps=0)", "mim: steps=0"),
+        ('pgd(steps="many")', "steps='many' must be a whole number"),
+        ("pgd(steps=2.5)", "steps=2.5 must be a whole number"),
+        ("pgd(steps=true)", "steps=True must be a whole number"),
+        ("pgd(step=2)", "unknown argument of attack 'pgd' 'step': did you mean 'steps'?"),
+        ("fgsm(steps=2)", "takes no arguments"),
+        ("pgd(threat=1)", "unknown argument"),
+        ("pgd(restarts=0)", "restarts=0 must be at least 1"),
+        ("pgd(step_size=0)", "must be above 0"),
+        ("pgd(step_size=-1/255)", "must be above 0"),
+        ("pgd(step_size=1e999)", "step_size=inf"),
+        ("pgd(loss=mse)", "loss='mse' must be"),
+        ("pgd(start=middle)", "start='middle' must be"),
+        ("mim(decay=-1)", "decay=-1"),
+        ("pgd(steps=2, steps=3)", "steps is given twice"),
+        ("pgd+mim", "one name was expected, not 2"),
+        ("pgd(20)", "cannot read"),
+    ],
+)
+def test_refusals_name_the_value_and_what_is_allowed(spelling: str, words: str):
+    with pytest.raises(UserError) as caught:
+        parse(spelling, threat=Linf())
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_fgsm_is_one_whole_step_of_pgd(x_y):
+    x, y = x_y
+    for budget in THREATS:
+        pgd = PGD(budget, steps=1, step_size=budget.eps, start="clean", until_fooled=False)
+        torch.testing.assert_close(FGSM(budget)(sharp(), x, y), pgd(sharp(), x, y))

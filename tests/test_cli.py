@@ -1,0 +1,279 @@
+"""The command line: what bad input gets, which flags there are, and what the commands print and write."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from advalign import cli
+from advalign.recipes import digits
+from advalign.runs import Run, read_records
+from advalign.training import train
+
+MODEL = "small-cnn(width=4)"
+QUICK = replace(digits(), epochs=1, steps=1, batch_size=128, subset=256)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """Run a command that must end with exit code 2 and one line on stderr; return the line."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    printed = capsys.readouterr()
+    assert end.value.code == 2, printed.err
+    assert printed.err.startswith("advalign: error: ")
+    assert printed.err.count("\n") == 1, printed.err
+    return printed.err
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the user's files, good and bad."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ADVALIGN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("ADVALIGN_DATA", raising=False)
+    x, y = np.random.default_rng(0).random((40, 8, 8, 1)), np.arange(40) % 4
+    np.savez("good.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    np.savez("bright.npz", x_train=3 * x, y_train=y, x_test=x, y_test=y)
+    np.savez("keyless.npz", images=x)
+    Path("torn.npz").write_bytes(Path("good.npz").read_bytes()[:500])
+    Path("empty").mkdir()
+    torch.save(nn.Linear(2, 2).state_dict(), "linear.pt")
+    torch.save({"hook": print}, "pickle.pt")
+    Path("torn.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{torn")
+    Path("my_nets.py").write_text(
+        "from torch import nn\n"
+        "def make(classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+        "def wrong(classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))\n"
+        "def nothing(classes): return None\n"
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def trained(here: Path) -> Run:
+    return train("at", data="digits", model=MODEL, recipe=QUICK, runs=here / "runs", name="done", device="cpu")
+
+
+TRAIN = ["train", "trades", "--data", "digits", "--model", MODEL, "--recipe", "digits", "--device", "cpu"]
+
+
+def with_(flag: str, value: str, base: list[str] = TRAIN) -> list[str]:
+    at = base.index(flag) + 1 if flag in base else None
+    return [*base[:at], value, *base[at + 1 :]] if at else [*base, flag, value]
+
+
+def method(name: str) -> list[str]:
+    return ["train", name, *TRAIN[2:]]
+
+
+REFUSALS = {
+    "command": (["trian"], "unknown command 'trian': did you mean 'train'"),
+    "method": (method("tardes"), "unknown method 'tardes': did you mean 'trades'"),
+    "plug-in": (method("trades+vdf"), "did you mean 'vfd'"),
+    "argument": (method("trades(betta=6)"), "did you mean 'beta'"),
+    "argument out of range": (method("trades(beta=-1)"), "beta=-1 must be at least 0"),
+    "argument of the wrong type": (method("trades(beta=high)"), "beta='high' must be a number"),
+    "parts that do not go together": (method("natural+vfd"), "'natural' makes none"),
+    "layer": (method("trades+vfd(layer=layre3)"), "did you mean 'layer3'"),
+    "model": (with_("--model", "resnet81"), "did you mean 'resnet18'"),
+    "model's width": (with_("--model", "small-cnn(width=0)"), "width=0 must be at least 1"),
+    "width twice": ([*TRAIN, "--width", "8"], "give the width once"),
+    "own model's module": (with_("--model", "my_nest:make"), "my_nest"),
+    "own model's function": (with_("--model", "my_nets:mak"), "did you mean 'make'"),
+    "own model's classes": (with_("--model", "my_nets:wrong"), "model gives 7 logits, data has 10 classes"),
+    "own model is no module": (with_("--model", "my_nets:nothing"), "not a torch.nn.Module"),
+    "own model's layer": (
+        ["train", "trades+vfd", *with_("--model", "my_nets:make")[2:]],
+        "name the layer of Sequential to align: choose from 0, 1, logits",
+    ),
+    "data": (with_("--data", "cifar01"), "did you mean 'cifar10'"),
+    "data folder": ([*with_("--data", "cifar10"), "--data-dir", "empty"], "empty"),
+    "no images": (with_("--data", "folder:empty"), "empty"),
+    "no folder": (with_("--data", "folder:nowhere"), "nowhere"),
+    "images outside [0, 1]": (with_("--data", "npz:bright.npz"), "[0, 1]"),
+    "torn npz": (with_("--data", "npz:torn.npz"), "torn.npz"),
+    "npz without the arrays": (with_("--data", "npz:keyless.npz"), "x_train"),
+    "recipe": (with_("--recipe", "digist"), "did you mean 'digits'"),
+    "flag": ([*TRAIN, "--epcohs", "3"], "did you mean --epochs"),
+    "flag's value": (with_("--epochs", "three"), "'three'"),
+    "no data": (["train", "trades"], "--data"),
+    "epochs": (with_("--epochs", "0"), "epochs=0 must be at least 1"),
+    "learning rate": (with_("--lr", "-1"), "lr=-1 must be above 0"),
+    "eps in pixels": (with_("--eps", "8"), "eps=8 must be in [0, 1]; for images in [0, 1] write 8/255"),
+    "eps is no number": (with_("--eps", "8/x"), "'8/x' is not a number"),
+    "norm": (with_("--norm", "l3"), "'l3'"),
+    "schedule": (with_("--schedule", "cosin"), "'cosin'"),
+    "validation": (with_("--validation", "5000"), "5000"),
+    "subset": (with_("--subset", "5000"), "subset=5000 must be at most 1147"),
+    "duration": (with_("--time-budget", "soon"), "'soon' is no duration"),
+    "device": (with_("--device", "gpu"), "unknown device 'gpu'"),
+    "guest that is missing": ([*method("trades+vfd"), "--vanilla", "nowhere"], "nowhere"),
+    "guest nobody asked for": ([*TRAIN, "--vanilla", "linear.pt"], "takes no vanilla model"),
+    "guest that does not fit": ([*method("trades+vfd"), "--vanilla", "linear.pt"], "linear.pt does not fit the model"),
+    "guest that is a pickle": ([*method("trades+vfd"), "--vanilla", "pickle.pt"], "holds more than tensors"),
+    "torn weights": ([*method("trades+vfd"), "--vanilla", "torn.safetensors"], "torn.safetensors is damaged"),
+    "no run": (["evaluate", "nowhere"], "no run folder or weights file 'nowhere'"),
+    "no run folder": (["evaluate", "empty"], "has no run.json"),
+    "weights of unknown kind": (["evaluate", "linear.pt"], "--model"),
+    "records": (["report", "empty"], "no records"),
+    "report of nothing": (["report"], "name at least one"),
+    "list": (["list", "metods"], "did you mean 'methods'"),
+    "layers of what": (["list", "layers"], "name the model"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_bad_input_gets_one_line_and_changes_nothing(name: str, here: Path, capsys: pytest.CaptureFixture[str]):
+    arguments, words = REFUSALS[name]
+    before = snapshot(here)
+    assert words in refused(capsys, arguments)
+    assert {k: v for k, v in snapshot(here).items() if "__pycache__" not in k} == before
+
+
+RUN_REFUSALS = {
+    "attack": (["--attacks", "pdg"], "unknown attack 'pdg': did you mean 'pgd'"),
+    "attack's argument": (["--attacks", "pgd(step=3)"], "did you mean 'steps'"),
+    "attack's range": (["--attacks", "pgd(steps=0)"], "steps=0 must be at least 1"),
+    "n": (["-n", "501"], "n=501 must be in 1 to 500"),
+    "classes": (["--data", "npz:good.npz"], "wrong number of classes"),
+    "checkpoint": (["--checkpoint", "bset"], "did you mean 'best'"),
+    "radius": (["--eps", "-1/255"], "must be in [0, 1]"),
+    "norm": (["--norm", "l1"], "unknown norm 'l1'"),
+}
+
+
+@pytest.mark.parametrize("name", RUN_REFUSALS)
+def test_bad_options_of_evaluate(name: str, here: Path, trained: Run, capsys: pytest.CaptureFixture[str]):
+    arguments, words = RUN_REFUSALS[name]
+    before = snapshot(here)
+    assert words in refused(capsys, ["evaluate", "runs/done", *arguments])
+    assert snapshot(here) == before
+
+
+def test_a_run_folder_that_holds_something_else(here: Path, trained: Run, capsys: pytest.CaptureFixture[str]):
+    before = snapshot(here)
+    arguments = [*TRAIN, "--runs", "runs", "--name", "done"]
+    assert "runs/done holds another run (method is 'at' there and 'trades' here" in refused(capsys, arguments)
+    (here / "runs" / "diary").mkdir()
+    (here / "runs" / "diary" / "monday.txt").write_text("rain")
+    assert "is no run of advalign" in refused(capsys, [*TRAIN, "--runs", "runs", "--name", "diary"])
+    del before
+    assert (here / "runs" / "diary" / "monday.txt").read_text() == "rain"
+
+
+def test_a_damaged_state_is_named(here: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = [*TRAIN, "--name", "stopped", "--epochs", "40", "--time-budget", "0.2s", "--runs", "runs"]
+    cli.main(arguments)
+    assert not Run.read(here / "runs" / "stopped").finished
+    state = here / "runs" / "stopped" / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    before = snapshot(here)
+    capsys.readouterr()
+    assert "state.pt is damaged" in refused(capsys, arguments)
+    assert snapshot(here) == before
+
+
+def test_a_full_disk_is_noticed_before_work_starts(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9 - 5000, 5000))
+    assert "no space for runs" in refused(capsys, TRAIN)
+    assert not (here / "runs").exists()
+
+
+def test_a_download_without_network_says_what_to_do(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    import requests
+
+    def offline(*args: object, **kwargs: object) -> None:
+        raise requests.exceptions.ConnectionError("no route")
+
+    monkeypatch.setattr(requests, "get", offline)
+    monkeypatch.setattr(requests.Session, "request", offline)
+    assert "--data-dir" in refused(capsys, with_("--data", "cifar10"))
+
+
+def test_train_evaluate_report_end_to_end(here: Path, capsys: pytest.CaptureFixture[str]):
+    cli.main([*method("trades+vfd"), "--epochs", "2", "--subset", "256", "--name", "mine"])
+    assert "advalign evaluate" in capsys.readouterr().out
+    cli.main(["evaluate", "runs/mine", "--attacks", "fgsm", "pgd(steps=5)", "-n", "100", "--device", "cpu"])
+    assert "worst case" in capsys.readouterr().out
+    records = read_records(here / "runs" / "mine" / "records.jsonl")
+    assert [record.attack for record in records] == ["clean", "fgsm", "pgd(steps=5)", "worst case"]
+    assert {record.n for record in records} == {100}
+    (result,) = (here / "runs" / "mine" / "evaluations").glob("*.json")
+    outcomes = json.loads(result.read_text())["outcomes"]
+    for record in records:
+        assert outcomes[record.attack].count("1") == round(record.accuracy * 100)
+    assert result.with_suffix(".md").exists()
+    assert result.with_suffix(".html").read_text().startswith("<!doctype html>")
+    cli.main(["report", "runs", "--out", "page.html"])
+    page = (here / "page.html").read_text()
+    assert "trades+vfd" in page
+    assert "http" not in page.replace("http-equiv", "")  # one file that opens offline
+
+
+def test_weights_from_elsewhere(here: Path, capsys: pytest.CaptureFixture[str]):
+    torch.manual_seed(0)
+    sys.path.insert(0, str(here))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    torch.save({"state_dict": net.state_dict()}, "mine.pt")
+    cli.main(
+        ["evaluate", "mine.pt", "--model", "my_nets:make", "--data", "digits", "--eps", "0.1", "--attacks", "fgsm"]
+    )
+    assert "fgsm" in capsys.readouterr().out
+    (result,) = (here / "evaluations").glob("mine-*.json")
+    content = json.loads(result.read_text())
+    from advalign.data import load
+
+    test = load("digits").test
+    with torch.no_grad():
+        clean = (net(test.floats()).argmax(1) == test.labels).double().mean().item()
+    assert content["records"][0]["accuracy"] == pytest.approx(clean)
+
+
+@pytest.mark.parametrize("what", ["methods", "attacks", "models", "data", "recipes", "layers resnet18"])
+def test_lists(what: str, capsys: pytest.CaptureFixture[str]):
+    cli.main(["list", *what.split()])
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) > 2
+    expected = {"methods": "+vfd", "layers resnet18": "layer4", "recipes": "common", "models": "vgg16", "attacks": "mim"}
+    assert any(row.split()[0] == expected.get(what, "digits") for row in rows)
+
+
+def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
+    """A new flag is a decision: it is added here too."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "--help"])
+    assert end.value.code == 0
+    shown = {word.rstrip(",") for word in capsys.readouterr().out.split() if word.startswith("--")}
+    flags = {flag for flag in shown if flag[2:3].isalpha() and not flag.startswith("--no-")}
+    assert flags == {
+        "--help", "--data", "--model", "--width", "--recipe", "--vanilla", "--runs", "--name", "--data-dir",
+        "--image-size", "--device", "--time-budget", "--checkpoint-seconds", "--tensorboard", "--epochs",
+        "--batch-size", "--lr", "--schedule", "--milestones", "--peak", "--cycle-momentum", "--warmup", "--momentum",
+        "--nesterov", "--weight-decay", "--clip-norm", "--augment", "--norm", "--eps", "--steps", "--step-size",
+        "--start", "--mode", "--validation", "--validate-every", "--subset", "--precision", "--compile", "--seed",
+    }  # fmt: skip
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from advalign import cli; cli.main(['--help']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in cli.COMMANDS)

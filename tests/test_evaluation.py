@@ -1,0 +1,277 @@
+"""Accuracies counted image by image, by a second way of counting; and what evaluation promises its attacks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from advalign.attacks import FGSM, MIM, PGD, Attack, spelled
+from advalign.data import Images
+from advalign.errors import UserError
+from advalign.evaluation import WORST_CASE, Evaluation, evaluate
+from advalign.threats import L2, Linf, Threat
+from tests.conftest import TinyNet, batch, tiny
+
+N = 53  # with batches of 8 or 16 the last one is ragged
+BUDGET = Linf(0.02)
+
+
+def case(n: int = N) -> tuple[TinyNet, Images]:
+    """A net with every class near, and images of which about a third have a wrong label."""
+    net = tiny(0).eval()
+    pixels = (batch(n)[0] * 255).round().byte()
+    with torch.no_grad():
+        net.fc.bias.sub_(net(pixels / 255).mean(0))
+        labels = net(pixels / 255).argmax(1)
+    labels[::3] = (labels[::3] + 1) % 4
+    return net, Images(pixels, labels)
+
+
+def one_by_one(net: nn.Module, images: Images, attack: Attack | None = None) -> list[bool]:
+    verdicts = []
+    for i in range(len(images)):
+        x, y = images.pixels[i : i + 1] / 255, images.labels[i : i + 1]
+        right = int(net(x).argmax()) == int(y)
+        if right and attack is not None:
+            right = int(net(attack(net, x, y)).argmax()) == int(y)
+        verdicts.append(right)
+    return verdicts
+
+
+@dataclass(frozen=True)
+class Stub:
+    """An attack that does as it is told, and counts."""
+
+    name: ClassVar[str] = "stub"
+    threat: Threat
+    act: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    label: str = "a"
+    seen: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        self.seen.append(x.clone())
+        return self.act(model, x, y)
+
+
+@pytest.fixture(autouse=True)
+def _short_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stub is no registered attack, whose arguments could be spelled."""
+    monkeypatch.setattr(
+        "advalign.evaluation.spelled", lambda attack: attack.label if isinstance(attack, Stub) else spelled(attack)
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 16, 512])
+def test_accuracy_is_counted_exactly(batch_size: int):
+    net, images = case()
+    attacks: Sequence[Attack] = [FGSM(BUDGET), PGD(BUDGET, steps=5, start="clean"), MIM(L2(0.2), steps=3)]
+    found = evaluate(net, images, attacks, batch_size=batch_size)
+    expected = {"clean": one_by_one(net, images)}
+    expected |= {spelled(attack): one_by_one(net, images, attack) for attack in attacks}
+    assert {name: flags.tolist() for name, flags in found.correct.items()} == expected
+    assert 0 < sum(expected["fgsm"]) < sum(expected["clean"]) < N
+    accuracies = found.accuracies()
+    for name, verdicts in expected.items():
+        assert accuracies[name] == sum(verdicts) / N
+    withstood = [all(each) for each in zip(*expected.values(), strict=True)]
+    assert found.outcomes[WORST_CASE].tolist() == withstood
+    assert accuracies[WORST_CASE] == sum(withstood) / N
+    assert len(found) == N
+    assert set(found.seconds) == set(expected)
+
+
+def test_worst_case_is_the_conjunction():
+    flags = {"clean": [1, 1, 1, 0], "a": [1, 0, 1, 0], "b": [0, 1, 1, 0]}
+    found = Evaluation({name: torch.tensor(each).bool() for name, each in flags.items()}, {})
+    assert found.outcomes[WORST_CASE].tolist() == [False, False, True, False]
+    assert found.accuracies() == {"clean": 0.75, "a": 0.5, "b": 0.5, WORST_CASE: 0.25}
+
+
+def test_without_attacks_there_is_no_worst_case():
+    net, images = case()
+    assert set(evaluate(net, images).accuracies()) == {"clean"}
+
+
+def test_only_images_that_are_classified_correctly_are_attacked():
+    net, images = case()
+    stub = Stub(BUDGET, lambda model, x, y: x)
+    evaluate(net, images, [stub], batch_size=8)
+    right = torch.tensor(one_by_one(net, images))
+    assert torch.equal(torch.cat(stub.seen), (images.pixels / 255)[right])
+    assert [len(x) for x in stub.seen] == [8] * (int(right.sum()) // 8) + [int(right.sum()) % 8]
+
+
+def test_a_model_that_gets_everything_wrong_is_not_attacked():
+    net, images = case()
+    with torch.no_grad():
+        wrong = Images(images.pixels, (net(images.floats()).argmax(1) + 1) % 4)
+    stub = Stub(BUDGET, lambda model, x, y: x)
+    found = evaluate(net, wrong, [stub, PGD(L2(0.5), restarts=2), FGSM(BUDGET)])
+    assert set(found.accuracies().values()) == {0.0}
+    assert not stub.seen
+
+
+def test_the_verdict_is_about_the_attacked_image_and_the_unmodified_model():
+    net, images = case()
+    broken = Stub(BUDGET, lambda model, x, y: (x + 0.02 * torch.randn_like(x).sign()).clamp(0, 1))
+    torch.manual_seed(0)
+    found = evaluate(net, images, [broken])
+    right = torch.tensor(one_by_one(net, images))
+    assert torch.equal(found.correct["clean"], right)
+    assert not found.correct["a"][~right].any()
+
+
+class Cheat:
+    """What attacks do wrong."""
+
+    @staticmethod
+    def too_far(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return (x + 2 * BUDGET.eps).clamp(0, 1)
+
+    @staticmethod
+    def one_pixel_too_far(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        x = x.clone()
+        x[-1, 0, 0, 0] += -0.03 if x[-1, 0, 0, 0] > 0.5 else 0.03
+        return x
+
+    @staticmethod
+    def out_of_the_box(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return torch.where(x > 0.99, x + 0.015, x)
+
+    @staticmethod
+    def nan(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return x * torch.nan
+
+
+@pytest.mark.parametrize(
+    ("cheat", "words"),
+    [
+        (Cheat.too_far, r"a moved an image by 0\.04, outside Linf\(0\.02\)"),
+        (Cheat.one_pixel_too_far, r"a moved an image by 0\.03, outside Linf\(0\.02\)"),
+        (Cheat.out_of_the_box, r"images lie in \[0, 1\.0"),
+        (Cheat.nan, "images lie in"),
+    ],
+)
+def test_an_attack_that_cheats_is_refused(cheat: Callable[..., Tensor], words: str):
+    net, images = case()
+    modes = [module.training for module in net.train().modules()]
+    with pytest.raises(UserError, match=words):
+        evaluate(net, images, [Stub(BUDGET, cheat)], batch_size=8)
+    assert [module.training for module in net.modules()] == modes
+
+
+def test_the_whole_radius_is_no_cheat():
+    net, images = case()
+    for budget in (BUDGET, L2(0.5)):
+        edge = Stub(budget, lambda model, x, y, b=budget: b.ball(x)(x.clone() + 100))
+        evaluate(net, images, [edge])
+
+
+def test_model_and_random_state_are_left_as_they_were():
+    net, images = case()
+    net.train()
+    net.layer1.eval()
+    net.fc.weight.requires_grad_(False)
+    before = copy.deepcopy(net.state_dict())
+    modes = [module.training for module in net.modules()]
+    flags = [parameter.requires_grad for parameter in net.parameters()]
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    evaluate(net, images, [PGD(BUDGET, steps=2), MIM(BUDGET, steps=2)], batch_size=16)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in net.modules()] == modes
+    assert [parameter.requires_grad for parameter in net.parameters()] == flags
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_an_attack_does_not_depend_on_its_company_or_on_the_global_seed():
+    net, images = case()
+    drawn: list[Tensor] = []
+
+    def noise(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        drawn.append(BUDGET.sample(x))
+        return drawn[-1]
+
+    for company in ([], [FGSM(BUDGET), PGD(BUDGET, steps=2)]):
+        torch.manual_seed(len(company))
+        evaluate(net, images, [*company, Stub(BUDGET, noise)])
+    first, second = drawn
+    assert torch.equal(first, second)
+    evaluate(net, images, [Stub(BUDGET, noise)], seed=1)
+    evaluate(net, images, [Stub(BUDGET, noise, label="b")])
+    assert not torch.equal(drawn[2], first)
+    assert not torch.equal(drawn[3], first)
+
+
+def test_two_attacks_of_one_spelling_are_refused():
+    net, images = case()
+    with pytest.raises(UserError, match="fgsm is given twice"):
+        evaluate(net, images, [FGSM(Linf()), FGSM(L2())])
+
+
+def test_it_works_inside_no_grad():
+    net, images = case()
+    plain = evaluate(net, images, [FGSM(BUDGET)]).accuracies()
+    with torch.no_grad():
+        assert evaluate(net, images, [FGSM(BUDGET)]).accuracies() == plain
+    assert plain["fgsm"] < plain["clean"]
+
+
+class Watched(TinyNet):
+    """Notes the type of its logits; the folded copy of the attacks has notes of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[torch.dtype] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        if isinstance(logits, Tensor):  # torch.fx traces with symbols
+            self.notes.append(logits.dtype)
+        return logits
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_attacks_run_in_the_given_precision_and_the_verdict_in_fp32(precision: str, dtype: torch.dtype):
+    plain, images = case()
+    net = Watched().eval()
+    net.load_state_dict(plain.state_dict())
+    seen: list[torch.dtype] = []
+
+    def act(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        seen.append(model(x).dtype)
+        return x
+
+    found = evaluate(net, images, [Stub(BUDGET, act), PGD(BUDGET, steps=3)], precision=precision, batch_size=16)
+    assert set(seen) == {dtype}
+    assert set(net.notes) == {torch.float32}
+    assert torch.equal(found.correct["clean"], found.correct["a"])
+    assert found.accuracies()["clean"] == sum(one_by_one(plain, images)) / N
+
+
+def test_mixed_precision_attacks_are_about_as_strong():
+    net, images = case(200)
+    full, mixed = (
+        evaluate(net, images, [PGD(BUDGET, start="clean")], precision=precision).accuracies()[WORST_CASE]
+        for precision in ("fp32", "bf16")
+    )
+    assert mixed == pytest.approx(full, abs=0.02)
+    assert full < 0.6
+
+
+def test_progress_adds_up_to_every_image():
+    net, images = case()
+    done: dict[str, int] = {}
+
+    def advance(name: str, n: int) -> None:
+        done[name] = done.get(name, 0) + n
+
+    evaluate(net, images, [FGSM(BUDGET), PGD(BUDGET, steps=1)], batch_size=8, advance=advance)
+    assert done == {"clean": N, "fgsm": N, "pgd(steps=1)": N}

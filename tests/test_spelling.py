@@ -1,0 +1,266 @@
+"""The grammar: what it reads, what it spells, and that it evaluates nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advalign.errors import UserError
+from advalign.spelling import Call, build, parse_call, parse_calls, parse_number, spell, spell_number
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("x=1", 1),
+        ("x=-1", -1),
+        ("x=0.5", 0.5),
+        ("x=1e-3", 0.001),
+        ("x=2E+2", 200.0),
+        ("x=-1e-3", -0.001),
+        ("x=8/255", 8 / 255),
+        ("x = 8 / 255", 8 / 255),
+        ("x=-8/255", -8 / 255),
+        ("x=0.5/1e2", 0.005),
+        ("x=layer4", "layer4"),
+        ("x=flip-crop", "flip-crop"),
+        ("x = small-cnn-2", "small-cnn-2"),
+        ("x='layer4'", "layer4"),
+        ('x="a-b c+d"', "a-b c+d"),
+        ('x="it\'s"', "it's"),
+        ("x=''", ""),
+        ("x=true", True),
+        ("x=False", False),
+        ("x=None", None),
+        ("x=(1, 0.5)", (1, 0.5)),
+        ('x=("a-b", "c")', ("a-b", "c")),
+    ],
+)
+def test_values(text: str, value: Any):
+    call = parse_call(f"name({text})")
+    assert call == Call("name", {"x": value})
+    assert type(call.arguments["x"]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ("trades", [("trades", {})]),
+        ("trades()", [("trades", {})]),
+        ("  trades ( beta = 6 )  ", [("trades", {"beta": 6})]),
+        ("small-cnn", [("small-cnn", {})]),
+        ("small-cnn(width=8)+wrn-34-10", [("small-cnn", {"width": 8}), ("wrn-34-10", {})]),
+        ("small_cnn", [("small-cnn", {})]),
+        ("a(step-size=1e-3)", [("a", {"step_size": 0.001})]),
+        ("a+b+c(x=1)", [("a", {}), ("b", {}), ("c", {"x": 1})]),
+        ('a(x="b+c")+d', [("a", {"x": "b+c"}), ("d", {})]),
+    ],
+)
+def test_calls(text: str, calls: list[tuple[str, dict[str, Any]]]):
+    assert parse_calls(text) == [Call(*call) for call in calls]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "+",
+        "a+",
+        "a-",
+        "a b",
+        "a*b",
+        "(a",
+        "a(",
+        "a(1)",
+        "a(*b)",
+        "a(**b)",
+        "a()()",
+        "a.b",
+        "a[0]",
+        "1",
+        "'a'",
+        "lambda: 0",
+        "a\nb",
+        "a;b",
+        "a=1",
+        "a\0",
+        "(" * 500 + "a" + ")" * 500,
+        "a" + "+a" * 50_000,
+        "__import__('os').system('true')",
+        "(lambda: a)()",
+    ],
+)
+def test_other_text_is_refused(text: str):
+    with pytest.raises(UserError, match="cannot read"):
+        parse_calls(text)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '__import__("os")',
+        "open('touched', 'w')",
+        "[f() for f in b]",
+        "1+1",
+        "2**9",
+        "b.c",
+        "b[0]",
+        "f'{b}'",
+        "not b",
+        "(b := 3)",
+        "lambda: 0",
+        "{[]: 1}",
+        "__import__('os')/2",
+        "1/0",
+        "1/2/3",
+        "1/b",
+        "1e308/1e-308",
+    ],
+)
+def test_nothing_is_evaluated(value: str, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        parse_call(f"a(x={value})")
+    assert "is not a number" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_argument_given_twice_is_refused():
+    with pytest.raises(UserError, match="a: x is given twice"):
+        parse_call("a(x=1, x=2)")
+
+
+def test_one_call_is_one_call():
+    with pytest.raises(UserError, match="not 2"):
+        parse_call("a+b")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.03", 0.03), ("8/255", 8 / 255), (" 8 / 255 ", 8 / 255), ("-1", -1.0), ("1e-3", 1e-3)]
+)
+def test_parse_number(text: str, value: float):
+    assert parse_number(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "/", "8/", "/255", "8/0", "1/2/3", "eight", "8:255", "nan", "inf", "-inf", "1/nan"]
+)
+def test_parse_number_refuses(text: str):
+    with pytest.raises(UserError, match="is not a number"):
+        parse_number(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (8 / 255, "8/255"),
+        (-2 / 255, "-2/255"),
+        (0.031, "0.031"),
+        (0.02, "0.02"),
+        (6.0, "6"),
+        (0.0, "0"),
+        (1e-3, "0.001"),
+        (1e-5, "1e-05"),
+        (0.2, "0.2"),
+        (1 / 3, "85/255"),
+        (1 / 7, "0.14285714285714285"),
+        (1.234e-13, "1.234e-13"),
+    ],
+)
+def test_spell_number(value: float, text: str):
+    assert spell_number(value) == text
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_round_trip(value: float):
+    assert math.isclose(parse_number(spell_number(value)), value, rel_tol=1e-12)
+
+
+@given(st.integers(-2000, 2000))
+def test_fractions_of_255_are_spelled_as_such_or_shorter(numerator: int):
+    text = spell_number(numerator / 255)
+    assert parse_number(text) == numerator / 255
+    assert len(text) <= len(f"{numerator}/255")
+
+
+class Thing:
+    def __init__(
+        self,
+        size: int = 1,
+        weight: float = 0.5,
+        word: str = "a",
+        pair: tuple[str, str] = ("a", "b"),
+        flag: bool = False,
+        limit: float | None = None,
+        kind: Literal["x", "y"] = "x",
+    ) -> None:
+        self.size, self.weight, self.word, self.pair = size, weight, word, pair
+        self.flag, self.limit, self.kind = flag, limit, kind
+
+
+@given(
+    size=st.integers(-(10**20), 10**20),
+    weight=st.floats(allow_nan=False, allow_infinity=False),
+    word=st.text("abc-_+=(), '").filter(lambda word: "'" not in word) | st.text('a-"'),
+    pair=st.tuples(st.text("ab-+"), st.text("ab-+")),
+    flag=st.booleans(),
+    limit=st.none() | st.floats(0, 1),
+    kind=st.sampled_from(["x", "y"]),
+)
+def test_objects_round_trip(**arguments: Any):
+    text = spell("thing", Thing(**arguments))
+    again = build("thing", parse_call(text), {"thing": Thing})
+    for name, value in arguments.items():
+        found = getattr(again, name)
+        assert math.isclose(found, value, rel_tol=1e-12) if isinstance(value, float) else found == value
+    assert spell("thing", again) == text
+
+
+def test_defaults_are_left_out_and_the_rest_is_in_the_order_of_the_constructor():
+    assert spell("thing", Thing()) == "thing"
+    assert spell("thing", Thing(weight=0.5, size=3)) == "thing(size=3)"
+    assert spell("thing", Thing(word="b", size=3)) == 'thing(size=3, word="b")'
+    assert spell("thing", Thing(word="b", size=3), hidden=("size",)) == 'thing(word="b")'
+
+
+def test_whole_numbers_stand_for_numbers():
+    thing = build("thing", parse_call("thing(weight=2, limit=1)"), {"thing": Thing})
+    assert type(thing.weight) is float
+    assert type(thing.limit) is float
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("thimg", "unknown thing 'thimg': did you mean 'thing'? choose from thing"),
+        ("zzz", "unknown thing 'zzz': choose from thing"),
+        ("thing(wieght=1)", "did you mean 'weight'"),
+        ("thing(size=1.5)", "size=1.5 must be a whole number"),
+        ("thing(size=true)", "size=True must be a whole number"),
+        ("thing(size=None)", "size=None must be a whole number"),
+        ("thing(weight=true)", "weight=True must be a number"),
+        ("thing(weight=big)", "weight='big' must be a number"),
+        ("thing(weight=1e999)", "weight=inf must be a number"),
+        ("thing(weight=1" + 400 * "0" + ")", "must be a number"),
+        ("thing(limit=1e999)", "limit=inf must be"),
+        ("thing(word=3)", "word=3 must be a word"),
+        ("thing(flag=1)", "flag=1 must be true or false"),
+        ("thing(kind=z)", "kind='z' must be"),
+        ("thing(size={[1]: 2})", "is not a number"),
+    ],
+)
+def test_refusals_name_the_value_and_what_is_allowed(text: str, words: str):
+    with pytest.raises(UserError) as caught:
+        build("thing", parse_call(text), {"thing": Thing})
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_given_by_the_caller_cannot_be_spelled():
+    with pytest.raises(UserError, match="unknown argument"):
+        build("thing", parse_call("thing(size=2)"), {"thing": Thing}, size=1)
+    assert build("thing", parse_call("thing(word=b)"), {"thing": Thing}, size=4).size == 4

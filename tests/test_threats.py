@@ -1,0 +1,207 @@
+"""Balls, projections and samples: against brute force, closed forms and the distributions they promise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from advalign.errors import UserError
+from advalign.threats import L2, Linf, Threat, check_images, threat
+
+THREATS = [Linf(0.1), L2(0.5), Linf(0.0), L2(0.0), Linf(1.0), L2(9.0)]
+
+
+def images(n: int, shape: tuple[int, ...] = (3, 4, 4), seed: int = 0) -> Tensor:
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+def norms(delta: Tensor, budget: Threat) -> Tensor:
+    flat = delta.flatten(1)
+    return flat.abs().amax(1) if isinstance(budget, Linf) else flat.square().sum(1).sqrt()
+
+
+@pytest.mark.parametrize("budget", THREATS, ids=str)
+def test_projection_is_inside_and_idempotent_and_leaves_what_is_inside(budget: Threat):
+    x = images(50)
+    far = x + 2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    project = budget.ball(x)
+    once = project(far.clone())
+    assert once.min() >= 0
+    assert once.max() <= 1
+    assert (norms(once - x, budget) <= budget.eps + 1e-12).all()
+    torch.testing.assert_close(project(once.clone()), once, atol=1e-12, rtol=0)
+    within = x + (once - x) / 2
+    torch.testing.assert_close(project(within.clone()), within, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("budget", [Linf(0.3), L2(0.3)], ids=str)
+def test_projection_is_the_closest_point(budget: Threat):
+    """Against a fine polar grid of the whole ball in two dimensions, away from the walls."""
+    x = torch.full((6, 1, 1, 2), 0.5, dtype=torch.double)
+    far = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.double)
+    angle, share = torch.meshgrid(
+        torch.linspace(0, 2 * math.pi, 3001, dtype=torch.double), torch.linspace(0, 1, 61).double(), indexing="ij"
+    )
+    circle = torch.stack([angle.cos(), angle.sin()], -1)
+    edge = circle if isinstance(budget, L2) else circle / circle.abs().amax(-1, keepdim=True)
+    ball = 0.5 + 0.3 * (edge * share[..., None]).flatten(0, 1)
+    closest = torch.stack([ball[(ball - point).square().sum(1).argmin()] for point in far.flatten(1)])
+    torch.testing.assert_close(budget.ball(x)(far.clone()).flatten(1), closest, atol=2e-3, rtol=0)
+
+
+def test_linf_projection_with_the_box_is_the_closest_point():
+    x = images(4, (1, 2, 2)).round()  # at the walls
+    far = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=torch.double)
+    candidates = torch.linspace(0, 1, 100_001, dtype=torch.double)
+    closest = [
+        allowed[(allowed - f).abs().argmin()]
+        for v, f in zip(x.flatten(), far.flatten(), strict=True)
+        for allowed in [candidates[(candidates - v).abs() <= 0.2 + 1e-9]]
+    ]
+    torch.testing.assert_close(Linf(0.2).ball(x)(far.clone()).flatten(), torch.stack(closest), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("budget", THREATS, ids=str)
+def test_projection_and_sample_leave_the_centre_alone(budget: Threat):
+    x = images(5)
+    before = x.clone()
+    budget.ball(x)(x.clone() + 1)
+    budget.sample(x)
+    budget.steepest(x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("budget", THREATS, ids=str)
+def test_samples_are_inside(budget: Threat):
+    x = images(200)
+    x[:50] = x[:50].round()
+    drawn = budget.sample(x)
+    assert drawn.shape == x.shape
+    assert drawn.dtype == x.dtype
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+    assert (norms(drawn - x, budget) <= budget.eps + 1e-12).all()
+
+
+def test_linf_samples_are_uniform():
+    torch.manual_seed(0)
+    moved = (Linf(0.2).sample(torch.full((1000, 1, 4, 4), 0.5)) - 0.5).flatten()
+    shares = torch.linspace(0.05, 0.95, 19)
+    torch.testing.assert_close(moved.quantile(shares), 0.4 * shares - 0.2, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (1, 2, 2)])
+def test_l2_samples_fill_the_ball_evenly(shape: tuple[int, ...]):
+    """In d dimensions a share s^d of an even ball lies within the radius s, and no direction is preferred."""
+    torch.manual_seed(0)
+    moved = (L2(0.4).sample(torch.full((16_000, *shape), 0.5)) - 0.5).flatten(1) / 0.4
+    radius, dimensions = moved.norm(dim=1), moved.shape[1]
+    for share in (0.3, 0.5, 0.7, 0.9):
+        assert (radius <= share).double().mean().item() == pytest.approx(share**dimensions, abs=0.015)
+    torch.testing.assert_close(moved.mean(0), torch.zeros(dimensions), atol=0.02, rtol=0)
+    variance = 1 / (dimensions + 2)
+    torch.testing.assert_close(moved.T @ moved / len(moved), variance * torch.eye(dimensions), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("budget", [Linf(0.1), L2(0.5)], ids=str)
+def test_samples_follow_the_seed(budget: Threat):
+    x = images(3)
+    torch.manual_seed(7)
+    first, second = budget.sample(x), budget.sample(x)
+    torch.manual_seed(7)
+    assert torch.equal(budget.sample(x), first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("budget", [Linf(0.1), L2(0.5)], ids=str)
+def test_an_empty_batch_has_samples_and_projections(budget: Threat):
+    empty = torch.empty(0, 3, 4, 4)
+    assert budget.sample(empty).shape == empty.shape
+    assert budget.ball(empty)(empty.clone()).shape == empty.shape
+    check_images(empty)
+
+
+@settings(deadline=None)
+@given(exponent=st.floats(-36, 36), seed=st.integers(0, 99))
+def test_steepest_is_a_unit_step_that_gains_most(exponent: float, seed: int):
+    """By Hölder, no step of length 1 gains more than the dual norm of the gradient, at any scale of fp32."""
+    grad = torch.randn(3, 1, 2, 3, generator=torch.Generator().manual_seed(seed))
+    scaled = grad * 10**exponent
+    for budget, dual in ((Linf(), grad.abs().flatten(1).sum(1)), (L2(), grad.flatten(1).norm(dim=1))):
+        step = budget.steepest(scaled)
+        torch.testing.assert_close(norms(step, budget), torch.ones(3))
+        torch.testing.assert_close((step * grad).flatten(1).sum(1), dual)
+
+
+@pytest.mark.parametrize("budget", [Linf(), L2()], ids=str)
+def test_steepest_of_a_zero_gradient_is_no_step(budget: Threat):
+    assert torch.equal(budget.steepest(torch.zeros(2, 3, 4, 4)), torch.zeros(2, 3, 4, 4))
+
+
+def test_distance_by_hand():
+    x = torch.zeros(2, 1, 1, 2)
+    moved = torch.tensor([[[[0.3, -0.4]]], [[[0.0, 0.1]]]])
+    torch.testing.assert_close(L2().distance(moved, x), torch.tensor([0.5, 0.1]))
+    torch.testing.assert_close(Linf().distance(moved, x), torch.tensor([0.4, 0.1]))
+
+
+@pytest.mark.parametrize(
+    ("budget", "spelled"),
+    [
+        (Linf(), "Linf(8/255)"),
+        (Linf(0.031), "Linf(0.031)"),
+        (Linf(0), "Linf(0)"),
+        (L2(), "L2(0.5)"),
+        (L2(128 / 255), "L2(128/255)"),
+        (L2(3.0), "L2(3)"),
+    ],
+)
+def test_spelling(budget: Threat, spelled: str):
+    assert str(budget) == spelled
+
+
+def test_threat_by_name():
+    assert threat("linf", 0.1) == Linf(0.1)
+    assert threat("l2", 0.1) == L2(0.1)
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "words"),
+    [
+        ("linf", 8.0, "eps=8 must be in [0, 1]; for images in [0, 1] write 8/255"),
+        ("linf", -0.1, "eps=-0.1 must be in [0, 1]"),
+        ("linf", 1000.0, "eps=1000 must be in [0, 1]"),
+        ("linf", math.nan, "eps=nan"),
+        ("l2", -0.5, "eps=-0.5 must be at least 0"),
+        ("l2", math.inf, "eps=inf must be at least 0 and finite"),
+        ("l2", math.nan, "eps=nan"),
+        ("linff", 0.1, "unknown norm 'linff': did you mean 'linf'? choose from l2, linf"),
+    ],
+)
+def test_refusals_name_the_value_and_what_is_allowed(norm: str, eps: float, words: str):
+    with pytest.raises(UserError) as caught:
+        threat(norm, eps)
+    assert words in str(caught.value)
+
+
+def test_only_a_radius_of_pixel_values_is_told_to_divide():
+    for eps in (-8.0, 1000.0):
+        with pytest.raises(UserError) as caught:
+            Linf(eps)
+        assert "/255" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"), [(-0.1, 1.0, "[-0.1, 1]"), (0.0, 1.01, "[0, 1.01]"), (-2.12, 2.64, "[-2.12, 2.64]")]
+)
+def test_normalised_images_are_refused_with_their_range(low: float, high: float, shown: str):
+    with pytest.raises(UserError) as caught:
+        check_images(torch.linspace(low, high, 48).view(1, 3, 4, 4))
+    assert shown in str(caught.value)
+    assert "Normalized" in str(caught.value)
+    check_images(torch.linspace(0, 1, 48).view(1, 3, 4, 4))

@@ -1,0 +1,248 @@
+"""Runs: what is trained, in which folder, and that stopping in any way changes nothing of the result."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from advalign.data import Dataset, Images
+from advalign.data import load as load_data
+from advalign.errors import TrainingError, UserError
+from advalign.recipes import Recipe, digits
+from advalign.runs import Run, load
+from advalign.runs.checkpoint import load_state, load_weights
+from advalign.training import train
+
+MODEL = "small-cnn(width=4)"
+QUICK = replace(digits(), epochs=2, steps=2, batch_size=128, subset=600)
+COMMAND = [
+    sys.executable, "-m", "advalign", "train", "trades+vfd", "--data", "digits", "--model", MODEL, "--recipe", "digits",
+    "--epochs", "3", "--steps", "2", "--subset", "600", "--name", "robust", "--device", "cpu",
+]  # fmt: skip
+
+
+def quick(method: str, folder: Path, recipe: Recipe = QUICK, **options) -> Run:
+    return train(method, data="digits", model=MODEL, recipe=recipe, runs=folder, device="cpu", **options)
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, "--runs", str(folder), *more],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    """Equal to the bit, through nested containers; seconds alone may differ."""
+    if isinstance(a, torch.Tensor):
+        assert isinstance(b, torch.Tensor)
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert isinstance(b, dict)
+        assert a.keys() == b.keys(), where
+        for key in a.keys() - {"seconds"}:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert isinstance(b, list | tuple)
+        assert len(a) == len(b), where
+        for i, (left, right) in enumerate(zip(a, b, strict=True)):
+            assert_same(left, right, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert_same(load_state(a / "state.pt"), load_state(b / "state.pt"), "state")
+    for checkpoint in ("best", "last"):
+        assert_same(load_weights(a / f"{checkpoint}.safetensors"), load_weights(b / f"{checkpoint}.safetensors"), checkpoint)
+    assert_same(Run.read(a).log, Run.read(b).log, "log")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    process = start(folder)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return folder / "robust"
+
+
+def test_kill_9_at_a_random_step_and_resume_gives_the_same_bits(uninterrupted: Path, tmp_path: Path):
+    process = start(tmp_path, "--checkpoint-seconds", "0")
+    state = tmp_path / "robust" / "state.pt"
+    until, seen, last = random.randint(2, 12), 0, 0
+    while seen < until and process.poll() is None:
+        now = state.stat().st_mtime_ns if state.exists() else 0
+        seen, last = seen + (now != last), now
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    standing = load_state(state)
+    assert not Run.read(tmp_path / "robust").finished, f"killed after {until} states, at {standing['epoch']}"
+    again = start(tmp_path)
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert_same_run(tmp_path / "robust", uninterrupted)
+
+
+def test_sigterm_saves_and_exits_0_with_how_to_go_on(uninterrupted: Path, tmp_path: Path):
+    process = start(tmp_path)
+    state = tmp_path / "robust" / "state.pt"
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "SIGTERM" in output
+    assert "same command" in output.replace("\n", " ")
+    again = start(tmp_path)
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert_same_run(tmp_path / "robust", uninterrupted)
+
+
+def test_time_budget_stops_in_good_order_and_the_same_call_goes_on(tmp_path: Path):
+    whole = quick("at", tmp_path / "a")
+    calls = 1
+    while not (run := quick("at", tmp_path / "b", time_budget=0.05)).finished:
+        calls += 1
+        assert calls < 200
+    assert calls > 1
+    assert_same_run(whole.path, run.path)
+
+
+def test_a_finished_run_is_returned_untouched(tmp_path: Path):
+    run = quick("at", tmp_path)
+    before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in run.path.iterdir()}
+    assert quick("at", tmp_path).path == run.path
+    assert before == {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in run.path.iterdir()}
+
+
+def test_guests_are_trained_first_and_shared_whatever_the_attack(tmp_path: Path):
+    first = quick("trades+vfd", tmp_path)
+    second = quick("hat", tmp_path, replace(QUICK, eps=0.1, steps=1))
+    assert first.setting["guests"] == second.setting["guests"]
+    naturals = [path for path in tmp_path.iterdir() if path.name.startswith("natural")]
+    assert len(naturals) == 1
+    assert Run.read(naturals[0]).id == first.setting["guests"]["vanilla"]
+
+
+def test_a_given_guest_is_used_and_none_is_trained(tmp_path: Path):
+    vanilla = quick("natural", tmp_path / "guests")
+    by_folder = quick("at+vfd", tmp_path / "runs", guests={"vanilla": vanilla.path})
+    by_file = quick("at+vfd", tmp_path / "runs", guests={"vanilla": vanilla.weights("best")})
+    assert by_folder.path == by_file.path
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [by_folder.path.name]
+    state = load_state(by_folder.state)["objective"]
+    assert not any("vanilla" in key for key in state)
+
+
+def test_best_is_the_first_epoch_of_the_highest_robust_then_clean_accuracy(tmp_path: Path):
+    run = quick("at", tmp_path, replace(QUICK, epochs=5))
+    scores = [(row["validation"]["robust"], row["validation"]["clean"]) for row in run.log]
+    _, card = load_weights(run.weights("best"))
+    assert card["epoch"] == scores.index(max(scores)) + 1
+    assert load_weights(run.weights("last"))[1]["epoch"] == 5
+
+
+def test_the_test_set_plays_no_part_in_training(tmp_path: Path):
+    data = load_data("digits")
+    scrambled = Dataset(data.name, data.train, Images(255 - data.test.pixels, data.test.labels.flip(0)), data.class_names)
+    runs = [
+        train("at", data=each, model=MODEL, recipe=QUICK, runs=tmp_path / str(i), device="cpu")
+        for i, each in enumerate((data, scrambled))
+    ]
+    assert runs[0].id != runs[1].id  # other data under the same name are noticed
+    assert_same(load_weights(runs[0].weights("best"))[0], load_weights(runs[1].weights("best"))[0])
+
+
+def test_training_learns_and_the_loaded_model_is_the_trained_one(tmp_path: Path):
+    run = quick("natural", tmp_path, replace(QUICK, epochs=8, subset=None))
+    model, data = load(run.path), load_data("digits")
+    assert not model.training
+    with torch.no_grad():
+        accuracy = (model(data.test.floats()).argmax(1) == data.test.labels).float().mean()
+    assert accuracy > 0.8
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path):
+    huge = replace(QUICK, lr=1e25, warmup=1, epochs=4, schedule="constant")
+    with pytest.raises(TrainingError, match=r"loss became nan in epoch \d.*--lr"):
+        quick("at", tmp_path, huge)
+    (folder,) = tmp_path.iterdir()
+    if (folder / "state.pt").exists():
+        assert all(value.isfinite().all() for value in load_state(folder / "state.pt")["objective"].values())
+
+
+def test_another_setting_under_the_same_name_is_refused_and_nothing_changes(tmp_path: Path):
+    run = quick("at", tmp_path, name="mine")
+    before = {file: file.read_bytes() for file in run.path.iterdir()}
+    with pytest.raises(UserError, match=r"recipe.eps is 0.2 there and 0.1 here"):
+        quick("at", tmp_path, replace(QUICK, eps=0.1), name="mine")
+    assert before == {file: file.read_bytes() for file in run.path.iterdir()}
+
+
+def test_the_callers_random_state_comes_back(tmp_path: Path):
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    quick("at", tmp_path)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_seeds_differ_and_equal_seeds_agree(tmp_path: Path):
+    a, b, c = (
+        load_weights(quick("at", tmp_path / folder, replace(QUICK, seed=seed)).weights("last"))[0]
+        for folder, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert_same(a, b)
+    assert any(not torch.equal(a[key], c[key]) for key in a)
+
+
+def test_bf16_trains_with_finite_losses(tmp_path: Path):
+    run = quick("trades", tmp_path, replace(QUICK, precision="bf16"))
+    assert run.finished
+    assert all(torch.tensor(row["loss"]).isfinite() for row in run.log)
+
+
+@pytest.mark.slow
+def test_compiled_training_gives_the_same_losses(tmp_path: Path):
+    plain = quick("trades+vfd", tmp_path / "plain")
+    compiled = quick("trades+vfd", tmp_path / "compiled", replace(QUICK, compile=True))
+    for a, b in zip(plain.log, compiled.log, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
+
+
+def test_clipping_bounds_the_first_update(tmp_path: Path):
+    """One plain SGD step from equal weights: the clipped update is lr times a gradient of norm 0.01."""
+    one = replace(
+        QUICK, epochs=1, subset=128, schedule="constant", momentum=0, nesterov=False, weight_decay=0, clip_norm=0.01
+    )
+    run = quick("at", tmp_path, one)
+    learned = load_state(run.state)["objective"]
+    torch.manual_seed(0)
+    fresh = train("at", data="digits", model=MODEL, recipe=replace(one, lr=1e-12), runs=tmp_path / "b", device="cpu")
+    start_at = load_state(fresh.state)["objective"]
+    trained = [key for key in learned if key.endswith(("weight", "bias"))]
+    moved = torch.cat([(learned[key] - start_at[key]).flatten() for key in trained]).norm()
+    assert moved == pytest.approx(0.01 * one.lr, rel=1e-3)
+
+
+def test_tensorboard_gets_every_epoch(tmp_path: Path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from advalign.runs.tensorboard import tensorboard_sink
+
+    run = quick("trades", tmp_path, sinks=lambda run: [tensorboard_sink(run.path)])
+    events = event_accumulator.EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    assert [scalar.step for scalar in events.Scalars("loss")] == [1, 2]
+    assert {"terms/kl", "validation/robust"} <= set(events.Tags()["scalars"])
