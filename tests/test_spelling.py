@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import pytest
@@ -169,6 +168,7 @@ def test_parse_number_refuses(text: str):
         (1 / 3, "85/255"),
         (1 / 7, "0.14285714285714285"),
         (1.234e-13, "1.234e-13"),
+        (0.9999999999999999, "0.9999999999999999"),
     ],
 )
 def test_spell_number(value: float, text: str):
@@ -177,7 +177,7 @@ def test_spell_number(value: float, text: str):
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_round_trip(value: float):
-    assert math.isclose(parse_number(spell_number(value)), value, rel_tol=1e-12)
+    assert parse_number(spell_number(value)) == value
 
 
 @given(st.integers(-2000, 2000))
@@ -215,8 +215,7 @@ def test_objects_round_trip(**arguments: Any):
     text = spell("thing", Thing(**arguments))
     again = build("thing", parse_call(text), {"thing": Thing})
     for name, value in arguments.items():
-        found = getattr(again, name)
-        assert math.isclose(found, value, rel_tol=1e-12) if isinstance(value, float) else found == value
+        assert getattr(again, name) == value
     assert spell("thing", again) == text
 
 

@@ -72,11 +72,11 @@ def parse_number(text: str) -> float:
 
 
 def spell_number(value: float) -> str:
-    """Spell a number shortly and exactly enough to key records: `8/255`, `0.02`, `6`."""
+    """Spell a number shortly, and exactly, for it keys records: `8/255`, `0.02`, `6`."""
     if value == int(value):
         return str(int(value))
     of_255 = round(value * 255)
-    if len(repr(value)) > 6 and math.isclose(of_255 / 255, value, rel_tol=1e-12):
+    if len(repr(value)) > 6 and of_255 / 255 == value:
         return f"{of_255}/255"
     return repr(value)
 

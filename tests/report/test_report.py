@@ -1,0 +1,97 @@
+"""Tables, figures and the page: the numbers shown are those of the records."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from advalign.errors import UserError
+from advalign.report import report_on
+from advalign.report.figures import gallery, png, trade_off, training_curves
+from advalign.report.tables import accuracy_table
+from advalign.runs import append_records
+from tests.runs.test_files import RECORD
+
+
+def records():
+    accuracies = {
+        ("trades", 0): (0.90, 0.50), ("trades", 1): (0.92, 0.54), ("trades(beta=1)", 0): (0.95, 0.40),
+        ("trades+vfd", 0): (0.94, 0.49),
+    }  # fmt: skip
+    return [
+        replace(RECORD, method=method, seed=seed, run=f"{method}{seed}", attack=attack, accuracy=accuracy)
+        for (method, seed), pair in accuracies.items()
+        for attack, accuracy in zip(("clean", "worst case"), pair, strict=True)
+    ]
+
+
+def test_means_spreads_and_bests_are_right():
+    table = accuracy_table(records())
+    assert table.columns == ("method", "clean", "worst case")
+    # statistics by hand: mean 91, sd |92 - 90| / sqrt 2
+    assert table.rows[0] == ("trades", "91.0 ± 1.4", "52.0 ± 2.8")
+    assert table.rows[1] == ("trades(beta=1)", "95.0", "40.0")
+    assert table.best == {(1, 1), (0, 2)}
+    assert "| trades(beta=1) | **95.0** | 40.0 |" in table.markdown()
+
+
+def test_what_differs_is_a_column_and_what_is_shared_is_said_once():
+    mixed = [*records(), replace(RECORD, method="at", n=100, run="at")]
+    table = accuracy_table(mixed)
+    assert table.columns[-1] == "test images"
+    assert "data: digits" in table.caption
+    assert "test images" not in table.caption
+    assert table.rows[-1] == ("at", "95.0", "–", "100")
+
+
+def test_trade_off_draws_every_method_at_its_means_and_joins_families():
+    axes = trade_off(records()).axes[0]
+    drawn = {line.get_label(): np.array(line.get_xydata()) for line in axes.lines}
+    np.testing.assert_allclose(drawn["trades"], [[91, 52], [95, 40]])
+    np.testing.assert_allclose(drawn["trades+vfd"], [[94, 49]])
+    assert "clean accuracy" in axes.get_xlabel()
+    assert "robust accuracy" in axes.get_ylabel()
+
+
+def test_curves_and_gallery_have_labelled_axes():
+    import torch
+
+    log = [{"epoch": e, "loss": 1 / e, "validation": {"clean": 0.5, "robust": 0.1 * e}} for e in (1, 2, 3)]
+    left, right = training_curves({"trades": log}).axes
+    assert left.get_xlabel() == right.get_xlabel() == "epoch"
+    assert left.get_ylabel() == "training loss"
+    x = torch.rand(2, 1, 8, 8)
+    figure = gallery({"vanilla": (x, x, ["1 → 7", "2 → 2"])}, amplify=2)
+    assert len(figure.axes) == 6
+    pictures = figure.axes[4].get_images()[0].get_array()
+    assert pictures is not None
+    np.testing.assert_allclose(pictures, 0.5)  # no difference is grey
+    assert Image.open(io.BytesIO(png(figure))).format == "PNG"
+
+
+def test_the_page_is_one_file_with_the_tables_numbers(tmp_path: Path):
+    append_records(tmp_path / "records.jsonl", records())
+    report_on([tmp_path], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "91.0 ± 1.4" in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    (picture,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert Image.open(io.BytesIO(base64.b64decode(picture))).width > 500
+
+
+def test_markup_in_a_record_is_escaped(tmp_path: Path):
+    append_records(tmp_path / "records.jsonl", [replace(RECORD, method="<script>alert(1)</script>")])
+    report_on([tmp_path / "records.jsonl"], tmp_path / "page.html")
+    assert "<script>" not in (tmp_path / "page.html").read_text()
+
+
+def test_missing_paths_are_named(tmp_path: Path):
+    with pytest.raises(UserError, match="nowhere"):
+        report_on([tmp_path / "nowhere"], tmp_path / "page.html")

@@ -1,0 +1,129 @@
+"""Files on disk: atomic, honest about damage, and free of code."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from advalign.errors import UserError
+from advalign.runs import Record, append_records, read_records
+from advalign.runs.checkpoint import load_into, load_weights, save_weights
+from advalign.runs.files import read_json, read_lines, write_atomically, write_json, write_lines
+
+RECORD = Record(
+    method="trades", data="digits", model="small-cnn", checkpoint="best", attack="clean", threat="Linf(0.2)",
+    accuracy=0.95, n=500, training_images=1147, epochs=15, seed=0, run="abc", seconds=1.0, commit="", torch="2.13.0",
+    device="cpu",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
+def test_a_failure_at_any_step_leaves_the_old_file_and_no_litter(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "state"
+    write_atomically(path, b"old")
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if step == "write":
+
+        class Full:
+            write = full
+
+            def __enter__(self) -> Full:
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                return None
+
+        monkeypatch.setattr(os, "fdopen", lambda handle, mode: (os.close(handle), Full())[1])
+    else:
+        monkeypatch.setattr(os, step, full)
+    with pytest.raises(UserError, match=r"cannot write .*state: no space left on the disk; what was there is unchanged"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["state"]
+
+
+def test_the_content_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[str] = []
+    fsync, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (calls.append("fsync"), fsync(handle))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), rename(a, b))[1])
+    write_atomically(tmp_path / "file", "text")
+    assert calls == ["fsync", "replace"]
+
+
+def test_json_round_trips_and_damage_is_named(tmp_path: Path):
+    write_json(tmp_path / "a.json", {"x": [1, 2.5, None]})
+    assert read_json(tmp_path / "a.json") == {"x": [1, 2.5, None]}
+    write_lines(tmp_path / "b.jsonl", [{"a": 1}, {"a": 2}])
+    assert read_lines(tmp_path / "b.jsonl") == [{"a": 1}, {"a": 2}]
+    assert read_lines(tmp_path / "none.jsonl") == []
+    (tmp_path / "b.jsonl").write_text('{"a": 1}\n{"a"')
+    with pytest.raises(UserError, match=r"cannot read .*b\.jsonl"):
+        read_lines(tmp_path / "b.jsonl")
+    with pytest.raises(UserError, match=r"cannot read .*none\.json"):
+        read_json(tmp_path / "none.json")
+
+
+def test_records_round_trip_and_a_new_measurement_replaces_the_old(tmp_path: Path):
+    from dataclasses import replace
+
+    path = tmp_path / "records.jsonl"
+    attacked = replace(RECORD, attack="fgsm", accuracy=0.5)
+    append_records(path, [RECORD, attacked])
+    append_records(path, [replace(attacked, accuracy=0.4)])
+    assert read_records(path) == [RECORD, replace(attacked, accuracy=0.4)]
+    write_lines(path, [{"accuracy": 1.0}])
+    with pytest.raises(UserError, match="holds no records"):
+        read_records(path)
+
+
+def test_weights_round_trip_with_their_card(tmp_path: Path):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    save_weights(tmp_path / "a.safetensors", net, {"model": "mine", "classes": 4})
+    state, card = load_weights(tmp_path / "a.safetensors")
+    assert card == {"model": "mine", "classes": 4}
+    assert state.keys() == net.state_dict().keys()
+    assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}, None),
+        ({"weight": torch.zeros(2, 3)}, "has no 'bias'"),
+        ({"weight": torch.zeros(4, 3), "bias": torch.zeros(2)}, r"'weight' is \(4, 3\), not \(2, 3\)"),
+        ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "gain": torch.zeros(1)}, "no 'gain'"),
+    ],
+)
+def test_state_that_does_not_fit_is_named_and_nothing_is_loaded(state: dict, words: str | None):
+    net = nn.Linear(3, 2)
+    before = net.weight.detach().clone()
+    if words is None:
+        load_into(net, state, "file")
+        assert not net.weight.any()
+    else:
+        with pytest.raises(UserError, match=words):
+            load_into(net, state, "file")
+        assert torch.equal(net.weight, before)
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (builtins.exec, ("raise SystemExit('executed')",))
+
+
+def test_a_pickle_with_code_is_refused_unexecuted(tmp_path: Path):
+    torch.save({"weight": _Bomb()}, tmp_path / "bomb.pt")
+    with pytest.raises(UserError, match="holds more than tensors"):
+        load_weights(tmp_path / "bomb.pt")

@@ -1,0 +1,70 @@
+"""Evaluation as a verb: what is measured on which images, and what is written down."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from advalign.data import load as load_data
+from advalign.measure import measure
+from advalign.recipes import digits
+from advalign.runs import Run, load, read_records
+from advalign.training import train
+
+QUICK = replace(digits(), epochs=2, steps=1, batch_size=128)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("runs")
+    return train("at", data="digits", model="small-cnn(width=4)", recipe=QUICK, runs=folder, device="cpu")
+
+
+def test_records_say_what_was_measured(run: Run):
+    result = measure(run.path, ["fgsm"], n=200, device="cpu")
+    clean, attacked, worst = result.records
+    assert (clean.attack, attacked.attack, worst.attack) == ("clean", "fgsm", "worst case")
+    assert {record.threat for record in result.records} == {"Linf(0.2)"}  # what it was trained against
+    assert attacked.method == "at"
+    assert attacked.checkpoint == "best"
+    assert (attacked.n, attacked.training_images, attacked.epochs) == (200, 1147, 2)
+    assert attacked.run == run.id
+    assert attacked.torch == torch.__version__
+
+
+def test_clean_accuracy_is_that_of_the_checkpoint_on_the_whole_test_set(run: Run):
+    test = load_data("digits").test
+    for checkpoint in ("best", "last"):
+        with torch.no_grad():
+            right = load(run.path, checkpoint)(test.floats()).argmax(1) == test.labels
+        (clean,) = measure(run.path, ["none"], checkpoint=checkpoint, device="cpu").records
+        assert clean.accuracy == pytest.approx(right.double().mean().item())
+        assert clean.n == 500
+
+
+def test_measuring_twice_gives_the_same_images_and_replaces_the_records(run: Run, tmp_path: Path):
+    first = measure(run.path, ["pgd(steps=3)"], n=100, device="cpu", out=tmp_path / "a")
+    count = len(read_records(run.path / "records.jsonl"))
+    again = measure(run.path, ["pgd(steps=3)"], n=100, device="cpu", out=tmp_path / "b", batch_size=100)
+    assert len(read_records(run.path / "records.jsonl")) == count
+    assert json.loads(first.path.read_text())["outcomes"] == json.loads(again.path.read_text())["outcomes"]
+
+
+def test_the_subset_is_stratified(run: Run):
+    result = measure(run.path, ["none"], n=100, device="cpu")
+    assert len(result.evaluation) == 100
+
+
+def test_standard_expands_to_the_usual_attacks(run: Run):
+    from advalign.attacks import STANDARD, parse, spelled
+    from advalign.threats import Linf
+
+    result = measure(run.path, ["standard"], n=20, device="cpu")
+    expected = [spelled(parse(name, threat=Linf())) for name in STANDARD]
+    assert [record.attack for record in result.records] == ["clean", *expected, "worst case"]
+    by_attack = {record.attack: record.accuracy for record in result.records}
+    assert by_attack["worst case"] <= min(by_attack[name] for name in expected)
