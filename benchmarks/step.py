@@ -51,8 +51,12 @@ def plain(student: nn.Module, vanilla: nn.Module, *, recompute: bool) -> Step:
     """A whole step in plain PyTorch; `recompute` is the authors' way."""
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     seen: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, _: object, output: Tensor) -> None:
+        seen[module] = output
+
     for net in (student, vanilla):
-        net.get_submodule("layer4").register_forward_hook(lambda module, _, out: seen.__setitem__(module, out))
+        net.get_submodule("layer4").register_forward_hook(keep)
     layer, vanilla_layer = student.get_submodule("layer4"), vanilla.get_submodule("layer4")
 
     def features(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +135,9 @@ def main() -> None:
     for width, size in SIZES:
         x, y = torch.rand(size, 3, 32, 32), torch.arange(size) % 10
         made = ways(width)
-        images = {name: x for name in made} | {"ours": x.contiguous(memory_format=torch.channels_last)}  # as batches are
+        images = {name: x for name in made} | {
+            "ours": x.contiguous(memory_format=torch.channels_last)
+        }  # as batches are
         seconds: dict[str, list[float]] = {name: [] for name in made}
         for round_ in range(given.rounds + 1):
             for name in list(made) if round_ % 2 else reversed(list(made)):

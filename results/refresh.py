@@ -1,4 +1,4 @@
-"""Write the tables of README.md anew from the committed records: `python results/refresh.py`; a test holds them current."""
+"""Write the tables of README.md from the committed records: `python results/refresh.py`; a test holds them current."""
 
 from __future__ import annotations
 

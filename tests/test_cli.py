@@ -252,7 +252,13 @@ def test_lists(what: str, capsys: pytest.CaptureFixture[str]):
     cli.main(["list", *what.split()])
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) > 2
-    expected = {"methods": "+vfd", "layers resnet18": "layer4", "recipes": "common", "models": "vgg16", "attacks": "mim"}
+    expected = {
+        "methods": "+vfd",
+        "layers resnet18": "layer4",
+        "recipes": "common",
+        "models": "vgg16",
+        "attacks": "mim",
+    }
     assert any(row.split()[0] == expected.get(what, "digits") for row in rows)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from advalign.data import Dataset, Images
 from advalign.data import load as load_data
@@ -64,7 +65,9 @@ def assert_same(a: object, b: object, where: str = "") -> None:
 def assert_same_run(a: Path, b: Path) -> None:
     assert_same(load_state(a / "state.pt"), load_state(b / "state.pt"), "state")
     for checkpoint in ("best", "last"):
-        assert_same(load_weights(a / f"{checkpoint}.safetensors"), load_weights(b / f"{checkpoint}.safetensors"), checkpoint)
+        assert_same(
+            load_weights(a / f"{checkpoint}.safetensors"), load_weights(b / f"{checkpoint}.safetensors"), checkpoint
+        )
     assert_same(Run.read(a).log, Run.read(b).log, "log")
 
 
@@ -157,7 +160,9 @@ def test_best_is_the_first_epoch_of_the_highest_robust_then_clean_accuracy(tmp_p
 
 def test_the_test_set_plays_no_part_in_training(tmp_path: Path):
     data = load_data("digits")
-    scrambled = Dataset(data.name, data.train, Images(255 - data.test.pixels, data.test.labels.flip(0)), data.class_names)
+    scrambled = Dataset(
+        data.name, data.train, Images(255 - data.test.pixels, data.test.labels.flip(0)), data.class_names
+    )
     runs = [
         train("at", data=each, model=MODEL, recipe=QUICK, runs=tmp_path / str(i), device="cpu")
         for i, each in enumerate((data, scrambled))
@@ -190,6 +195,14 @@ def test_another_setting_under_the_same_name_is_refused_and_nothing_changes(tmp_
     with pytest.raises(UserError, match=r"recipe.eps is 0.2 there and 0.1 here"):
         quick("at", tmp_path, replace(QUICK, eps=0.1), name="mine")
     assert before == {file: file.read_bytes() for file in run.path.iterdir()}
+
+
+def test_a_run_that_another_process_trains_is_refused(tmp_path: Path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    with FileLock(folder / ".lock"), pytest.raises(UserError, match="mine is being trained by another process"):
+        quick("at", tmp_path, name="mine")
+    assert not (folder / "run.json").exists()
 
 
 def test_the_callers_random_state_comes_back(tmp_path: Path):

@@ -127,6 +127,7 @@ def run_train(options: Train) -> None:
     """Train, and say how to go on."""
     from advalign.interrupts import parse_duration
     from advalign.runs.tensorboard import tensorboard_sink
+    from advalign.terminal import say
     from advalign.training import train
 
     run = train(
@@ -146,9 +147,7 @@ def run_train(options: Train) -> None:
         console=_console(),
     )
     if run.finished:
-        _console().print(
-            f"Trained: {run.path}\nNext: advalign evaluate {str(run.path)!r}", highlight=False, soft_wrap=True
-        )
+        say(_console(), f"Trained: {run.path}\nNext: advalign evaluate {str(run.path)!r}")
 
 
 def run_evaluate(options: Evaluate) -> None:
@@ -158,6 +157,7 @@ def run_evaluate(options: Evaluate) -> None:
     from advalign.report.tables import accuracy_table, print_table
     from advalign.runs.files import write_atomically
     from advalign.runtime import environment
+    from advalign.terminal import say
 
     result = measure(
         options.source, options.attacks, checkpoint=options.checkpoint, data=options.data, model=options.model,
@@ -169,7 +169,7 @@ def run_evaluate(options: Evaluate) -> None:
     print_table(_console(), table)
     write_atomically(result.path.with_suffix(".md"), table.markdown() + "\n")
     write_page(result.path.with_suffix(".html"), f"Evaluation of {options.source}", [], table, [], environment())
-    _console().print(f"Written: {result.path} (per image), .md, .html", highlight=False, soft_wrap=True)
+    say(_console(), f"Written: {result.path} (per image), .md, .html")
 
 
 def run_demo(options: Demo) -> None:
@@ -185,9 +185,10 @@ def run_report(options: Report) -> None:
     """Write the report and print its table."""
     from advalign.report import report_on
     from advalign.report.tables import print_table
+    from advalign.terminal import say
 
     print_table(_console(), report_on(options.paths, options.out))
-    _console().print(f"Written: {options.out}", highlight=False)
+    say(_console(), f"Written: {options.out}")
 
 
 def run_list(options: List) -> None:
@@ -308,4 +309,4 @@ def _with_width(model: str, width: int | None) -> str:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(stderr=False)
+    return Console()

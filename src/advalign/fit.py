@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 
 @dataclass
-class Progress:
+class Standing:
     """Where a run stands: what `state.pt` holds beside the networks and the optimiser."""
 
     epoch: int = 0  # epochs finished
@@ -57,7 +57,7 @@ def fit(
     card: dict[str, Any],
     interrupts: Interrupts,
     checkpoint_seconds: float,
-    on_step: Callable[[Progress, int], None],
+    on_step: Callable[[Standing, int], None],
     on_epoch: Callable[[Row], None],
 ) -> bool:
     """Train the objective's student from wherever the run stands; return whether it is finished.
@@ -82,18 +82,18 @@ def fit(
         nesterov=r.nesterov,
         fused=device.type != "mps",
     )
-    progress = _resume(run, objective, optimizer, device)
+    standing = _resume(run, objective, optimizer, device)
     budget = threat(r.norm, r.eps)
     if r.compile:
         objective.compile()
-    on_step(progress, batches.steps)
-    saved = began = time.monotonic() - progress.seconds
-    while progress.epoch < r.epochs:
-        epoch = progress.epoch
+    on_step(standing, batches.steps)
+    saved = began = time.monotonic() - standing.seconds
+    while standing.epoch < r.epochs:
+        epoch = standing.epoch
         objective.train()
-        for x, y in batches.epoch(epoch, start=progress.step):
-            at = epoch * batches.steps + progress.step
-            torch.manual_seed(mixed_seed(r.seed, epoch, progress.step))
+        for x, y in batches.epoch(epoch, start=standing.step):
+            at = epoch * batches.steps + standing.step
+            torch.manual_seed(mixed_seed(r.seed, epoch, standing.step))
             optimizer.param_groups[0].update(
                 lr=learning_rate(r, at, batches.steps), momentum=momentum(r, at, batches.steps)
             )
@@ -108,28 +108,28 @@ def fit(
                 torch.nn.utils.clip_grad_norm_(learning, r.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
-            progress.add(loss, terms)
-            on_step(progress, batches.steps)
+            standing.add(loss, terms)
+            on_step(standing, batches.steps)
             if interrupts.reason or time.monotonic() - saved > checkpoint_seconds:
-                progress.seconds = time.monotonic() - began
-                _save(run, objective, optimizer, progress)
+                standing.seconds = time.monotonic() - began
+                _save(run, objective, optimizer, standing)
                 saved = time.monotonic()
             if interrupts.reason:
                 return False
-        row = _close_epoch(run, progress, optimizer)
-        if progress.epoch % r.validate_every == 0 or progress.epoch == r.epochs:
+        row = _close_epoch(run, standing, optimizer)
+        if standing.epoch % r.validate_every == 0 or standing.epoch == r.epochs:
             row["validation"] = _validate(objective, validation, r)
             score = list(row["validation"].values())
-            if not progress.best or score > progress.best:
-                progress.best = score
-                save_weights(run.weights("best"), objective.student, {**card, "checkpoint": "best", **_standing(row)})
-        progress.seconds = row["seconds"] = time.monotonic() - began
-        save_weights(run.weights("last"), objective.student, {**card, "checkpoint": "last", **_standing(row)})
-        write_lines(run.path / "log.jsonl", progress.log)
-        _save(run, objective, optimizer, progress)
+            if not standing.best or score > standing.best:
+                standing.best = score
+                save_weights(run.weights("best"), objective.student, {**card, "checkpoint": "best", **_as_of(row)})
+        standing.seconds = row["seconds"] = time.monotonic() - began
+        save_weights(run.weights("last"), objective.student, {**card, "checkpoint": "last", **_as_of(row)})
+        write_lines(run.path / "log.jsonl", standing.log)
+        _save(run, objective, optimizer, standing)
         saved = time.monotonic()
         on_epoch(row)
-        if interrupts.reason and progress.epoch < r.epochs:
+        if interrupts.reason and standing.epoch < r.epochs:
             return False
     return True
 
@@ -143,42 +143,42 @@ def _validate(objective: Objective, validation: Images, recipe: Recipe) -> dict[
     return {"robust": accuracies.accuracies()[WORST_CASE], "clean": accuracies.accuracies()["clean"]}
 
 
-def _close_epoch(run: Run, progress: Progress, optimizer: torch.optim.Optimizer) -> Row:
+def _close_epoch(run: Run, standing: Standing, optimizer: torch.optim.Optimizer) -> Row:
     """Turn the sums into the epoch's row of the log."""
-    _require_finite(run, progress)
-    means = {name: float(value) / progress.step for name, value in progress.sums.items()}
-    progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
-    row = {"epoch": progress.epoch, "lr": optimizer.param_groups[0]["lr"], "loss": means.pop("loss"), "terms": means}
-    progress.log.append(row)
+    _require_finite(run, standing)
+    means = {name: float(value) / standing.step for name, value in standing.sums.items()}
+    standing.epoch, standing.step, standing.sums = standing.epoch + 1, 0, {}
+    row = {"epoch": standing.epoch, "lr": optimizer.param_groups[0]["lr"], "loss": means.pop("loss"), "terms": means}
+    standing.log.append(row)
     return row
 
 
-def _standing(row: Row) -> Row:
+def _as_of(row: Row) -> Row:
     return {"epoch": row["epoch"], "validation": row.get("validation")}
 
 
-def _require_finite(run: Run, progress: Progress) -> None:
-    loss = float(progress.sums.get("loss", torch.zeros(())))
+def _require_finite(run: Run, standing: Standing) -> None:
+    loss = float(standing.sums.get("loss", torch.zeros(())))
     if not math.isfinite(loss):
-        kept = f"the checkpoint of epoch {progress.epoch} is kept" if progress.log else "there was no checkpoint yet"
+        kept = f"the checkpoint of epoch {standing.epoch} is kept" if standing.log else "there was no checkpoint yet"
         raise TrainingError(
-            f"{run.path}: the loss became {loss} in epoch {progress.epoch + 1}; {kept}. "
+            f"{run.path}: the loss became {loss} in epoch {standing.epoch + 1}; {kept}. "
             "Try a lower --lr, a --warmup epoch, or --clip-norm 1"
         )
 
 
-def _save(run: Run, objective: Objective, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    _require_finite(run, progress)
-    state = {"objective": objective.learned_state(), "optimizer": optimizer.state_dict(), **vars(progress)}
+def _save(run: Run, objective: Objective, optimizer: torch.optim.Optimizer, standing: Standing) -> None:
+    _require_finite(run, standing)
+    state = {"objective": objective.learned_state(), "optimizer": optimizer.state_dict(), **vars(standing)}
     save_state(run.state, state)
 
 
-def _resume(run: Run, objective: Objective, optimizer: torch.optim.Optimizer, device: torch.device) -> Progress:
+def _resume(run: Run, objective: Objective, optimizer: torch.optim.Optimizer, device: torch.device) -> Standing:
     if not run.state.exists():
-        return Progress()
+        return Standing()
     state = load_state(run.state)
     learned = state.pop("objective")
     objective.load_state_dict({**objective.state_dict(), **learned})
     optimizer.load_state_dict(state.pop("optimizer"))
     state["sums"] = {name: value.to(device) for name, value in state["sums"].items()}
-    return Progress(**state)
+    return Standing(**state)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from advalign import attacks, models
 from advalign.data import Dataset, load, stratified_subset
@@ -19,6 +18,7 @@ from advalign.runs import Record, append_records, require_classes, weights_of
 from advalign.runs.checkpoint import load_into, load_weights
 from advalign.runs.files import write_json
 from advalign.runtime import environment, pick_device, place
+from advalign.terminal import progress_bars, say
 from advalign.threats import threat
 
 SUBSET_SEED = 0  # one subset of the test set for all models, or their accuracies could not be compared
@@ -83,8 +83,8 @@ def measure(
     net = place(net, where).eval()
     console = console or Console(quiet=True)
     if dataset.note:
-        console.print(f"{dataset.name}: {dataset.note}", soft_wrap=True)
-    with _progress(console) as bars:
+        say(console, f"{dataset.name}: {dataset.note}")
+    with progress_bars(console, "images") as bars:
         tasks = {k: bars.add_task(k, total=len(images)) for k in ("clean", *map(attacks.spelled, chosen))}
         evaluation = evaluate(
             net, images.to(where), chosen, batch_size=batch_size, precision=precision, seed=seed,
@@ -150,11 +150,3 @@ def _content(records: list[Record], evaluation: Evaluation, note: str) -> dict[s
         "note": note,
         "environment": environment(),
     }
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeElapsedColumn(),
-        TextColumn("ETA"), TimeRemainingColumn(), console=console, transient=True,
-        disable=not console.is_terminal,
-    )  # fmt: skip

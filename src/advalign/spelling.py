@@ -13,7 +13,8 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from advalign.errors import UserError, unknown
 
@@ -172,6 +173,9 @@ def _literal(node: ast.expr, name: str, argument: str) -> Any:
 
 
 def _readable(hint: Any) -> str:
-    text = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
-    words = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false"}
-    return words.get(str(text), str(text))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) is UnionType:
+        return " or ".join(_readable(each) for each in get_args(hint) if each is not NoneType)
+    words: dict[Any, str] = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
+    return words.get(hint, str(hint))

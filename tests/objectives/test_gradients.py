@@ -16,7 +16,10 @@ from advalign.objectives import BASES, PLUGINS, compose, parse, total
 from advalign.objectives.parts import ADV, CLEAN
 from advalign.threats import L2, Linf
 
-METHODS = ["natural", *(base + plugin for base in BASES if base != "natural" for plugin in ("", *map("+{}".format, PLUGINS)))]
+METHODS = [
+    "natural",
+    *(base + plugin for base in BASES if base != "natural" for plugin in ("", *map("+{}".format, PLUGINS))),
+]
 FORWARDS = {"natural": 1, "at": 11, "alp": 12, "trades": 13, "mart": 12, "hat": 14}  # of the student, with 10 steps
 
 

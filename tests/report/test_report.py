@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.runs.test_files import RECORD
 
 from advalign.errors import UserError
 from advalign.report import report_on
 from advalign.report.figures import gallery, png, trade_off, training_curves
 from advalign.report.tables import accuracy_table
 from advalign.runs import append_records
-from tests.runs.test_files import RECORD
 
 
 def records():

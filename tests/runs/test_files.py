@@ -47,7 +47,9 @@ def test_a_failure_at_any_step_leaves_the_old_file_and_no_litter(
         monkeypatch.setattr(os, "fdopen", lambda handle, mode: (os.close(handle), Full())[1])
     else:
         monkeypatch.setattr(os, step, full)
-    with pytest.raises(UserError, match=r"cannot write .*state: no space left on the disk; what was there is unchanged"):
+    with pytest.raises(
+        UserError, match=r"cannot write .*state: no space left on the disk; what was there is unchanged"
+    ):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["state"]

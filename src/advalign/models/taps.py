@@ -16,7 +16,7 @@ class Out(NamedTuple):
     """What one pass of a tapped network gives."""
 
     logits: Tensor
-    """(N, classes), in float32 also under bf16 autocast, so that losses are computed in float32."""
+    """(N, classes), in float32 also under bf16 autocast, as the features are."""
     features: Mapping[str, Tensor]
     """Layer name to its output, (N, C, H, W) or as the layer gives it."""
 
@@ -55,13 +55,14 @@ class Tapped(nn.Module):
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
                 logits = self.net(x)
-                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            seen = {**self._tape.seen, "logits": logits}
+                seen = {**self._tape.seen, "logits": logits}
         finally:
             self._tape.running, self._tape.seen = False, {}
         if silent := [layer for layer in self.layers if layer not in seen]:
             raise UserError(f"layer {silent[0]!r} does not run in the forward pass: choose from {', '.join(seen)}")
-        return Out(logits, {layer: seen[layer] for layer in self.layers})
+        # In float32 also under autocast: losses and distances are computed in float32.
+        seen = {layer: output.to(torch.promote_types(output.dtype, torch.float32)) for layer, output in seen.items()}
+        return Out(seen["logits"], {layer: seen[layer] for layer in self.layers})
 
 
 def layers(net: nn.Module) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ class Run:
             )
         elif run.path.exists():
             require(
-                run.path.is_dir() and not any(run.path.iterdir()),
+                run.path.is_dir() and all(file.name == ".lock" for file in run.path.iterdir()),
                 f"{run.path} exists and is no run of advalign; choose another --name, nothing was changed",
             )
         return run

@@ -20,6 +20,7 @@ from advalign.runs import Record, Run
 from advalign.runs import load as load_model
 from advalign.runs.files import write_atomically, write_lines
 from advalign.runtime import environment, seeded
+from advalign.terminal import say
 from advalign.threats import Linf
 from advalign.training import train
 
@@ -83,11 +84,7 @@ def demo(out: str | Path, *, seed: int = 0, time_budget: float | None = None, co
     )
     write_page(out / "report.html", "advalign demo: keep the accuracy", introduction, table, plates, environment())
     print_table(console, table)
-    console.print(
-        f"Report: {out / 'report.html'}  plot: {out / 'trade-off.png'}  numbers: {out / 'records.jsonl'}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(console, f"Report: {out / 'report.html'}  plot: {out / 'trade-off.png'}  numbers: {out / 'records.jsonl'}")
     return True
 
 

@@ -1,0 +1,185 @@
+"""What a training will do, worked out and tried before anything is written: the run, and the guests it needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from advalign import models
+from advalign.data import Dataset, Images, hold_out, stratified_subset
+from advalign.errors import UserError, require
+from advalign.objectives import Method, Objective, compose, parse
+from advalign.recipes import Recipe
+from advalign.runs import Run, require_classes, weights_of
+from advalign.runs.checkpoint import load_into, load_weights
+from advalign.runtime import seeded
+from advalign.threats import threat
+
+# How a guest is made where none is given: this method, with the student's architecture, data and recipe.
+GUEST_METHODS = {"vanilla": "natural"}
+_ATTACK_FIELDS = ("norm", "eps", "steps", "step_size", "start", "mode")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run to be; its guests are weights files or plans of their own.
+
+    Raises:
+        UserError: anything that cannot work: unknown names, values out of range, networks that do not fit each other
+            or the data, a folder that holds something else.
+    """
+
+    method: Method
+    dataset: Dataset
+    model: str
+    recipe: Recipe
+    runs: Path
+    name: str | None
+    guests: Mapping[str, Path | Plan]
+
+    def __post_init__(self) -> None:
+        threat(self.recipe.norm, self.recipe.eps)
+        _ = self.run, self.images
+        models.check_output(self._blank.student, self.dataset.shape, self.dataset.classes)
+        x, y = torch.zeros(2, *self.dataset.shape), torch.zeros(2, dtype=torch.long)
+        with torch.no_grad():
+            self._blank(x, x, y)
+
+    @cached_property
+    def run(self) -> Run:
+        """The run's folder, named by its setting."""
+        setting = {
+            "method": str(self.method),
+            "data": self.dataset.name,
+            "model": self.model,
+            "classes": self.dataset.classes,
+            "shape": self.dataset.shape,
+            "images": self.dataset.digest,
+            "recipe": asdict(self.recipe),
+            "guests": {guest: _identity(source) for guest, source in self.guests.items()},
+        }
+        return Run.at(self.runs, json.loads(json.dumps(setting)), self.name)
+
+    @cached_property
+    def images(self) -> tuple[Images, Images]:
+        """The training images, and the validation images held out of the training set; never the test set."""
+        recipe, name = self.recipe, self.dataset.name
+        rest, validation = hold_out(self.dataset.train, recipe.validation, recipe.seed)
+        if recipe.subset is not None:
+            if recipe.subset > len(rest):
+                raise UserError(
+                    f"subset={recipe.subset} must be at most {len(rest)}, the training images of {name} "
+                    f"without the {recipe.validation} held out"
+                )
+            rest = stratified_subset(rest, recipe.subset, recipe.seed)
+        require(len(rest) >= 2, f"{name} leaves {len(rest)} images to train on: hold out fewer with --validation")
+        return rest, validation
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What the weights files say of themselves."""
+        against = {} if self.method.base.craft is None else {"norm": self.recipe.norm, "eps": self.recipe.eps}
+        return {
+            "method": str(self.method),
+            "data": self.dataset.name,
+            "model": self.model,
+            "classes": self.dataset.classes,
+            "channels": self.dataset.shape[0],
+            **against,
+            "epochs": self.recipe.epochs,
+            "seed": self.recipe.seed,
+            "training_images": len(self.images[0]),
+            "run": self.run.id,
+        }
+
+    @property
+    def space(self) -> int:
+        """The bytes on disk: two weights files, the state with momentum, that once more while it is written, a log."""
+        state = self._blank.learned_state().values()
+        return 6 * sum(tensor.numel() * tensor.element_size() for tensor in state) + (1 << 20)
+
+    def in_order(self) -> list[Plan]:
+        """Return what is to be trained: nothing if the run is finished, else unfinished guests first, then the run."""
+        if self.run.finished:
+            return []
+        return [*(each for guest in self.guests.values() if isinstance(guest, Plan) for each in guest.in_order()), self]
+
+    def bind(self) -> Objective:
+        """Build the networks, load the guests, and compose the objective."""
+        return self._compose({name: _weights(source) for name, source in self.guests.items()})
+
+    @cached_property
+    def _blank(self) -> Objective:
+        """The objective as far as it is there: a guest still to be trained is as it was initialised."""
+        return self._compose({k: None if isinstance(source, Plan) else source for k, source in self.guests.items()})
+
+    def _compose(self, weights: Mapping[str, Path | None]) -> Objective:
+        guests = {name: self._guest(name, path) for name, path in weights.items()}
+        return compose(self.method, student=self._network("student", self.model), **guests).eval()
+
+    def _guest(self, name: str, path: Path | None) -> nn.Module:
+        if path is None:
+            return self._network(name, self.model)
+        state, card = load_weights(path)
+        require_classes(path, card, self.dataset.classes, self.dataset.name)
+        net = self._network(name, card.get("model", self.model))
+        load_into(net, state, str(path))
+        models.check_output(net, self.dataset.shape, self.dataset.classes)
+        return net
+
+    def _network(self, role: str, model: str) -> nn.Module:
+        with seeded(self.recipe.seed, role):
+            return models.build(model, classes=self.dataset.classes, channels=self.dataset.shape[0])
+
+
+def plan(
+    method: Method,
+    dataset: Dataset,
+    model: str,
+    recipe: Recipe,
+    *,
+    runs: Path,
+    name: str | None = None,
+    given: Mapping[str, str | Path],
+) -> Plan:
+    """Plan a run and those of its guests that are not given.
+
+    Raises:
+        UserError: as `Plan`, or a guest that the method does not need or that cannot be made.
+    """
+    for guest in given:
+        require(
+            guest in method.guests, f"{method} takes no {guest} model; it needs {', '.join(method.guests) or 'none'}"
+        )
+    if method.base.craft is None:  # what a natural run does not use must not name it, or guests would not be shared
+        recipe = replace(recipe, **{f.name: f.default for f in fields(Recipe) if f.name in _ATTACK_FIELDS})
+    guests: dict[str, Path | Plan] = {}
+    for guest in method.guests:
+        if guest in given:
+            guests[guest] = weights_of(given[guest])
+        else:
+            require(guest in GUEST_METHODS, f"{method} needs a {guest} model, which has to be given")
+            guests[guest] = plan(parse(GUEST_METHODS[guest]), dataset, model, recipe, runs=runs, given={})
+    return Plan(method, dataset, models.canonical(model), recipe, runs, name, guests)
+
+
+def _weights(source: Path | Plan) -> Path:
+    return source if isinstance(source, Path) else source.run.weights("best")
+
+
+def _identity(source: Path | Plan) -> str:
+    if isinstance(source, Plan):
+        return source.run.id
+    if source.name == "best.safetensors" and (source.parent / "run.json").exists():
+        run = Run.read(source.parent)
+        if run.finished:  # then a guest that is given and one that was trained on the way are the same
+            return run.id
+    return hashlib.sha256(source.read_bytes()).hexdigest()[:10]
