@@ -79,6 +79,8 @@ class PGD:
     def __post_init__(self) -> None:
         _check(self.name, self.threat, self.steps, self.step_size)
         require(self.restarts >= 1, f"pgd: restarts={self.restarts} must be at least 1")
+        stuck = self.loss == "kl" and self.start == "clean"
+        require(not stuck, "pgd: the kl loss is flat at the clean image; start=clean needs another loss")
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""

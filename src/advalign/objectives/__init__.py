@@ -9,9 +9,8 @@ from advalign.objectives.bases.hat import HAT
 from advalign.objectives.bases.mart import MART
 from advalign.objectives.bases.natural import Natural
 from advalign.objectives.bases.trades import TRADES
-from advalign.objectives.method import Method
 from advalign.objectives.objective import Objective, compose, total
-from advalign.objectives.parts import Base, PlugIn
+from advalign.objectives.parts import Base, Method, PlugIn
 from advalign.objectives.plugins.vfd import VFD
 from advalign.spelling import build, parse_calls
 

@@ -16,8 +16,7 @@ from advalign.errors import require
 from advalign.models.fold import Folded
 from advalign.models.modes import frozen
 from advalign.models.taps import Out, Tapped
-from advalign.objectives.method import Method, union
-from advalign.objectives.parts import Base, Need, PlugIn, Terms
+from advalign.objectives.parts import Base, Method, Need, PlugIn, Terms, union
 from advalign.threats import Threat, check_images
 
 

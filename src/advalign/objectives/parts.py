@@ -1,20 +1,21 @@
-"""The contract between methods and the training step: what a base or a plug-in asks for, and what it gets."""
+"""The contract of methods: what a base or a plug-in asks for and gets, and how they join to a method."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, TypeVar, final
 
 from torch import Tensor, nn
 
 from advalign.attacks.ascent import Goal, Start
 from advalign.attacks.losses import cross_entropy
+from advalign.errors import UserError, require
 from advalign.models.taps import Out
 from advalign.spelling import spell
 
-if TYPE_CHECKING:
-    from advalign.objectives.method import Method
+T = TypeVar("T")
 
 
 class Need(NamedTuple):
@@ -47,7 +48,7 @@ class Craft:
     steps: int = 10
 
 
-class Part(nn.Module):
+class Part(nn.Module, ABC):
     """What bases and plug-ins share: a name, the passes they read, and a canonical spelling.
 
     The constructor is the schema: it keeps each argument under its own name, and `str(part)` spells those that differ
@@ -63,9 +64,9 @@ class Part(nn.Module):
     def __str__(self) -> str:
         return spell(self.name, self)
 
+    @abstractmethod
     def terms(self, outs: Outs, y: Tensor) -> Terms:
         """Return the named terms of the loss from the declared passes and the labels (N,)."""
-        raise NotImplementedError(f"{type(self).__name__} defines no terms")
 
 
 class Base(Part):
@@ -82,9 +83,7 @@ class Base(Part):
         return {"clean": x, "adv": x_adv}
 
     def __add__(self, plugin: PlugIn) -> Method:
-        from advalign.objectives.method import Method
-
-        return Method(self) + plugin
+        return Method(self, (plugin,))
 
 
 class PlugIn(Part):
@@ -104,3 +103,53 @@ class PlugIn(Part):
     def reweigh(self, base: Terms) -> Terms:
         """Scale or drop terms of the base by what they teach, so that plug-ins commute."""
         return base
+
+
+@final
+class Method:
+    """A base and plug-ins; plug-ins commute, so they are kept in alphabetical order and `str(method)` is canonical.
+
+    Raises:
+        UserError: the parts make no sense together; the reason is named.
+    """
+
+    def __init__(self, base: Base, plugins: Iterable[PlugIn] = ()) -> None:
+        self.base = base
+        self.plugins = tuple(sorted(plugins, key=lambda plugin: plugin.name))
+        names = [plugin.name for plugin in self.plugins]
+        for name in names:
+            require(names.count(name) == 1, f"{self}: {name!r} is named twice")
+        reads_adv = [plugin.name for plugin in self.plugins if any(need.view == "adv" for need in plugin.needs)]
+        if base.craft is None and reads_adv:
+            raise UserError(f"{self}: {reads_adv[0]!r} reads adversarial examples, but {base.name!r} makes none")
+        climbs = [plugin.name for plugin in self.plugins if plugin.goal is not None]
+        require(len(climbs) <= 1, f"{self}: {' and '.join(climbs)} each replace what the attack climbs; take one")
+
+    def __add__(self, plugin: PlugIn) -> Method:
+        return Method(self.base, (*self.plugins, plugin))
+
+    def __str__(self) -> str:
+        return "+".join(str(part) for part in self.parts)
+
+    def __repr__(self) -> str:
+        return f"Method({self})"
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The base, then the plug-ins."""
+        return (self.base, *self.plugins)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The passes of a training step, each once, the base's first: BatchNorm makes order part of the result."""
+        return union(part.needs for part in self.parts)
+
+    @property
+    def guests(self) -> tuple[str, ...]:
+        """The networks beside the student, by name."""
+        return union((need.net,) for need in self.needs if need.net != "student")
+
+
+def union(groups: Iterable[Iterable[T]]) -> tuple[T, ...]:
+    """Return every item once, in the order of first sight."""
+    return tuple(dict.fromkeys(item for group in groups for item in group))
