@@ -209,8 +209,10 @@ def test_until_fooled_keeps_the_first_iterate_that_fools():
 
 
 @pytest.mark.parametrize("budget", [Linf(0.03), L2(0.3)], ids=str)
-@pytest.mark.parametrize("start", ["uniform", "gaussian", "clean"])
-@pytest.mark.parametrize("loss", ["ce", "margin", "kl"])
+@pytest.mark.parametrize(
+    ("loss", "start"),
+    [(loss, start) for loss in ("ce", "margin", "kl") for start in ("uniform", "gaussian", "clean")][:-1],
+)
 def test_until_fooled_breaks_every_image_that_the_last_iterate_breaks(budget: Threat, start, loss):
     x, y = batch(48)
     net = sharp()
@@ -222,7 +224,8 @@ def test_until_fooled_breaks_every_image_that_the_last_iterate_breaks(budget: Th
         broken.append(fooled(net, attack(net, x, y), y))
     plain, ours = broken
     assert (ours >= plain).all()
-    assert (plain.any() and not plain.all()) or (start == "clean" and loss == "kl")
+    assert plain.any()
+    assert not plain.all()
 
 
 def test_a_gaussian_start_outside_the_box_is_never_the_answer():
