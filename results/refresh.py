@@ -16,7 +16,9 @@ def refreshed(text: str) -> str:
     """Return the text with the table of each marked block made from its records."""
 
     def table(found: re.Match[str]) -> str:
-        return f"{found[1]}{accuracy_table(read_records(ROOT / found[2])).markdown()}\n{found[3]}"
+        files = sorted((ROOT / found[2]).rglob("records.jsonl"))
+        records = [record for file in files for record in read_records(file)]
+        return f"{found[1]}{accuracy_table(records).markdown()}\n{found[3]}"
 
     return _BLOCK.sub(table, text)
 

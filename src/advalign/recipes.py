@@ -104,7 +104,7 @@ def cpu() -> Recipe:
 def digits() -> Recipe:
     """scikit-learn's digits at eps 0.2 in seconds: the demo's recipe."""
     return Recipe(
-        epochs=15, batch_size=64, schedule="onecycle", lr=0.1, nesterov=True, augment="none", eps=0.2, steps=7,
+        epochs=25, batch_size=64, schedule="onecycle", lr=0.1, nesterov=True, augment="none", eps=0.2, steps=7,
         validation=150,
     )  # fmt: skip
 

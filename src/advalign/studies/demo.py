@@ -58,9 +58,7 @@ def demo(out: str | Path, *, seed: int = 0, time_budget: float | None = None, co
     for run in runs:
         records += measure(run.path, ATTACKS, data=data, eps=recipe.eps, device="cpu", console=console).records
     table = accuracy_table(records)
-    trade = trade_off(records)
     write_lines(out / "records.jsonl", [asdict(record) for record in records])
-    write_atomically(out / "trade-off.png", png(trade))
     introduction = (
         f"Six models of one architecture ({MODEL}) on scikit-learn's handwritten digits, trained for {recipe.epochs} "
         f"epochs each with seed {seed}, attacked inside {budget} on {len(data.test)} test images. The checkpoint is "
@@ -69,7 +67,11 @@ def demo(out: str | Path, *, seed: int = 0, time_budget: float | None = None, co
         "One seed on a small data set: half a point is 2 or 3 images.",
     )
     plates = (
-        Plate("Trade-off", trade, "Clean against worst-case accuracy on the test set; up and to the right is better."),
+        Plate(
+            "Trade-off",
+            trade_off(records),
+            "Clean against worst-case accuracy on the test set; up and to the right is better.",
+        ),
         Plate(
             "Adversarial examples",
             _gallery({str(run.setting["method"]): run for run in runs if run.setting["method"] in SHOWN}, data, budget),
@@ -82,6 +84,8 @@ def demo(out: str | Path, *, seed: int = 0, time_budget: float | None = None, co
             "Training loss, and accuracy on the held-out training images.",
         ),
     )
+    for plate in plates:
+        write_atomically(out / f"{plate.heading.lower().replace(' ', '-')}.png", png(plate.figure))
     write_page(out / "report.html", "advalign demo: keep the accuracy", introduction, table, plates, environment())
     print_table(console, table)
     say(console, f"Report: {out / 'report.html'}  plot: {out / 'trade-off.png'}  numbers: {out / 'records.jsonl'}")
