@@ -44,7 +44,7 @@ def trade_off(records: Sequence[Record], attack: str = "worst case") -> Figure:
             x, y = zip(*sorted(points[method] for method in methods), strict=True)
             axes.plot(x, y, marker=_MARKERS[i % len(_MARKERS)], label=family, linewidth=1, markersize=7)
             for method in methods:
-                arguments = ", ".join(re.findall(r"\(([^()]*)\)", method))
+                arguments = ", ".join(re.findall(r"\(([^()]*)\)", method)) or ("default" if len(methods) > 1 else "")
                 axes.annotate(arguments, points[method], textcoords="offset points", xytext=(6, 5), fontsize=7)
         axes.legend(frameon=False, fontsize=8)
         settings = sorted({f"{r.data}, {r.model}, {r.threat}, n={r.n}" for r in records if r.attack == attack})
@@ -83,7 +83,7 @@ def gallery(rows: Mapping[str, tuple[Tensor, Tensor, Sequence[str]]], amplify: f
         for band, (name, (x, x_adv, captions)) in enumerate(rows.items()):
             difference = (0.5 + amplify * (x_adv - x)).clamp(0, 1)
             for k, (title, images) in enumerate(
-                ((name, x), ("adversarial", x_adv), (f"difference × {amplify:g}", difference))
+                ((f"{name}\noriginal", x), ("adversarial", x_adv), (f"difference × {amplify:g}", difference))
             ):
                 for axes, image, caption in zip(grid[3 * band + k], images, captions, strict=True):
                     shown = image.permute(1, 2, 0).squeeze(-1).numpy()

@@ -29,12 +29,12 @@ METHODS = (
     "at",
     "trades(beta=1)",
     "trades",
-    "trades+vfd(weight=0.05)",
-    "trades+vfd(weight=0.2)",
+    "trades+vfd(weight=0.02)",
+    "trades+vfd(weight=0.1)",
 )
 MODEL = "small-cnn(width=16)"
 ATTACKS = ("fgsm", "pgd(steps=20)", 'pgd(loss="margin", steps=20, restarts=2)')
-SHOWN = ("natural", "trades", "trades+vfd(weight=0.2)")
+SHOWN = ("natural", "trades", "trades+vfd(weight=0.1)")
 
 
 def demo(out: str | Path, *, seed: int = 0, time_budget: float | None = None, console: Console) -> bool:
