@@ -118,12 +118,18 @@ def check_arguments(
     return checked
 
 
-def spell(name: str, thing: object, hidden: tuple[str, ...] = ()) -> str:
-    """Spell an object by its constructor's arguments, which it keeps under their own names; defaults are left out."""
+def spell(name: str, make: Callable[..., Any], values: Mapping[str, Any], *, hidden: str = "", always: str = "") -> str:
+    """Spell a call by the values of its arguments, in the constructor's order; defaults are left out.
+
+    Args:
+        values: by name; what is missing, or is no argument, counts as default.
+        hidden: the argument that is never spelled.
+        always: the argument that is spelled though it be the default.
+    """
     shown = []
-    for parameter in inspect.signature(type(thing)).parameters.values():
-        value = getattr(thing, parameter.name)
-        if parameter.name not in hidden and value != parameter.default:
+    for parameter in inspect.signature(make).parameters.values():
+        value = values.get(parameter.name, parameter.default)
+        if parameter.name != hidden and (value != parameter.default or parameter.name == always):
             text = spell_number(value) if isinstance(value, float) else repr(value)
             text = text if '"' in text else text.replace("'", '"')
             shown.append(f"{parameter.name}={text}")

@@ -43,5 +43,5 @@ def parse(spelling: str, *, threat: Threat) -> Attack:
 
 
 def spelled(attack: Attack) -> str:
-    """Return the canonical spelling of an attack, without its threat."""
-    return spell(attack.name, attack, hidden=("threat",))
+    """Return the canonical spelling of an attack, without its threat and never without its steps."""
+    return spell(attack.name, type(attack), vars(attack), hidden="threat", always="steps")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ from advalign.models.small_cnn import SmallCNN
 from advalign.models.taps import Out, Tapped, last_stage, layers
 from advalign.models.vgg import VGG16
 from advalign.models.wide_resnet import wide_resnet_28_10, wide_resnet_34_10
-from advalign.spelling import check_arguments, parse_call, spell_number
+from advalign.spelling import check_arguments, parse_call, spell
 
 __all__ = [
     "MODELS",
@@ -68,13 +67,7 @@ def canonical(spelling: str) -> str:
         UserError: as `build`.
     """
     name, make, arguments = _resolve(spelling)
-    shown = []
-    for parameter in inspect.signature(make).parameters.values():
-        value = arguments.get(parameter.name, parameter.default)
-        if value != parameter.default:
-            text = spell_number(value) if isinstance(value, float) else repr(value).replace("'", '"')
-            shown.append(f"{parameter.name}={text}")
-    return f"{name}({', '.join(shown)})" if shown else name
+    return spell(name, make, arguments)
 
 
 def _resolve(spelling: str) -> tuple[str, Callable[..., nn.Module], dict[str, Any]]:

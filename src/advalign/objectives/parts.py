@@ -62,7 +62,7 @@ class Part(nn.Module, ABC):
         super().__init__()
 
     def __str__(self) -> str:
-        return spell(self.name, self)
+        return spell(self.name, type(self), vars(self))
 
     @abstractmethod
     def terms(self, outs: Outs, y: Tensor) -> Terms:
