@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from advalign import cli
@@ -21,10 +22,13 @@ from advalign.training import train
 
 MODEL = "small-cnn(width=4)"
 QUICK = replace(digits(), epochs=1, steps=1, batch_size=128, subset=256)
+BROKEN = {"nothing": "{}", "list": "[]", "no-setting": '{"status": "finished"}'}  # run.json
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+    """Everything below a folder, empty folders too."""
+    files = sorted(folder.rglob("*"))
+    return {str(file.relative_to(folder)): file.read_bytes() if file.is_file() else b"" for file in files}
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
@@ -53,6 +57,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.save(nn.Linear(2, 2).state_dict(), "linear.pt")
     torch.save({"hook": print}, "pickle.pt")
     Path("torn.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{torn")
+    save_file({"weight": torch.zeros(2)}, "cardless.safetensors", metadata={"card": "[]"})
+    Path("three.jsonl").write_text("3\n")
+    for name, content in BROKEN.items():
+        Path("broken", name).mkdir(parents=True)
+        Path("broken", name, "run.json").write_text(content)
     Path("my_nets.py").write_text(
         "from torch import nn\n"
         "def make(classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
@@ -125,10 +134,24 @@ REFUSALS = {
     "guest that does not fit": ([*method("trades+vfd"), "--vanilla", "linear.pt"], "linear.pt does not fit the model"),
     "guest that is a pickle": ([*method("trades+vfd"), "--vanilla", "pickle.pt"], "holds more than tensors"),
     "torn weights": ([*method("trades+vfd"), "--vanilla", "torn.safetensors"], "torn.safetensors is damaged"),
+    "guest with a foreign card": ([*method("trades+vfd"), "--vanilla", "cardless.safetensors"], "no JSON object"),
+    "guest of a damaged run": ([*method("trades+vfd"), "--vanilla", "broken/list"], "list/run.json is damaged"),
+    "name that leads elsewhere": ([*TRAIN, "--name", "../up"], "name='../up' must be one plain folder name"),
+    "name that is no name": ([*TRAIN, "--name", ""], "name='' must be one plain folder name"),
+    "runs in a file": ([*TRAIN, "--runs", "linear.pt"], "linear.pt is not a folder"),
+    "runs below a file": ([*TRAIN, "--runs", "linear.pt/deep/runs"], "linear.pt is not a folder"),
+    "run that is a file": ([*TRAIN, "--runs", ".", "--name", "linear.pt"], "linear.pt is not a folder"),
+    **{
+        f"training into {name}": ([*TRAIN, "--runs", "broken", "--name", name], f"{name}/run.json is damaged")
+        for name in BROKEN
+    },
+    **{f"evaluating {name}": (["evaluate", f"broken/{name}"], f"{name}/run.json is damaged") for name in BROKEN},
+    "weights with a foreign card": (["evaluate", "cardless.safetensors"], "cardless.safetensors is damaged"),
     "no run": (["evaluate", "nowhere"], "no run folder or weights file 'nowhere'"),
     "no run folder": (["evaluate", "empty"], "has no run.json"),
     "weights of unknown kind": (["evaluate", "linear.pt"], "--model"),
     "records": (["report", "empty"], "no records"),
+    "lines that are no records": (["report", "three.jsonl"], "three.jsonl: line 1 is no JSON object"),
     "report of nothing": (["report"], "name at least one"),
     "list": (["list", "metods"], "did you mean 'methods'"),
     "layers of what": (["list", "layers"], "name the model"),
@@ -164,14 +187,13 @@ def test_bad_options_of_evaluate(name: str, here: Path, trained: Run, capsys: py
 
 
 def test_a_run_folder_that_holds_something_else(here: Path, trained: Run, capsys: pytest.CaptureFixture[str]):
+    (here / "runs" / "diary").mkdir()
+    (here / "runs" / "diary" / "monday.txt").write_text("rain")
     before = snapshot(here)
     arguments = [*TRAIN, "--runs", "runs", "--name", "done"]
     assert "runs/done holds another run (method is 'at' there and 'trades' here" in refused(capsys, arguments)
-    (here / "runs" / "diary").mkdir()
-    (here / "runs" / "diary" / "monday.txt").write_text("rain")
     assert "is no run of advalign" in refused(capsys, [*TRAIN, "--runs", "runs", "--name", "diary"])
-    del before
-    assert (here / "runs" / "diary" / "monday.txt").read_text() == "rain"
+    assert snapshot(here) == before
 
 
 def test_a_damaged_state_is_named(here: Path, capsys: pytest.CaptureFixture[str]):
@@ -179,11 +201,14 @@ def test_a_damaged_state_is_named(here: Path, capsys: pytest.CaptureFixture[str]
     cli.main(arguments)
     assert not Run.read(here / "runs" / "stopped").finished
     state = here / "runs" / "stopped" / "state.pt"
-    state.write_bytes(state.read_bytes()[:1000])
-    before = snapshot(here)
-    capsys.readouterr()
-    assert "state.pt is damaged" in refused(capsys, arguments)
-    assert snapshot(here) == before
+    whole = state.read_bytes()
+    torch.save({}, here / "nothing.pt")
+    for damaged in (whole[:1000], (here / "nothing.pt").read_bytes(), (here / "linear.pt").read_bytes()):
+        state.write_bytes(damaged)
+        before = snapshot(here)
+        capsys.readouterr()
+        assert "state.pt is damaged" in refused(capsys, arguments)
+        assert snapshot(here) == before
 
 
 def test_a_full_disk_is_noticed_before_work_starts(
@@ -214,7 +239,7 @@ def test_train_evaluate_report_end_to_end(here: Path, capsys: pytest.CaptureFixt
     cli.main(["evaluate", "runs/mine", "--attacks", "fgsm", "pgd(steps=5)", "-n", "100", "--device", "cpu"])
     assert "worst case" in capsys.readouterr().out
     records = read_records(here / "runs" / "mine" / "records.jsonl")
-    assert [record.attack for record in records] == ["clean", "fgsm", "pgd(steps=5)", "worst case"]
+    assert [record.attack for record in records] == ["clean", "fgsm", "pgd(steps=5)", "worst(fgsm, pgd(steps=5))"]
     assert {record.n for record in records} == {100}
     (result,) = (here / "runs" / "mine" / "evaluations").glob("*.json")
     outcomes = json.loads(result.read_text())["outcomes"]

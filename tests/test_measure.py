@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from advalign.data import load as load_data
+from advalign.errors import UserError
 from advalign.measure import measure
 from advalign.recipes import digits
 from advalign.runs import Run, load, read_records
@@ -27,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_records_say_what_was_measured(run: Run):
     result = measure(run.path, ["fgsm"], n=200, device="cpu")
     clean, attacked, worst = result.records
-    assert (clean.attack, attacked.attack, worst.attack) == ("clean", "fgsm", "worst case")
+    assert (clean.attack, attacked.attack, worst.attack) == ("clean", "fgsm", "worst(fgsm)")
     assert {record.threat for record in result.records} == {"Linf(0.2)"}  # what it was trained against
     assert attacked.method == "at"
     assert attacked.checkpoint == "best"
@@ -49,7 +50,7 @@ def test_clean_accuracy_is_that_of_the_checkpoint_on_the_whole_test_set(run: Run
 def test_measuring_twice_gives_the_same_images_and_replaces_the_records(run: Run, tmp_path: Path):
     first = measure(run.path, ["pgd(steps=3)"], n=100, device="cpu", out=tmp_path / "a")
     count = len(read_records(run.path / "records.jsonl"))
-    again = measure(run.path, ["pgd(steps=3)"], n=100, device="cpu", out=tmp_path / "b", batch_size=100)
+    again = measure(run.path, ["pgd(steps=3)"], n=100, device="cpu", out=tmp_path / "b")
     assert len(read_records(run.path / "records.jsonl")) == count
     assert json.loads(first.path.read_text())["outcomes"] == json.loads(again.path.read_text())["outcomes"]
 
@@ -65,6 +66,46 @@ def test_standard_expands_to_the_usual_attacks(run: Run):
 
     result = measure(run.path, ["standard"], n=20, device="cpu")
     expected = [spelled(parse(name, threat=Linf())) for name in STANDARD]
-    assert [record.attack for record in result.records] == ["clean", *expected, "worst case"]
+    assert [record.attack for record in result.records] == ["clean", *expected, f"worst({', '.join(expected)})"]
     by_attack = {record.attack: record.accuracy for record in result.records}
-    assert by_attack["worst case"] <= min(by_attack[name] for name in expected)
+    assert result.records[-1].accuracy <= min(by_attack[name] for name in expected)
+
+
+def test_a_radius_is_never_taken_over_to_another_norm(run: Run):
+    with pytest.raises(UserError, match="--norm l2 needs its radius"):
+        measure(run.path, ["fgsm"], norm="l2", n=20, device="cpu")
+    assert measure(run.path, ["fgsm"], norm="l2", eps=0.5, n=20, device="cpu").records[0].threat == "L2(0.5)"
+
+
+def test_images_have_the_size_that_the_model_was_trained_on(tmp_path: Path):
+    """A run on resized image files is evaluated at that size without being told, and at no other."""
+    from PIL import Image
+
+    for label in ("dark", "light"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for k in range(12):
+            shade = 40 + 3 * k + 120 * (label == "light")
+            Image.new("RGB", (20, 24), (shade, shade, shade)).save(tmp_path / "photos" / label / f"{k}.png")
+    recipe = replace(QUICK, batch_size=8, validation=4, subset=None)
+    trained = train(
+        "at", data=f"folder:{tmp_path / 'photos'}", model="small-cnn(width=4)", recipe=recipe, image_size=16,
+        runs=tmp_path / "runs", device="cpu",
+    )  # fmt: skip
+    assert trained.setting["shape"] == [3, 16, 16]
+    assert measure(trained.path, ["none"], device="cpu").records[0].n == 4
+    with pytest.raises(UserError, match=r"shape \(3, 8, 8\), but .* was trained on \(3, 16, 16\)"):
+        measure(trained.path, ["none"], image_size=8, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "fp8"}, "unknown precision 'fp8'"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"out": __file__}, "not a folder"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_attacks_run(run: Run, options: dict, words: str, monkeypatch):
+    monkeypatch.setattr("advalign.measure.evaluate", lambda *_, **__: pytest.fail("the evaluation has begun"))
+    with pytest.raises(UserError, match=words):
+        measure(run.path, ["fgsm"], device="cpu", **options)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +76,19 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"milestones": (75,)}, "milestones=(75,)"),
     ({"step_size": 0.0}, "step_size=0.0 must be above 0"),
     ({"seed": -1}, "seed=-1 must be at least 0"),
+    ({"seed": 2**63}, "seed=9223372036854775808 must be at least 0 and below 2**63"),
+    ({"schedule": "linear"}, "unknown schedule of recipe 'linear'"),
+    ({"schedule": "linear"}, "choose from constant, cosine, onecycle, piecewise"),
+    ({"start": "gausian"}, "'gausian': did you mean 'gaussian'? choose from clean, gaussian, uniform"),
+    ({"precision": "fp16"}, "'fp16': did you mean 'bf16'? choose from bf16, fp32"),
+    ({"mode": "Train"}, "'Train': did you mean 'train'? choose from eval, train"),
+    ({"augment": "flips"}, "'flips': did you mean 'flip'? choose from flip, flip-crop, none"),
+    ({"norm": "l3"}, "unknown norm of recipe 'l3': did you mean 'l2'? choose from l2, linf"),
+    ({"start": 3}, "start=3 must be one of uniform, gaussian, clean"),
+    ({"epochs": 1.5}, "epochs=1.5 must be a whole number"),
+    ({"lr": "fast"}, "lr='fast' must be a number"),
+    ({"nesterov": "yes"}, "nesterov='yes' must be true or false"),
+    ({"milestones": [0.5]}, "milestones=[0.5] must be tuple"),
 ]
 
 
@@ -90,6 +107,53 @@ def test_the_edges_are_allowed():
     )  # fmt: skip
     Recipe(milestones=())
     Recipe(epochs=5, warmup=4)
+    Recipe(seed=2**63 - 1)
+
+
+def test_whole_numbers_become_floats_so_that_one_setting_has_one_digest():
+    recipe = Recipe(lr=1, milestones=(1,), step_size=1)  # a type checker allows an int for a float
+    assert repr((recipe.lr, recipe.milestones, recipe.step_size)) == "(1.0, (1.0,), 1.0)"
+
+
+def test_importing_recipes_is_quick():
+    code = "import sys, advalign.recipes as r; r.Recipe(); print(*{'torch', 'numpy', 'jaxtyping'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
+
+
+def test_the_documented_table_is_the_code():
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    presets = {row[0].split("`")[1]: row[1:] for row in rows if len(row) == 6}
+    assert presets.keys() == RECIPES.keys()
+    for name, (epochs, rate, decay, other, _) in presets.items():
+        recipe = RECIPES[name]()
+        assert int(epochs) == recipe.epochs
+        cycle = re.fullmatch(r"one cycle to (\S+)", rate)
+        highest = cycle[1] if cycle else rate.split(",")[0]
+        assert float(highest) == recipe.lr
+        assert recipe.schedule == ("onecycle" if cycle else "piecewise")
+        if not cycle:  # "after epoch 100" is "from epoch 101 on"; epochs count from 1
+            shift = 0 if "after" in rate else -1
+            drops = [int(number) + shift for number in re.findall(r"\b\d+\b", rate.split(",", 1)[1])]
+            assert drops == [round(share * recipe.epochs) for share in recipe.milestones]
+        assert float(decay) == recipe.weight_decay
+        assert ("Nesterov" in other) == recipe.nesterov
+        assert ("momentum cycled" in other) == recipe.cycle_momentum
+        assert ("train mode" in other) == (recipe.mode == "train")
+        assert ("uniform start" in other) == (recipe.start == "uniform")
+        assert ("no augmentation" in other) == (recipe.augment == "none")
+        stated = {
+            "eps": (r"eps (\.\d+)", 8 / 255),
+            "step_size": (r"steps of (\.\d+)", None),
+            "steps": (r"(\d+) (?:attack )?steps", 10),
+            "batch_size": (r"batch (\d+)", 128),
+            "validation": (r"(\d+) validation images", 1000),
+            "subset": (r"([\d,]+) images,", None),
+        }
+        for field, (pattern, default) in stated.items():
+            found = re.search(pattern, other)
+            assert (float(found[1].replace(",", "")) if found else default) == getattr(recipe, field), (name, field)
 
 
 def test_every_field_tells_what_it_is():

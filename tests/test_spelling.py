@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,9 @@ from hypothesis import strategies as st
 
 from advalign.errors import UserError
 from advalign.spelling import Call, build, parse_call, parse_calls, parse_number, spell, spell_number
+
+if TYPE_CHECKING:
+    from collections.abc import Sized as Missing
 
 
 @pytest.mark.parametrize(
@@ -28,6 +33,13 @@ from advalign.spelling import Call, build, parse_call, parse_calls, parse_number
         ("x=layer4", "layer4"),
         ("x=flip-crop", "flip-crop"),
         ("x = small-cnn-2", "small-cnn-2"),
+        ("x=layer4.1.conv2", "layer4.1.conv2"),
+        ("x=features.0", "features.0"),
+        ("x = _blocks.3.bn-1", "_blocks.3.bn-1"),
+        ("x=b.if", "b.if"),
+        ("x=1.e-3", 0.001),
+        ("x=1.5e-3", 0.0015),
+        ("x='b.c'", "b.c"),
         ("x='layer4'", "layer4"),
         ('x="a-b c+d"', "a-b c+d"),
         ('x="it\'s"', "it's"),
@@ -79,6 +91,12 @@ def test_calls(text: str, calls: list[tuple[str, dict[str, Any]]]):
         "a(**b)",
         "a()()",
         "a.b",
+        "a.b(x=1)",
+        "a-b.c",
+        "a(b.c=1)",
+        "a(x=b..c)",
+        "a(x=b.)",
+        "a(b.c)",
         "a[0]",
         "1",
         "'a'",
@@ -106,8 +124,15 @@ def test_other_text_is_refused(text: str):
         "[f() for f in b]",
         "1+1",
         "2**9",
-        "b.c",
         "b[0]",
+        "b.c()",
+        "os.system('touch touched')",
+        "b.c[0]",
+        "b.c/2",
+        "b.c+d.e",
+        "().__class__",
+        "'b'.c",
+        "(b.c, d)",
         "f'{b}'",
         "not b",
         "(b := 3)",
@@ -197,9 +222,13 @@ class Thing:
         flag: bool = False,
         limit: float | None = None,
         kind: Literal["x", "y"] = "x",
+        layer: str | None = None,
+        mode: Literal["eval", "train"] | None = None,
+        marks: tuple[float, ...] = (),
     ) -> None:
         self.size, self.weight, self.word, self.pair = size, weight, word, pair
         self.flag, self.limit, self.kind = flag, limit, kind
+        self.layer, self.mode, self.marks = layer, mode, marks
 
 
 @given(
@@ -210,6 +239,9 @@ class Thing:
     flag=st.booleans(),
     limit=st.none() | st.floats(0, 1),
     kind=st.sampled_from(["x", "y"]),
+    layer=st.none() | st.from_regex(r"\A[a-z_0-9.]{1,9}\Z"),
+    mode=st.sampled_from([None, "eval", "train"]),
+    marks=st.lists(st.floats(0, 1)).map(tuple),
 )
 def test_objects_round_trip(**arguments: Any):
     text = spell("thing", Thing, arguments)
@@ -231,6 +263,31 @@ def test_whole_numbers_stand_for_numbers():
     thing = build("thing", parse_call("thing(weight=2, limit=1)"), {"thing": Thing})
     assert type(thing.weight) is float
     assert type(thing.limit) is float
+    assert [*map(type, build("thing", parse_call("thing(marks=(1, 0.5))"), {"thing": Thing}).marks)] == [float, float]
+
+
+@pytest.mark.parametrize(
+    ("layer", "canonical"),
+    [("layer4.1.conv2", '"layer4.1.conv2"'), ("0", '"0"'), ("-1", '"-1"'), ('"0"', '"0"'), ('"1.10"', '"1.10"')],
+)
+def test_layers_need_no_quotes(layer: str, canonical: str):
+    thing = build("thing", parse_call(f"thing(layer={layer})"), {"thing": Thing})
+    assert thing.layer == canonical.strip('"')
+    assert spell("thing", Thing, vars(thing)) == f"thing(layer={canonical})"
+    assert build("thing", parse_call("thing(word=7)"), {"thing": Thing}).word == "7"
+
+
+def unresolved(width: int = 1, kind: Missing | int = 2) -> tuple[int, object]:
+    return width, kind
+
+
+@pytest.mark.parametrize("make", [unresolved, partial(unresolved, kind=2)], ids=["type checker's import", "partial"])
+def test_factories_without_readable_annotations_take_any_value(make: Callable[..., Any]):
+    registry = {"make": make}
+    assert build("thing", parse_call("make(width=8)"), registry) == (8, 2)
+    assert build("thing", parse_call("make(width=wide)"), registry) == ("wide", 2)
+    with pytest.raises(UserError, match="did you mean 'width'"):
+        build("thing", parse_call("make(widht=8)"), registry)
 
 
 @pytest.mark.parametrize(
@@ -247,9 +304,15 @@ def test_whole_numbers_stand_for_numbers():
         ("thing(weight=1e999)", "weight=inf must be a number"),
         ("thing(weight=1" + 400 * "0" + ")", "must be a number"),
         ("thing(limit=1e999)", "limit=inf must be"),
-        ("thing(word=3)", "word=3 must be a word"),
+        ("thing(word=1.5)", "word=1.5 must be a word, or text in quotes"),
+        ("thing(word=true)", "word=True must be a word"),
+        ("thing(layer=1.10)", "layer=1.1 must be a word, or text in quotes"),
+        ("thing(marks=(1, a))", "is not a number"),
+        ('thing(marks=(1, "a"))', "marks=(1, 'a') must be"),
+        ("thing(mode=trian)", "unknown mode of thing 'thing' 'trian': did you mean 'train'? choose from eval, train"),
+        ("thing(mode=1)", "mode=1 must be one of eval, train"),
         ("thing(flag=1)", "flag=1 must be true or false"),
-        ("thing(kind=z)", "kind='z' must be"),
+        ("thing(kind=z)", "unknown kind of thing 'thing' 'z': choose from x, y"),
         ("thing(size={[1]: 2})", "is not a number"),
     ],
 )

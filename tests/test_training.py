@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -18,6 +19,7 @@ from filelock import FileLock
 from advalign.data import Dataset, Images
 from advalign.data import load as load_data
 from advalign.errors import TrainingError, UserError
+from advalign.objectives.bases.trades import TRADES
 from advalign.recipes import Recipe, digits
 from advalign.runs import Run, load
 from advalign.runs.checkpoint import load_state, load_weights
@@ -203,6 +205,75 @@ def test_a_run_that_another_process_trains_is_refused(tmp_path: Path):
     with FileLock(folder / ".lock"), pytest.raises(UserError, match="mine is being trained by another process"):
         quick("at", tmp_path, name="mine")
     assert not (folder / "run.json").exists()
+
+
+def test_a_guest_that_another_process_trains_is_waited_for_and_shared(tmp_path: Path):
+    """Two methods that share a vanilla model start together, as in any sweep: both end well, it is trained once."""
+    (tmp_path / "runs").mkdir()
+    common = ["--data", "digits", "--model", MODEL, "--recipe", "digits", "--epochs", "2", "--steps", "1"]
+    where = ["--subset", "600", "--runs", str(tmp_path / "runs"), "--device", "cpu"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "advalign", "train", method, *common, *where],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for method in ("at+vfd", "trades+vfd")
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    runs = [Run.read(path) for path in (tmp_path / "runs").iterdir()]
+    assert sorted(run.setting["method"] for run in runs) == ["at+vfd", "natural", "trades+vfd"]
+    assert all(run.finished for run in runs)
+
+
+def test_a_base_alone_is_a_method(tmp_path: Path):
+    run = train(TRADES(beta=3), data="digits", model=MODEL, recipe=QUICK, runs=tmp_path, device="cpu")
+    assert run.setting["method"] == "trades(beta=3)"
+
+
+@pytest.mark.parametrize("broken", ["two_outputs", "no_batch_of_one"])
+def test_a_network_that_fails_in_training_is_refused_before_anything_is_written(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "odd_nets", raising=False)
+    Path("odd_nets.py").write_text(
+        "from torch import nn\n"
+        "class Two(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.fc = nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n"
+        "        z = self.fc(x.flatten(1))\n"
+        "        return (z, z) if self.training else z\n"
+        "def two_outputs(): return Two()\n"
+        "def no_batch_of_one(): return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))\n"
+    )
+    with pytest.raises(UserError, match="fails in training"):
+        train(
+            "at",
+            data="digits",
+            model=f"odd_nets:{broken}",
+            recipe=replace(QUICK, batch_size=1),
+            runs="runs",
+            device="cpu",
+        )
+    assert not Path("runs").exists()
+
+
+def test_a_vanilla_model_of_other_data_is_refused(tmp_path: Path):
+    vanilla = quick("natural", tmp_path)
+    x, y = np.random.default_rng(0).random((400, 8, 8)), np.arange(400) % 10
+    np.savez(tmp_path / "other.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(UserError, match="was trained on digits, not on npz:"):
+        train(
+            "at+vfd", data=f"npz:{tmp_path / 'other.npz'}", model=MODEL, recipe=replace(QUICK, subset=200),
+            runs=tmp_path / "b", guests={"vanilla": vanilla.path}, device="cpu",
+        )  # fmt: skip
 
 
 def test_the_callers_random_state_comes_back(tmp_path: Path):

@@ -83,8 +83,8 @@ class Evaluate:
     """seed of the attacks' random starts"""
     data_dir: Path | None = None
     """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
-    image_size: int = 32
-    """side to which folder:PATH resizes its images"""
+    image_size: int | None = None
+    """side to which folder:PATH resizes its images; what the model was trained on if not given"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     out: Path | None = None
@@ -93,7 +93,7 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Train six models on digits, attack them, and show the trade-off; two minutes on two cores."""
+    """Train six models on digits, attack them, and show the trade-off; about a minute on two cores."""
 
     out: Path = Path("advalign-demo")
     """folder of the runs, the report and the plot"""
@@ -203,6 +203,8 @@ def run_list(options: List) -> None:
         rows = LISTS[options.what]()
     else:
         raise unknown("list", options.what, [*LISTS, "layers"])
+    if options.model is not None and options.what != "layers":
+        raise UserError(f"list {options.what} takes nothing more, but {options.model!r} was given")
     width = max(len(name) for name, _ in rows)
     for name, description in rows:
         print(f"{name:<{width}}  {description}".rstrip())

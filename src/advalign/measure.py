@@ -16,11 +16,13 @@ from advalign.errors import UserError, require
 from advalign.evaluation import WORST_CASE, Evaluation, evaluate
 from advalign.runs import Record, append_records, require_classes, weights_of
 from advalign.runs.checkpoint import load_into, load_weights
-from advalign.runs.files import write_json
-from advalign.runtime import environment, pick_device, place
+from advalign.runs.files import require_folder, write_json
+from advalign.runtime import autocast, environment, pick_device, place
 from advalign.terminal import progress_bars, say
-from advalign.threats import threat
+from advalign.threats import Threat, threat
 
+# What a record takes over from the weights' card, and what stands for it in weights from elsewhere.
+_ORIGIN = {"method": "", "training_images": 0, "epochs": 0, "recipe": "", "seed": 0, "run": ""}
 SUBSET_SEED = 0  # one subset of the test set for all models, or their accuracies could not be compared
 
 
@@ -48,7 +50,7 @@ def measure(
     seed: int = 0,
     device: str = "auto",
     data_dir: str | Path | None = None,
-    image_size: int = 32,
+    image_size: int | None = None,
     out: str | Path | None = None,
     console: Console | None = None,
 ) -> Measurement:
@@ -58,6 +60,7 @@ def measure(
         source: a run folder or a weights file; a file from elsewhere also needs `model` and `data`.
         attack_names: spellings, or `standard` for the usual ones; none measures clean accuracy only.
         data, norm, eps: what the model was trained with, if not given; Linf(8/255) for naturally trained models.
+        image_size: side of the images of `folder:PATH`; what the model was trained on if not given.
         n: on this many test images, stratified, the same for every model; all if not given.
         out: folder of the result; `evaluations` in the run folder, or beside the weights file, if not given.
 
@@ -67,18 +70,28 @@ def measure(
     path = weights_of(source, checkpoint)
     state, card = load_weights(path)
     spelled = _needed(model, card, "model", path)
-    dataset = data if isinstance(data, Dataset) else None
-    name = dataset.name if dataset else _needed(data, card, "data", path)
-    budget = threat(norm or card.get("norm", "linf"), card.get("eps", 8 / 255) if eps is None else eps)
+    require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
+    budget = _budget(norm, eps, card)
     chosen = [attacks.parse(text, threat=budget) for text in _expand(attack_names)]
     where = pick_device(device)
-    dataset = dataset or load(str(name), directory=data_dir, image_size=image_size)
+    autocast(where, precision)
+    folder = Path(out) if out else path.parent / "evaluations"
+    require_folder(folder)
+    shape = tuple(card.get("shape", ()))
+    if not isinstance(data, Dataset):
+        size = image_size or (shape[1] if shape else 32)
+        data = load(_needed(data, card, "data", path), directory=data_dir, image_size=size)
+    dataset = data
+    require(
+        not shape or shape == dataset.shape,
+        f"images of {dataset.name} have shape {dataset.shape}, but {path} was trained on {shape}",
+    )
     require_classes(path, card, dataset.classes, dataset.name)
-    net = models.build(spelled, classes=dataset.classes, channels=card.get("channels", dataset.shape[0]))
+    net = models.build(spelled, classes=dataset.classes, channels=dataset.shape[0])
     load_into(net, state, str(path))
     models.check_output(net, dataset.shape, dataset.classes)
-    if n is not None:
-        require(1 <= n <= len(dataset.test), f"n={n} must be in 1 to {len(dataset.test)}, the test images of {name}")
+    many = len(dataset.test)
+    require(n is None or 1 <= n <= many, f"n={n} must be in 1 to {many}, the test images of {dataset.name}")
     images = dataset.test if n is None else stratified_subset(dataset.test, n, SUBSET_SEED)
     net = place(net, where).eval()
     console = console or Console(quiet=True)
@@ -90,16 +103,34 @@ def measure(
             net, images.to(where), chosen, batch_size=batch_size, precision=precision, seed=seed,
             advance=lambda attack, done: bars.advance(tasks[attack], done),
         )  # fmt: skip
-    records = _records(evaluation, path, card, spelled, dataset, str(budget))
-    folder = Path(out) if out else path.parent / "evaluations"
-    settings = repr(
-        (*map(attacks.spelled, chosen), str(budget), dataset.name, dataset.digest, len(images), precision, seed)
-    )
-    file = folder / f"{path.stem}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}.json"
+    here = environment()
+    provenance = {
+        **{key: card.get(key, default) for key, default in {**_ORIGIN, "checkpoint": path.name}.items()},
+        "data": dataset.name,
+        "images": dataset.digest,
+        "model": spelled,
+        "threat": str(budget),
+        "n": len(images),
+        "precision": precision,
+        "attack_seed": seed,
+        "batch_size": batch_size,
+        **{key: here[key] for key in ("commit", "torch", "device")},
+    }
+    records = _records(evaluation, provenance)
+    measured = repr([*map(attacks.spelled, chosen), *provenance.items()])
+    file = folder / f"{path.stem}-{hashlib.sha256(measured.encode()).hexdigest()[:8]}.json"
     write_json(file, _content(records, evaluation, dataset.note))
     if (path.parent / "run.json").exists():
         append_records(path.parent / "records.jsonl", records)
     return Measurement(records, evaluation, file)
+
+
+def _budget(norm: str | None, eps: float | None, card: dict[str, Any]) -> Threat:
+    """Return the threat that is asked for; a radius without its norm is taken from the card, never another norm's."""
+    trained = card.get("norm", "linf")
+    if eps is None and norm not in (None, trained):
+        raise UserError(f"--norm {norm} needs its radius, --eps: the model was trained in {trained}")
+    return threat(norm or trained, card.get("eps", 8 / 255) if eps is None else eps)
 
 
 def _needed(given: Any, card: dict[str, Any], key: str, path: Path) -> str:
@@ -114,36 +145,19 @@ def _expand(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for name in expanded if name not in ("clean", "none")))
 
 
-def _records(
-    evaluation: Evaluation, path: Path, card: dict[str, Any], model: str, dataset: Dataset, budget: str
-) -> list[Record]:
-    here = environment()
+def _records(evaluation: Evaluation, provenance: dict[str, Any]) -> list[Record]:
+    attacked = [name for name in evaluation.correct if name != "clean"]
+    names = {WORST_CASE: f"worst({', '.join(attacked)})"}
+    seconds = {**evaluation.seconds, WORST_CASE: sum(evaluation.seconds.values())}
     return [
-        Record(
-            method=card.get("method", ""),
-            data=dataset.name,
-            model=model,
-            checkpoint=card.get("checkpoint", path.name),
-            attack=name,
-            threat=budget,
-            accuracy=accuracy,
-            n=len(evaluation),
-            training_images=card.get("training_images", 0),
-            epochs=card.get("epochs", 0),
-            seed=card.get("seed", 0),
-            run=card.get("run", ""),
-            seconds=round(sum(evaluation.seconds.values()) if name == WORST_CASE else evaluation.seconds[name], 2),
-            commit=here["commit"],
-            torch=here["torch"],
-            device=here["device"],
-        )
+        Record(**provenance, attack=names.get(name, name), accuracy=accuracy, seconds=round(seconds[name], 2))
         for name, accuracy in evaluation.accuracies().items()
     ]
 
 
 def _content(records: list[Record], evaluation: Evaluation, note: str) -> dict[str, Any]:
     """Return the JSON of a measurement; outcomes are a digit an image, 1 where it is classified correctly."""
-    outcomes = {k: "".join(map(str, flags.int().tolist())) for k, flags in evaluation.outcomes.items()}
+    outcomes = {k: "".join(map(str, flags.int().tolist())) for k, flags in evaluation.correct.items()}
     return {
         "records": [asdict(record) for record in records],
         "outcomes": outcomes,

@@ -16,10 +16,11 @@ from torch import nn
 from advalign import models
 from advalign.data import Dataset, Images, hold_out, stratified_subset
 from advalign.errors import UserError, require
-from advalign.objectives import Method, Objective, compose, parse
+from advalign.objectives import Method, Objective, compose, parse, total
 from advalign.recipes import Recipe
 from advalign.runs import Run, require_classes, weights_of
 from advalign.runs.checkpoint import load_into, load_weights
+from advalign.runs.run import digest
 from advalign.runtime import seeded
 from advalign.threats import threat
 
@@ -49,9 +50,23 @@ class Plan:
         threat(self.recipe.norm, self.recipe.eps)
         _ = self.run, self.images
         models.check_output(self._blank.student, self.dataset.shape, self.dataset.classes)
-        x, y = torch.zeros(2, *self.dataset.shape), torch.zeros(2, dtype=torch.long)
-        with torch.no_grad():
-            self._blank(x, x, y)
+        self._try()
+
+    def _try(self) -> None:
+        """Make one training step without its update on blank images, in train mode as the fit will be."""
+        size = min(2, self.recipe.batch_size)
+        x, y = torch.zeros(size, *self.dataset.shape), torch.zeros(size, dtype=torch.long)
+        try:
+            with seeded(0):
+                x_adv = self._blank.train().perturb(
+                    x, y, threat(self.recipe.norm, self.recipe.eps), steps=1, start=self.recipe.start
+                )
+                total(self._blank(x, x_adv, y)).backward()
+        except UserError:
+            raise
+        except Exception as error:  # somebody's forward may raise anything
+            line = str(error).strip().partition("\n")[0]
+            raise UserError(f"{self.model} fails in training: {type(error).__name__}: {line}") from error
 
     @cached_property
     def run(self) -> Run:
@@ -93,6 +108,8 @@ class Plan:
             "model": self.model,
             "classes": self.dataset.classes,
             "channels": self.dataset.shape[0],
+            "shape": self.dataset.shape,
+            "recipe": digest({**asdict(self.recipe), "seed": None}),
             **against,
             "epochs": self.recipe.epochs,
             "seed": self.recipe.seed,
@@ -130,6 +147,8 @@ class Plan:
             return self._network(name, self.model)
         state, card = load_weights(path)
         require_classes(path, card, self.dataset.classes, self.dataset.name)
+        data = card.get("data", self.dataset.name)
+        require(data == self.dataset.name, f"{path} was trained on {data}, not on {self.dataset.name}")
         net = self._network(name, card.get("model", self.model))
         load_into(net, state, str(path))
         models.check_output(net, self.dataset.shape, self.dataset.classes)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from advalign.errors import require
+from advalign.spelling import check_arguments
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,7 +14,7 @@ class Recipe:
     """How a run trains; together with method, data and model it names the run.
 
     Raises:
-        UserError: a value out of range, named with what is allowed.
+        UserError: a value out of range, of the wrong type or not among the choices, named with what is allowed.
     """
 
     epochs: int = 110
@@ -68,6 +69,8 @@ class Recipe:
     """seed of the initial weights, the splits, the order, the augmentation and the attack's noise"""
 
     def __post_init__(self) -> None:
+        for name, value in check_arguments("recipe", Recipe, asdict(self)).items():
+            object.__setattr__(self, name, value)  # lr=1 is lr=1.0, also in the digest that names a run
         for name in ("epochs", "batch_size", "steps", "validation", "validate_every"):
             value = getattr(self, name)
             require(value >= 1, f"{name}={value} must be at least 1")
@@ -83,7 +86,7 @@ class Recipe:
         require(0 < self.peak < 1, f"peak={self.peak:g} must be between 0 and 1")
         require(all(0 < m <= 1 for m in self.milestones), f"milestones={self.milestones} must be shares in (0, 1]")
         require(self.step_size is None or self.step_size > 0, f"step_size={self.step_size} must be above 0")
-        require(self.seed >= 0, f"seed={self.seed} must be at least 0")
+        require(0 <= self.seed < 2**63, f"seed={self.seed} must be at least 0 and below 2**63")
 
 
 def common() -> Recipe:

@@ -46,7 +46,13 @@ def place(net: Net, device: torch.device) -> Net:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return the context in which networks run: plain for `fp32`, mixed for `bf16`, where logits come out in bf16."""
+    """Return the context in which networks run: plain for `fp32`, mixed for `bf16`, where logits come out in bf16.
+
+    Raises:
+        UserError: another precision.
+    """
+    if precision not in ("fp32", "bf16"):
+        raise unknown("precision", precision, ("fp32", "bf16"))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 

@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from advalign.errors import UserError, unknown
 
@@ -36,7 +36,7 @@ def parse_calls(text: str) -> list[Call]:
     """
     wrong = UserError(f"cannot read {text!r}: write names joined by '+', as in 'trades(beta=6)+vfd(layer=\"layer4\")'")
     try:
-        node = ast.parse(_hyphens_in_names(text.strip()), mode="eval").body
+        node = ast.parse(_joined_words(text.strip()), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise wrong from None
     operands: list[ast.expr] = []
@@ -97,11 +97,15 @@ def build(what: str, call: Call, registry: Mapping[str, Callable[..., T]], **giv
 def check_arguments(
     owner: str, make: Callable[..., Any], arguments: Mapping[str, Any], hidden: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the arguments, converted where an int stands for a float; refuse unknown names and wrong types."""
+    """Return the arguments, converted where an int stands for a float or a word; refuse unknown names and wrong types.
+
+    Raises:
+        UserError: the name or the value, and what is allowed.
+    """
     from beartype.door import is_bearable
 
     known = [name for name in inspect.signature(make).parameters if name not in (hidden or {})]
-    hints = get_type_hints(make.__init__ if inspect.isclass(make) else make)
+    hints = _hints(make)
     checked = {}
     for name, value in arguments.items():
         if name not in known:
@@ -109,10 +113,11 @@ def check_arguments(
                 raise UserError(f"{owner} takes no arguments, but {name!r} was given")
             raise unknown(f"argument of {owner}", name, known)
         hint = hints.get(name, Any)
-        whole = type(value) is int and abs(value) <= sys.float_info.max
-        checked[name] = float(value) if whole and not is_bearable(value, hint) else value
+        checked[name] = next((reading for reading in _readings(value) if is_bearable(reading, hint)), value)
         flag_for_number = isinstance(value, bool) and hint is not Any and is_bearable(2, hint)
         infinite = isinstance(value, float) and not math.isfinite(value)
+        if isinstance(value, str) and not is_bearable(value, hint) and (choices := _choices(hint)):
+            raise unknown(f"{name} of {owner}", value, choices)
         if flag_for_number or infinite or not is_bearable(checked[name], hint):
             raise UserError(f"{owner}: {name}={value!r} must be {_readable(hint)}")
     return checked
@@ -136,17 +141,17 @@ def spell(name: str, make: Callable[..., Any], values: Mapping[str, Any], *, hid
     return f"{name}({', '.join(shown)})" if shown else name
 
 
-_QUOTED_OR_HYPHENATED = re.compile(r"""("[^"]*"|'[^']*')|(=\s*)?\b([A-Za-z]\w*(?:-\w+)+)""")
+_QUOTED_OR_JOINED = re.compile(r"""("[^"]*"|'[^']*')|(=\s*)?(?<![\w.])([A-Za-z_]\w*(?:[-.]\w+)+)""")
 
 
-def _hyphens_in_names(text: str) -> str:
-    """A hyphen is part of a name here (small-cnn) but a minus in Python. A word that is a value is put in quotes."""
+def _joined_words(text: str) -> str:
+    """Make Python of hyphens (small-cnn) and dots (layer4.1.conv2) in words; one that is a value is put in quotes."""
 
     def python(found: re.Match[str]) -> str:
         quoted, equals, name = found.groups()
         return quoted or (f'{equals}"{name}"' if equals else name.replace("-", "_"))
 
-    return _QUOTED_OR_HYPHENATED.sub(python, text)
+    return _QUOTED_OR_JOINED.sub(python, text)
 
 
 def _call(node: ast.expr, wrong: UserError) -> Call:
@@ -178,10 +183,43 @@ def _literal(node: ast.expr, name: str, argument: str) -> Any:
         raise UserError(f"{name}: {argument}={ast.unparse(node)} is not a number, word or tuple") from None
 
 
+def _hints(make: Callable[..., Any]) -> dict[str, Any]:
+    """Return what the annotations say; nothing of a partial, or where a name is imported for the type checker alone."""
+    try:
+        return get_type_hints(make.__init__ if inspect.isclass(make) else make)
+    except Exception:  # a user's annotations may be any expression
+        return {}
+
+
+def _readings(value: Any) -> tuple[Any, ...]:
+    """Return what a value may stand for: a whole number also for a float, in a tuple too, or for a word."""
+    if type(value) is tuple:
+        return value, tuple(float(each) if _is_whole(each) else each for each in value)
+    return (value, float(value), str(value)) if _is_whole(value) else (value,)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and abs(value) <= sys.float_info.max
+
+
+def _choices(hint: Any) -> list[str]:
+    """Return the words that a `Literal`, or one in a union, allows."""
+    return [str(word) for each in _members(hint) if get_origin(each) is Literal for word in get_args(each)]
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
 def _readable(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}"
-    if get_origin(hint) is UnionType:
-        return " or ".join(_readable(each) for each in get_args(hint) if each is not NoneType)
-    words: dict[Any, str] = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
+    if len(members := _members(hint)) > 1:
+        return " or ".join(_readable(each) for each in members if each is not NoneType)
+    if choices := _choices(hint):
+        return f"one of {', '.join(choices)}"
+    words: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        str: "a word, or text in quotes",
+        bool: "true or false",
+    }
     return words.get(hint, str(hint))

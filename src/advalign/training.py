@@ -11,14 +11,15 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 
+from advalign import models
 from advalign.data import Dataset, load
-from advalign.errors import UserError
+from advalign.errors import UserError, require
 from advalign.fit import Row, Standing, fit
 from advalign.interrupts import Interrupts
-from advalign.objectives import Method, parse
+from advalign.objectives import Base, Method, as_method
 from advalign.plan import Plan, plan
 from advalign.recipes import Recipe
-from advalign.runs import Run
+from advalign.runs import Run, weights_of
 from advalign.runtime import environment, pick_device, place, seeded
 from advalign.terminal import progress_bars, say
 
@@ -26,7 +27,7 @@ _SHOWN = {"clean": "validation: clean", "robust": "PGD-10"}
 
 
 def train(
-    method: str | Method,
+    method: str | Base | Method,
     *,
     data: str | Dataset,
     model: str,
@@ -60,10 +61,12 @@ def train(
         UserError: anything that cannot work, before anything is written.
         TrainingError: a loss that is not finite.
     """
-    method = parse(method) if isinstance(method, str) else method
-    recipe = recipe or Recipe()
-    console = console or Console(quiet=True)
+    method, recipe, console = as_method(method), recipe or Recipe(), console or Console(quiet=True)
+    require(checkpoint_seconds >= 0, f"checkpoint_seconds={checkpoint_seconds:g} must be at least 0")
     where = pick_device(device)
+    models.canonical(model)  # data may take a download: what is cheap to refuse is refused before
+    for source in (guests or {}).values():
+        weights_of(source)
     dataset = load(data, directory=data_dir, image_size=image_size) if isinstance(data, str) else data
     planned = plan(method, dataset, model, recipe, runs=Path(runs), name=name, given=guests or {})
     todo = planned.in_order()
@@ -76,21 +79,28 @@ def train(
     with Interrupts(time_budget) as interrupts, progress_bars(console, "steps") as bars:
         for each in todo:
             say(console, f"{each.method} on {dataset.name}, {each.model}: {each.run.path}")
-            show = _Show(bars, each, sinks(each.run))
-            with _only_here(each.run), seeded(recipe.seed):  # the loop seeds every step itself
-                finished = _fit(each, where, interrupts, checkpoint_seconds, show)
+            with _only_here(each.run, wait=each is not planned), seeded(recipe.seed):
+                finished = each.run.finished or _fit(each, where, interrupts, checkpoint_seconds, sinks, bars)
             if not finished:
                 say(console, f"Stopped: {interrupts.reason}. Saved in {each.run.path}; the same command goes on.")
                 break
     return planned.run
 
 
-def _fit(each: Plan, device: torch.device, interrupts: Interrupts, checkpoint_seconds: float, show: _Show) -> bool:
+def _fit(
+    each: Plan,
+    device: torch.device,
+    interrupts: Interrupts,
+    checkpoint_seconds: float,
+    sinks: Callable[[Run], list[Callable[[Row], None]]],
+    bars: Progress,
+) -> bool:
     """Fit one planned run; return whether it is finished."""
     objective = place(each.bind(), device)
     train_images, validation = (part.to(device) for part in each.images)
     if not each.run.state.exists():
         each.run.write_card("running", environment())
+    show = _Show(bars, each, sinks(each.run))
     finished = fit(
         each.run,
         objective,
@@ -109,11 +119,15 @@ def _fit(each: Plan, device: torch.device, interrupts: Interrupts, checkpoint_se
 
 
 @contextmanager
-def _only_here(run: Run) -> Iterator[None]:
-    """Hold the run's folder, so that a second process cannot train the same run; freed by the system at any death."""
+def _only_here(run: Run, *, wait: bool) -> Iterator[None]:
+    """Hold the run's folder, so that no second process trains the same run; the system frees it at any death.
+
+    Another run's guest is waited for: it will be there when its process is done.
+    """
     run.path.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(run.path / ".lock", timeout=0):
+        with FileLock(run.path / ".lock", timeout=-1 if wait else 0):
+            run.remove_leftovers()
             yield
     except Timeout:
         raise UserError(f"{run.path} is being trained by another process; nothing was changed") from None

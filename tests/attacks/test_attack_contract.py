@@ -16,7 +16,10 @@ from tests.conftest import TinyNet, batch, tiny
 from torch import Tensor, nn
 
 from advalign.attacks import ATTACKS, FGSM, MIM, PGD, STANDARD, Attack, parse, spelled
+from advalign.attacks.ascent import Goal, ascend
 from advalign.errors import UserError
+from advalign.objectives import compose
+from advalign.objectives.bases.trades import TRADES
 from advalign.threats import L2, Linf, Threat, threat
 
 SPELLINGS = [
@@ -362,8 +365,8 @@ def test_spelling_is_canonical(spelling: str, canonical: str):
         ("pgd(step_size=0)", "must be above 0"),
         ("pgd(step_size=-1/255)", "must be above 0"),
         ("pgd(step_size=1e999)", "step_size=inf"),
-        ("pgd(loss=mse)", "loss='mse' must be"),
-        ("pgd(start=middle)", "start='middle' must be"),
+        ("pgd(loss=mse)", "unknown loss of attack 'pgd' 'mse'"),
+        ("pgd(start=middle)", "'middle': choose from clean, gaussian, uniform"),
         ("mim(decay=-1)", "decay=-1"),
         ("pgd(steps=2, steps=3)", "steps is given twice"),
         ("pgd+mim", "one name was expected, not 2"),
@@ -375,6 +378,53 @@ def test_refusals_name_the_value_and_what_is_allowed(spelling: str, words: str):
         parse(spelling, threat=Linf())
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "fields", "words"),
+    [
+        (
+            PGD,
+            {"start": "unifrom"},
+            "unknown start of pgd 'unifrom': did you mean 'uniform'? choose from clean, gaussian",
+        ),
+        (PGD, {"loss": "dlr"}, "unknown loss of pgd 'dlr': choose from ce, kl, margin"),
+        (PGD, {"steps": 2.5}, "pgd: steps=2.5 must be a whole number"),
+        (PGD, {"until_fooled": "no"}, "pgd: until_fooled='no' must be true or false"),
+        (MIM, {"steps": "many"}, "mim: steps='many' must be a whole number"),
+        (MIM, {"decay": "slow"}, "mim: decay='slow' must be a number"),
+    ],
+)
+def test_wrong_arguments_from_python_are_refused_when_the_attack_is_made(make, fields, words: str):
+    with pytest.raises(UserError) as caught:
+        make(Linf(), **fields)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def climb(x: Tensor, y: Tensor, **given) -> Tensor:
+    goal = Goal(sharp(), lambda logits, y: F.cross_entropy(logits, y, reduction="none"), y)
+    return ascend(goal, x, Linf(0.1), **{"steps": 1, "step_size": 0.1, "start": "clean", **given})
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+@pytest.mark.parametrize("start", ["clean", "gaussian"])
+def test_a_climb_has_a_step_at_least(steps: int, start: str, x_y):
+    with pytest.raises(UserError, match=f"steps={steps} must be at least 1"):
+        climb(*x_y, steps=steps, start=start)
+    assert_inside(climb(*x_y, start=start), x_y[0], Linf(0.1))
+
+
+def test_an_unknown_start_is_refused(x_y):
+    with pytest.raises(
+        UserError, match="unknown start 'unifrom': did you mean 'uniform'. choose from clean, gaussian, u"
+    ):
+        climb(*x_y, start="unifrom")
+    objective = compose(TRADES(), student=tiny(0))
+    with pytest.raises(UserError, match="unknown start 'unifrom'"):
+        objective.perturb(*x_y, Linf(), start="unifrom")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="steps=0 must be at least 1"):
+        objective.perturb(*x_y, Linf(), steps=0)
 
 
 def test_fgsm_is_one_whole_step_of_pgd(x_y):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,22 @@ def test_every_layout_and_type_gives_the_same_images(tmp_path: Path, x: np.ndarr
     assert data.train.labels.tolist() == LABELS.tolist()
     assert data.class_names == ("0", "1", "2")
     assert data.note == ""
+
+
+def test_the_name_holds_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    saved(tmp_path, **GOOD)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    here = f"npz:{os.path.realpath(tmp_path)}/mine.npz"
+    for directory, name in [
+        (tmp_path, "mine.npz"),
+        (tmp_path / "sub", "../mine.npz"),
+        (tmp_path / "sub", "~/mine.npz"),
+    ]:
+        monkeypatch.chdir(directory)
+        assert load(f"npz:{name}").name == here
+    monkeypatch.chdir("/")
+    assert load(here).name == here
 
 
 def test_without_test_arrays_a_fixed_fifth_is_held_out_and_said_so(tmp_path: Path):

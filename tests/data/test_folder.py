@@ -106,6 +106,106 @@ def test_the_cache_is_used_until_a_file_changes(tmp_path: Path, own_cache: Path,
     assert len(list(own_cache.iterdir())) == 3
 
 
+def test_folders_whose_files_have_the_same_names_sizes_and_dates_have_caches_of_their_own(tmp_path: Path):
+    plain = tmp_path / "plain"
+    paint(plain)
+    inverse = tmp_path / "inverse"
+    shutil.copytree(plain, inverse)
+    (inverse / "red").rename(inverse / "swapped")
+    (inverse / "blue").rename(inverse / "red")
+    (inverse / "swapped").rename(inverse / "blue")
+    for root in (plain, inverse):
+        for file in root.glob("*/*.png"):
+            file.write_bytes(file.read_bytes().ljust(500, b"\0"))  # plain colours compress to different sizes
+            os.utime(file, ns=(0, 0))
+    first, second = load(f"folder:{plain}"), load(f"folder:{inverse}")
+    check_colours(first, first.train)
+    reds = second.train.pixels[second.train.labels == second.class_names.index("red")]
+    assert reds.amax((0, 2, 3)).tolist() == [0, 0, 255]
+
+
+def test_the_name_holds_from_any_directory(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    root = paint(tmp_path / "mine")
+    here = f"folder:{os.path.realpath(root)}"
+    for directory, name in [(tmp_path, "mine"), (root, "."), (root / "red", "../../mine/")]:
+        monkeypatch.chdir(directory)
+        assert load(f"folder:{name}").name == here
+    monkeypatch.chdir("/")
+    assert load(here).name == here
+    assert len(list(own_cache.iterdir())) == 1
+
+
+def first_of(root: Path, label: int = 2) -> torch.Tensor:
+    data = load(f"folder:{root}", image_size=4)
+    return data.train.pixels[data.train.labels == label][0]
+
+
+STEPS = np.repeat(np.array([[0, 1, 100, 255]], np.uint8), 4, 0)
+
+
+def write_pgm(file: Path, deep: np.ndarray) -> None:
+    file.with_suffix(".ppm").write_bytes(b"P5 4 4 65535\n" + deep.astype(">u2").tobytes())
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file, deep: Image.fromarray(deep).save(file),
+        lambda file, deep: Image.fromarray(deep).save(file.with_suffix(".tiff")),
+        lambda file, deep: Image.frombytes("I;16B", (4, 4), deep.astype(">u2").tobytes()).save(
+            file.with_suffix(".tif")
+        ),
+        write_pgm,
+    ],
+    ids=["png", "tiff", "big-endian tiff", "pgm"],
+)
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path, write: Callable[[Path, np.ndarray], object]):
+    root = paint(tmp_path / "mine")
+    empty(root / "red")
+    for number in range(5):
+        write(root / "red" / f"{number}.png", STEPS.astype(np.uint16) * 257 + 100)
+    expected = torch.from_numpy(STEPS).expand(3, 4, 4)  # v of 255 is 257 v of 65535; 100 more is less than half a level
+    assert torch.equal(first_of(root), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_of_unknown_range_are_refused(tmp_path: Path, dtype: type):
+    root = paint(tmp_path / "mine")
+    Image.fromarray(STEPS.astype(dtype)).save(root / "red" / "9.tiff")
+    with pytest.raises(
+        UserError, match=r"red/9\.tiff cannot be read as an image: .*save it with 8 or 16 bits"
+    ) as caught:
+        load(f"folder:{root}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize(
+    ("orientation", "stored"),  # as the EXIF standard says where row 0 and column 0 of the stored pixels belong
+    [
+        (1, lambda upright: upright),
+        (2, np.fliplr),
+        (3, lambda upright: np.rot90(upright, 2)),
+        (4, np.flipud),
+        (5, np.transpose),  # row 0 is the left side, column 0 the top
+        (6, np.rot90),  # row 0 is the right side, column 0 the top: stored turned to the left
+        (8, lambda upright: np.rot90(upright, -1)),
+    ],
+)
+def test_images_are_turned_upright(
+    tmp_path: Path, orientation: int, stored: Callable[[np.ndarray], np.ndarray], deep: bool
+):
+    root = paint(tmp_path / "mine")
+    upright = np.arange(16, dtype=np.uint8).reshape(4, 4) * 10
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.ascontiguousarray(stored(upright))
+    image = Image.fromarray(pixels.astype(np.uint16) * 257 if deep else pixels)
+    for file in (root / "red").iterdir():
+        image.save(file, exif=exif)
+    assert torch.equal(first_of(root), torch.from_numpy(upright).expand(3, 4, 4))
+
+
 def test_both_parts_are_slices_of_one_mapping(tmp_path: Path):
     data = load(f"folder:{paint(tmp_path / 'mine')}")
     storages = {part.pixels.untyped_storage().data_ptr() for part in (data.train, data.test)}

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tests.conftest import TinyNet, tiny
 from torch import nn
 
+from advalign.errors import UserError
 from advalign.models import Out
 from advalign.objectives import BASES, PLUGINS, compose, parse, total
 from advalign.objectives.parts import ADV, CLEAN
@@ -177,3 +178,48 @@ def test_train_mode_attack_moves_batchnorm_statistics_and_restores_the_mode(x_y)
     assert norm.num_batches_tracked == 10
     assert not objective.student.training
     assert all(p.requires_grad and p.grad is None for p in objective.student.parameters())
+
+
+def test_train_mode_attack_keeps_the_modes_its_owner_has_set(x_y):
+    """A BatchNorm that was put into eval mode stays there, and its statistics stay."""
+    x, y = x_y
+    objective = bound("at")
+    assert isinstance(objective.student, TinyNet)
+    fixed = objective.student.layer1[1].eval()
+    before = copy.deepcopy(fixed.state_dict())
+    objective.perturb(x, y, Linf(), mode="train")
+    assert not fixed.training
+    assert all(torch.equal(value, before[key]) for key, value in fixed.state_dict().items())
+
+
+def test_modes_come_back_when_the_attack_fails(x_y):
+    x, y = x_y
+    objective = bound("at").eval()
+    with pytest.raises(RuntimeError):
+        objective.perturb(x[:, :2], y, Linf(), mode="train")
+    assert not any(module.training for module in objective.student.modules())
+
+
+def test_examples_can_be_made_inside_no_grad(x_y):
+    x, y = x_y
+    torch.manual_seed(0)
+    outside = bound("trades").perturb(x, y, Linf())
+    torch.manual_seed(0)
+    objective = bound("trades")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        inside = objective.perturb(x, y, Linf())
+    assert inside.shape == outside.shape
+    assert (inside - x).abs().amax() > 0
+
+
+def test_the_student_cannot_be_its_own_guest():
+    net = tiny(0)
+    with pytest.raises(UserError, match="its own guest"):
+        compose(parse("trades+vfd"), student=net, vanilla=net)
+
+
+def test_images_outside_the_unit_range_are_refused_in_training_too(x_y):
+    x, y = x_y
+    with pytest.raises(UserError, match=r"need \[0, 1\]"):
+        bound("trades").perturb(2 * x, y, Linf())

@@ -28,7 +28,7 @@ def records():
     return [
         replace(RECORD, method=method, seed=seed, run=f"{method}{seed}", attack=attack, accuracy=accuracy)
         for (method, seed), pair in accuracies.items()
-        for attack, accuracy in zip(("clean", "worst case"), pair, strict=True)
+        for attack, accuracy in zip(("clean", "worst(fgsm, mim(steps=20))"), pair, strict=True)
     ]
 
 
@@ -49,6 +49,47 @@ def test_what_differs_is_a_column_and_what_is_shared_is_said_once():
     assert "data: digits" in table.caption
     assert "test images" not in table.caption
     assert table.rows[-1] == ("at", "95.0", "–", "100")
+
+
+def test_seeds_alone_are_averaged():
+    """Another recipe, data set or threat is another row, with the same seed too; what is found twice counts once."""
+    twice = [RECORD, replace(RECORD), replace(RECORD, recipe="other", accuracy=0.05)]
+    table = accuracy_table(twice)
+    assert [row[:2] for row in table.rows] == [("trades", "95.0"), ("trades", "5.0")]
+    assert table.columns[-1] == "recipe"
+    for change in (
+        {"images": "other"},
+        {"precision": "bf16"},
+        {"attack_seed": 1},
+        {"threat": "L2(0.5)"},
+        {"data": "b"},
+    ):
+        rows = accuracy_table([RECORD, replace(RECORD, **change, accuracy=0.05)]).rows
+        assert {row[1] for row in rows} == {"95.0", "5.0"}
+        assert len(set(rows)) == 2
+
+
+def test_worst_cases_over_different_attacks_are_different_columns():
+    weak = [replace(record, attack="worst(fgsm)", accuracy=0.9) for record in records() if "worst" in record.attack]
+    table = accuracy_table([*records(), *weak])
+    assert [column for column in table.columns if "worst" in column] == ["worst(fgsm, mim(steps=20))", "worst(fgsm)"]
+    drawn = trade_off([*records(), *weak]).axes[0].lines[0].get_xydata()
+    np.testing.assert_allclose(np.array(drawn), [[91, 52], [95, 40]])  # the worst over the most attacks
+
+
+def test_a_report_on_runs_and_their_collected_records_invents_no_spread(tmp_path: Path):
+    append_records(tmp_path / "a" / "records.jsonl", records()[:2])
+    append_records(tmp_path / "records.jsonl", records()[:2])
+    table = report_on([tmp_path, tmp_path / "a"], tmp_path / "page.html")
+    assert table.rows == (("trades", "90.0", "50.0"),)
+
+
+def test_trade_off_keeps_settings_apart():
+    elsewhere = [replace(record, data="cifar10", accuracy=record.accuracy / 2) for record in records()]
+    axes = trade_off([*records(), *elsewhere]).axes[0]
+    drawn = {line.get_label(): np.array(line.get_xydata()) for line in axes.lines}
+    np.testing.assert_allclose(drawn["trades, digits"], [[91, 52], [95, 40]])
+    np.testing.assert_allclose(drawn["trades, cifar10"], [[45.5, 26], [47.5, 20]])
 
 
 def test_trade_off_draws_every_method_at_its_means_and_joins_families():

@@ -13,14 +13,32 @@ from torch import nn
 
 from advalign.errors import UserError
 from advalign.runs import Record, append_records, read_records
-from advalign.runs.checkpoint import load_into, load_weights, save_weights
-from advalign.runs.files import read_json, read_lines, write_atomically, write_json, write_lines
+from advalign.runs.checkpoint import load_into, load_state, load_weights, save_state, save_weights
+from advalign.runs.files import read_json, read_lines, remove_leftovers, write_atomically, write_json, write_lines
 
 RECORD = Record(
-    method="trades", data="digits", model="small-cnn", checkpoint="best", attack="clean", threat="Linf(0.2)",
-    accuracy=0.95, n=500, training_images=1147, epochs=15, seed=0, run="abc", seconds=1.0, commit="", torch="2.13.0",
+    method="trades",
+    data="digits",
+    images="0123",
+    model="small-cnn",
+    checkpoint="best",
+    attack="clean",
+    threat="Linf(0.2)",
+    accuracy=0.95,
+    n=500,
+    precision="fp32",
+    attack_seed=0,
+    batch_size=512,
+    training_images=1147,
+    epochs=15,
+    recipe="r",
+    seed=0,
+    run="abc",
+    seconds=1.0,
+    commit="",
+    torch="2.13.0",
     device="cpu",
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
@@ -85,6 +103,9 @@ def test_records_round_trip_and_a_new_measurement_replaces_the_old(tmp_path: Pat
     append_records(path, [RECORD, attacked])
     append_records(path, [replace(attacked, accuracy=0.4)])
     assert read_records(path) == [RECORD, replace(attacked, accuracy=0.4)]
+    elsewhere = [replace(RECORD, data="npz"), replace(RECORD, precision="bf16"), replace(RECORD, attack="worst(fgsm)")]
+    append_records(path, elsewhere)
+    assert len(read_records(path)) == 5
     write_lines(path, [{"accuracy": 1.0}])
     with pytest.raises(UserError, match="holds no records"):
         read_records(path)
@@ -129,3 +150,45 @@ def test_a_pickle_with_code_is_refused_unexecuted(tmp_path: Path):
     torch.save({"weight": _Bomb()}, tmp_path / "bomb.pt")
     with pytest.raises(UserError, match="holds more than tensors"):
         load_weights(tmp_path / "bomb.pt")
+
+
+def test_what_a_kill_leaves_of_a_write_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A kill before the rename, and so without the clean-up."""
+    path = tmp_path / "state.pt"
+    write_atomically(path, b"old")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        patch.setattr(os, "unlink", lambda _: None)
+        with pytest.raises(KeyboardInterrupt):
+            write_atomically(path, b"new")
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_leftovers(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("line", ["3", "[]", "null", '"text"'])
+def test_a_line_that_is_no_object_is_named(line: str, tmp_path: Path):
+    (tmp_path / "b.jsonl").write_text(f'{{"a": 1}}\n{line}\n')
+    for read in (read_lines, read_records):
+        with pytest.raises(UserError, match=r"cannot read .*b\.jsonl: line 2 is no JSON object"):
+            read(tmp_path / "b.jsonl")
+
+
+@pytest.mark.parametrize("state", [{}, [], 3, {"objective": {}}, {"optimizer": {}}, torch.zeros(2)], ids=repr)
+def test_a_state_of_something_else_is_refused(state: object, tmp_path: Path):
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(UserError, match=r"state\.pt is damaged or no state of a run"):
+        load_state(tmp_path / "state.pt")
+
+
+def test_a_state_round_trips(tmp_path: Path):
+    state = {"objective": {"weight": torch.arange(3.0)}, "optimizer": {"lr": 0.1}, "epoch": 2}
+    save_state(tmp_path / "state.pt", state)
+    loaded = load_state(tmp_path / "state.pt")
+    assert torch.equal(loaded["objective"].pop("weight"), torch.arange(3.0))
+    assert loaded == {"objective": {}, "optimizer": {"lr": 0.1}, "epoch": 2}

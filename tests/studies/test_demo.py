@@ -34,7 +34,7 @@ def test_it_writes_the_page_the_pictures_and_the_records(tmp_path: Path):
     page = (tmp_path / "report.html").read_text()
     assert page.count('src="data:image/png;base64,') == 3
     records = read_records(tmp_path / "records.jsonl")
-    assert {record.attack for record in records} == {"clean", "fgsm", "worst case"}
+    assert {record.attack for record in records} == {"clean", "fgsm", "worst(fgsm)"}
     assert {record.threat for record in records} == {"Linf(0.2)"}
     for record in records:
         assert f"{100 * record.accuracy:.1f}" in page

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from advalign.errors import require, unknown
 from advalign.threats import Threat
 
 Start = Literal["uniform", "gaussian", "clean"]
@@ -22,12 +23,18 @@ class Goal(NamedTuple):
 
 
 def start_point(x: Tensor, threat: Threat, start: Start) -> Tensor:
-    """Return a new tensor where the climb begins: uniform in the ball, x + 0.001 gaussian (TRADES), or x itself."""
+    """Return a new tensor where the climb begins: uniform in the ball, x + 0.001 gaussian (TRADES), or x itself.
+
+    Raises:
+        UserError: another start.
+    """
     if start == "uniform":
         return threat.sample(x)
     if start == "gaussian":  # not clamped, as in the authors' code: the first step does it
         return x + 0.001 * torch.randn_like(x)
-    return x.clone()
+    if start == "clean":
+        return x.clone()
+    raise unknown("start", start, get_args(Start))
 
 
 def ascend(
@@ -54,7 +61,11 @@ def ascend(
 
     Returns:
         Adversarial images (N, C, H, W), detached.
+
+    Raises:
+        UserError: fewer steps than one, which would leave a gaussian start outside the threat model; unknown start.
     """
+    require(steps >= 1, f"steps={steps} must be at least 1")
     x = x.detach()
     x_adv = start_point(x, threat, start)
     project = threat.ball(x)

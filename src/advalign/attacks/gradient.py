@@ -14,6 +14,7 @@ from advalign.attacks.ascent import Goal, Start, ascend, misclassified
 from advalign.attacks.losses import cross_entropy, kl_divergence, margin
 from advalign.errors import require
 from advalign.models.modes import evaluating
+from advalign.spelling import check_arguments
 from advalign.threats import Threat, check_images
 
 
@@ -29,6 +30,11 @@ def attacking(model: nn.Module, x: Tensor) -> Iterator[None]:
     check_images(x)
     with evaluating(model), torch.enable_grad():
         yield
+
+
+def _check_types(attack: PGD | MIM) -> None:
+    """Refuse from Python what is refused in a spelling: wrong types, and words that are no choice."""
+    check_arguments(attack.name, type(attack), {k: value for k, value in vars(attack).items() if k != "threat"})
 
 
 def _check(name: str, threat: Threat, steps: int, step_size: float | None) -> float:
@@ -64,7 +70,7 @@ class PGD:
             work; false gives the last iterate, as papers before AutoAttack report it.
 
     Raises:
-        UserError: steps, restarts or step_size out of range.
+        UserError: steps, restarts or step_size out of range, unknown loss or start.
     """
 
     name: ClassVar[str] = "pgd"
@@ -77,6 +83,7 @@ class PGD:
     until_fooled: bool = True
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check(self.name, self.threat, self.steps, self.step_size)
         require(self.restarts >= 1, f"pgd: restarts={self.restarts} must be at least 1")
         stuck = self.loss == "kl" and self.start == "clean"
@@ -124,6 +131,7 @@ class MIM:
     decay: float = 1.0
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check(self.name, self.threat, self.steps, self.step_size)
         require(self.decay >= 0, f"mim: decay={self.decay} must be at least 0")
 

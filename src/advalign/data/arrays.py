@@ -24,7 +24,8 @@ def load_npz(path: Path | str) -> Dataset:
     Raises:
         UserError: whatever of this does not hold, with the array's name and what was found in it.
     """
-    arrays = _read(Path(path).expanduser())
+    path = Path(path).expanduser().resolve()
+    arrays = _read(path)
     train = _images(arrays, TRAIN, path)
     present = train.labels.unique()
     expected = torch.arange(len(present))

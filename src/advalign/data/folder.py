@@ -21,18 +21,20 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 def load_folder(path: Path | str, image_size: int) -> Dataset:
     """Return the images below a folder: `PATH/CLASS/...`, or `PATH/train/CLASS/...` with `PATH/test` or `PATH/val`.
 
-    Images are converted to RGB, resized so that the shorter side is `image_size` (bicubic), cropped at the centre, and
-    kept as uint8 in a cache, which is made anew when a file's name, size or date changes. Without test folder, a fixed
-    fifth of the images is held out.
+    Images are turned upright (EXIF), converted to RGB, 16 bits scaled to 8, resized so that the shorter side is
+    `image_size` (bicubic), cropped at the centre, and kept as uint8 in a cache, which is made anew when a file's name,
+    size or date changes. Without test folder, a fixed fifth of the images is held out.
 
     Returns:
-        Images (N, 3, image_size, image_size), mapped from the cache: read from disk as they are used.
+        Images (N, 3, image_size, image_size), mapped from the cache, not held in memory; drawing part of them, as a
+        training does to hold out its validation set, copies that part into memory.
 
     Raises:
         UserError: no such folder, no images in it, fewer than two classes, other classes in the test folder, an image
             that cannot be read, or a cache that cannot be written.
     """
-    root, name = Path(path).expanduser(), f"folder:{path}"
+    root = Path(path).expanduser().resolve()
+    name = f"folder:{root}"
     require(root.is_dir(), f"{name}: there is no such folder")
     require(image_size > 0, f"image size {image_size} must be positive")
     train_root = root / "train" if (root / "train").is_dir() else root
@@ -86,7 +88,7 @@ def _flat(classes: dict[str, list[Path]]) -> tuple[list[Path], torch.Tensor]:
 def _decoded(root: Path, files: list[Path], size: int) -> torch.Tensor:
     """Return the files' pixels, (N, 3, size, size), decoding them if the cache lacks them."""
     states = [(file.relative_to(root).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = sha256(json.dumps([states, size]).encode()).hexdigest()[:16]
+    key = sha256(json.dumps([str(root), states, size]).encode()).hexdigest()[:16]
     cache = cache_folder() / f"folder-{key}.npy"
     try:
         if not cache.is_file():
@@ -125,7 +127,13 @@ def _pixels(file: Path, size: int) -> bytes:
 
     try:
         with Image.open(file) as image:
-            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+            deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+            if image.mode in ("I", "F") and not deep:
+                raise ValueError(f"the range of its pixels (mode {image.mode}) is not known; save it with 8 or 16 bits")
+            upright = ImageOps.exif_transpose(image)
+            if deep:  # convert would clip at 255
+                upright = Image.fromarray(np.rint(np.asarray(upright) / 257).astype(np.uint8))
+            square = ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{file} cannot be read as an image: {error}") from error
     return np.asarray(square).transpose(2, 0, 1).tobytes()

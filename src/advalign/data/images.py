@@ -130,11 +130,11 @@ def hold_out(images: Images, held_out: int, seed: int) -> tuple[Images, Images]:
         (rest, validation), each in the order of `images`.
 
     Raises:
-        UserError: nothing would be left to train on.
+        UserError: nothing would be held out, or nothing left to train on.
     """
     require(
-        0 <= held_out < len(images),
-        f"cannot hold out {held_out} of {len(images)} training images: choose from 0 to {len(images) - 1}",
+        0 < held_out < len(images),
+        f"cannot hold out {held_out} of {len(images)} training images: choose from 1 to {len(images) - 1}",
     )
     rest, validation = stratified_split(images.labels, held_out, seed)
     return images.take(rest), images.take(validation)

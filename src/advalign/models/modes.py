@@ -24,6 +24,18 @@ def frozen(net: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def training(net: nn.Module) -> Iterator[None]:
+    """No trainable parameter and train mode inside; a network that trains already keeps the modes its owner has set."""
+    modes = {module: module.training for module in net.modules()}
+    try:
+        with frozen(net if net.training else net.train()):
+            yield
+    finally:
+        for module, was in modes.items():
+            module.training = was
+
+
+@contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
     """Eval mode and no trainable parameter inside; each module's own mode and each parameter's own flag afterwards."""
     modes = {module: module.training for module in net.modules()}

@@ -16,7 +16,7 @@ class Out(NamedTuple):
     """What one pass of a tapped network gives."""
 
     logits: Tensor
-    """(N, classes), in float32 also under bf16 autocast, as the features are."""
+    """(N, classes), as float32 also under bf16 autocast, as the features are; autocast has rounded them before."""
     features: Mapping[str, Tensor]
     """Layer name to its output, (N, C, H, W) or as the layer gives it."""
 
@@ -60,7 +60,7 @@ class Tapped(nn.Module):
             self._tape.running, self._tape.seen = False, {}
         if silent := [layer for layer in self.layers if layer not in seen]:
             raise UserError(f"layer {silent[0]!r} does not run in the forward pass: choose from {', '.join(seen)}")
-        # In float32 also under autocast: losses and distances are computed in float32.
+        # Under bf16 autocast they come rounded; from here on losses and distances are computed in float32.
         seen = {layer: output.to(torch.promote_types(output.dtype, torch.float32)) for layer, output in seen.items()}
         return Out(seen["logits"], {layer: seen[layer] for layer in self.layers})
 

@@ -14,7 +14,7 @@ from advalign.objectives.parts import Base, Method, PlugIn
 from advalign.objectives.plugins.vfd import VFD
 from advalign.spelling import build, parse_calls
 
-__all__ = ["BASES", "PLUGINS", "Base", "Method", "Objective", "PlugIn", "compose", "parse", "total"]
+__all__ = ["BASES", "PLUGINS", "Base", "Method", "Objective", "PlugIn", "as_method", "compose", "parse", "total"]
 
 BASES: dict[str, type[Base]] = {
     "natural": Natural,
@@ -25,6 +25,17 @@ BASES: dict[str, type[Base]] = {
     "hat": HAT,
 }
 PLUGINS: dict[str, type[PlugIn]] = {"vfd": VFD}
+
+
+def as_method(given: str | Base | Method) -> Method:
+    """Return the method that is spelled, or made of a base alone, or there already.
+
+    Raises:
+        UserError: as `parse`.
+    """
+    if isinstance(given, str):
+        return parse(given)
+    return given if isinstance(given, Method) else Method(given)
 
 
 def parse(spelling: str) -> Method:

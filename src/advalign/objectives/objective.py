@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from advalign.attacks.ascent import Start, ascend
 from advalign.errors import require
 from advalign.models.fold import Folded
-from advalign.models.modes import frozen
+from advalign.models.modes import training
 from advalign.models.taps import Out, Tapped
 from advalign.objectives.parts import Base, Method, Need, PlugIn, Terms, union
 from advalign.threats import Threat, check_images
@@ -77,7 +77,7 @@ class Objective(nn.Module):
             check_images(x)
             self._images_checked = True
         network = self._train_mode() if (mode or craft.mode) == "train" else self._eval_mode()
-        with network as student:
+        with network as student, torch.enable_grad():
             owner = next((plugin for plugin in self.method.plugins if plugin.goal is not None), self.method.base)
             assert owner.goal is not None
             return ascend(
@@ -131,12 +131,8 @@ class Objective(nn.Module):
     @contextmanager
     def _train_mode(self):
         # Batch statistics cannot be folded: this is the plain path.
-        student = self.nets["student"]
-        was_training = student.training
-        with frozen(student):
-            student.train()
-            yield student
-            student.train(was_training)
+        with training(self.nets["student"]):
+            yield self.nets["student"]
 
 
 def compose(method: Method | Base, *plugins: PlugIn, student: nn.Module, **guests: nn.Module | None) -> Objective:
@@ -145,15 +141,18 @@ def compose(method: Method | Base, *plugins: PlugIn, student: nn.Module, **guest
     Args:
         student: the network being trained; images (N, C, H, W) in [0, 1] to logits (N, K). Moved or replaced modules
             (by a plug-in that adapts it) are reached through `objective.student`.
-        guests: `vanilla=`, and whatever else the method needs, as networks of the same input and output.
+        guests: `vanilla=`, and whatever else the method needs, as networks of the same input and output. They are
+            frozen, in eval mode, unless the method trains them.
 
     Raises:
         UserError: the parts make no sense together, a guest is missing, or a layer does not exist.
     """
-    method = method if isinstance(method, Method) else Method(method)
+    method = Method(method) if isinstance(method, Base) else method
     for plugin in plugins:
         method = method + plugin
-    return Objective(method, student, {name: net for name, net in guests.items() if net is not None})
+    given = {name: net for name, net in guests.items() if net is not None}
+    require(all(net is not student for net in given.values()), "the student cannot be its own guest: copy.deepcopy it")
+    return Objective(method, student, given)
 
 
 def total(terms: Terms) -> Tensor:

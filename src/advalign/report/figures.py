@@ -13,6 +13,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from advalign.report.tables import rows_of, worst_cases
 from advalign.runs import Record
 
 _MARKERS = "osD^vP*X"
@@ -25,30 +26,29 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def trade_off(records: Sequence[Record], attack: str = "worst case") -> Figure:
-    """Plot clean accuracy against accuracy under an attack, a point per method; a family's points are joined.
+def trade_off(records: Sequence[Record]) -> Figure:
+    """Plot clean accuracy against the worst case over the most attacks, a point per row of the table.
 
-    A family is a method without its arguments: TRADES at several betas is one curve.
+    A family is a method without its arguments, in one setting: TRADES at several betas is one curve.
     """
+    attack = worst_cases(records)[0]
+    rows = [row for row in rows_of(records)[0] if row.accuracies("clean") and row.accuracies(attack)]
+    families: dict[str, list[tuple[float, float, str]]] = {}
+    for row in rows:
+        family = ", ".join((re.sub(r"\([^()]*\)", "", row.method), *row.extras))
+        arguments = ", ".join(re.findall(r"\(([^()]*)\)", row.method))
+        families.setdefault(family, []).append((mean(row.accuracies("clean")), mean(row.accuracies(attack)), arguments))
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(7, 4.6), layout="constrained")
-        axes = figure.add_subplot(xlabel="clean accuracy, %", ylabel=f"robust accuracy ({attack}), %")
-        points = {
-            method: (_percent(records, method, "clean"), _percent(records, method, attack))
-            for method in dict.fromkeys(r.method for r in records if r.attack == attack)
-        }
-        families: dict[str, list[str]] = {}
-        for method in points:
-            families.setdefault(re.sub(r"\([^()]*\)", "", method), []).append(method)
-        for i, (family, methods) in enumerate(families.items()):
-            x, y = zip(*sorted(points[method] for method in methods), strict=True)
+        axes = figure.add_subplot(xlabel="clean accuracy, %", ylabel="robust accuracy (worst case), %")
+        for i, (family, points) in enumerate(families.items()):
+            x, y, _ = zip(*sorted(points), strict=True)
             axes.plot(x, y, marker=_MARKERS[i % len(_MARKERS)], label=family, linewidth=1, markersize=7)
-            for method in methods:
-                arguments = ", ".join(re.findall(r"\(([^()]*)\)", method)) or ("default" if len(methods) > 1 else "")
-                axes.annotate(arguments, points[method], textcoords="offset points", xytext=(6, 5), fontsize=7)
+            for clean, robust, arguments in points:
+                label = arguments or ("default" if len(points) > 1 else "")
+                axes.annotate(label, (clean, robust), textcoords="offset points", xytext=(6, 5), fontsize=7)
         axes.legend(frameon=False, fontsize=8)
-        settings = sorted({f"{r.data}, {r.model}, {r.threat}, n={r.n}" for r in records if r.attack == attack})
-        axes.set_title("; ".join(settings), fontsize=9)
+        axes.set_title(f"{attack}, test images", fontsize=8, wrap=True)
     return figure
 
 
@@ -105,7 +105,3 @@ def png(figure: Figure) -> bytes:
 def data_uri(figure: Figure) -> str:
     """Return the figure as a PNG inside a URI, for a page that is one file."""
     return "data:image/png;base64," + base64.b64encode(png(figure)).decode()
-
-
-def _percent(records: Sequence[Record], method: str, attack: str) -> float:
-    return 100 * mean(r.accuracy for r in records if r.method == method and r.attack == attack)

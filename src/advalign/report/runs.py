@@ -8,8 +8,8 @@ from pathlib import Path
 from advalign.errors import require
 from advalign.report.figures import trade_off, training_curves
 from advalign.report.page import Plate, write_page
-from advalign.report.tables import Table, accuracy_table
-from advalign.runs import Record, Run, read_records
+from advalign.report.tables import Table, accuracy_table, worst_cases
+from advalign.runs import Run, read_records
 from advalign.runtime import environment
 
 
@@ -17,34 +17,36 @@ def report_on(paths: Sequence[str | Path], out: str | Path) -> Table:
     """Write one HTML page on the runs and records below the paths, and return its table.
 
     Args:
-        paths: run folders, folders of runs, or files of records (`.jsonl`).
+        paths: run folders, folders of runs, or files of records (`.jsonl`); what is found twice counts once.
 
     Raises:
         UserError: a path does not exist, or there are no records below the paths.
     """
     require(bool(paths), "name at least one run folder, folder of runs, or file of records")
-    records: list[Record] = []
-    runs: list[Run] = []
+    files: list[Path] = []
     for path in map(Path, paths):
         require(path.exists(), f"no such file or folder: {str(path)!r}")
-        if path.is_file():
-            records += read_records(path)
-        else:
-            found = [Run.read(card.parent) for card in sorted(path.rglob("run.json"))]
-            loose = [file for file in sorted(path.rglob("records.jsonl")) if not (file.parent / "run.json").exists()]
-            runs += found
-            records += [record for run in found for record in run.records]
-            records += [record for file in loose for record in read_records(file)]
+        files += [path] if path.is_file() else sorted(path.rglob("records.jsonl"))
+    records = list(dict.fromkeys(record for file in files for record in read_records(file)))
     require(bool(records), f"no records below {', '.join(map(str, paths))}: evaluate a run first")
+    cards = [card for path in map(Path, paths) for card in sorted(path.rglob("run.json"))]
+    runs = list({run.id: run for run in (Run.read(card.parent) for card in cards) if run.log}.values())
     table = accuracy_table(records)
-    plates = []
-    if any(record.attack == "worst case" for record in records):
+    plates: list[Plate] = []
+    if worst_cases(records):
         plates.append(Plate("Trade-off", trade_off(records), "Up and to the right is better."))
-    if logs := {f"{run.setting['method']}, seed {run.setting['recipe']['seed']}": run.log for run in runs if run.log}:
-        plates.append(
-            Plate("Training", training_curves(logs), "Loss on the training images, accuracy on held-out ones.")
-        )
-    write_page(
-        Path(out), "advalign report", [f"{len(runs)} runs, {len(records)} records."], table, plates, environment()
-    )
+    if runs:
+        curves = training_curves(_labelled(runs))
+        plates.append(Plate("Training", curves, "Loss on the training images, accuracy on held-out ones."))
+    introduction = [f"{len(runs)} runs, {len(records)} records."]
+    write_page(Path(out), "advalign report", introduction, table, plates, environment())
     return table
+
+
+def _labelled(runs: Sequence[Run]) -> dict[str, list[dict[str, object]]]:
+    """Return the runs' logs by method, and by id where a method was trained more than once."""
+    methods = [run.setting["method"] for run in runs]
+    return {
+        method if methods.count(method) == 1 else f"{method}, {run.id}": run.log
+        for run, method in zip(runs, methods, strict=True)
+    }

@@ -1,4 +1,4 @@
-"""Records as a table: a row per method, a column per attack, mean and spread over seeds; what all rows share below."""
+"""Records as a table: a row per method and setting, a column per attack, mean and spread over seeds."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from statistics import mean, stdev
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from advalign.evaluation import WORST_CASE
 from advalign.runs import Record
 
-# What an accuracy depends on beside method, attack and seed; every record's value is shown, in the row or the caption.
-_SETTING = {
+# What an accuracy depends on beside method, attack and training seed. The first are always told, in the row where they
+# differ and in the caption where they do not; the others are told where rows could not be told apart without them.
+_TOLD = {
     "threat": "threat",
     "data": "data",
     "model": "model",
@@ -22,6 +22,28 @@ _SETTING = {
     "checkpoint": "checkpoint",
     "n": "test images",
 }
+_AT_NEED = {
+    "recipe": "recipe",
+    "images": "data digest",
+    "precision": "precision",
+    "attack_seed": "attack seed",
+    "batch_size": "batch",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Records that differ in attack and training seed alone; `extras` tell the row from others of its method."""
+
+    method: str
+    extras: tuple[str, ...]
+    records: tuple[Record, ...]
+
+    def accuracies(self, attack: str) -> list[float]:
+        """Return one accuracy a seed, in per cent."""
+        return [
+            100 * accuracy for accuracy in {r.seed: r.accuracy for r in self.records if r.attack == attack}.values()
+        ]
 
 
 @dataclass(frozen=True)
@@ -43,29 +65,51 @@ class Table:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{self.caption}"
 
 
-def accuracy_table(records: Sequence[Record]) -> Table:
-    """Tabulate accuracies in per cent: mean, and standard deviation where there are several seeds.
+def rows_of(records: Sequence[Record]) -> tuple[list[Row], list[str]]:
+    """Group records into rows; also return the names of the columns that tell rows of one method apart."""
+    keys = (*_TOLD, *_AT_NEED)
+    groups: dict[tuple[object, ...], list[Record]] = {}
+    for record in dict.fromkeys(records):
+        groups.setdefault((record.method, *(getattr(record, key) for key in keys)), []).append(record)
+    first = [group[0] for group in groups.values()]
+    shown = [key for key in _TOLD if len({getattr(record, key) for record in first}) > 1]
+    for key in _AT_NEED:
+        if len({_tell(record, shown) for record in first}) < len(first):
+            shown.append(key)
+    labels = {**_TOLD, **_AT_NEED}
+    rows = [Row(group[0].method, _tell(group[0], shown)[1:], tuple(group)) for group in groups.values()]
+    return rows, [labels[key] for key in shown]
 
-    The worst case is over the attacks of the same evaluation.
+
+def worst_cases(records: Sequence[Record]) -> list[str]:
+    """Return the worst cases measured, that over most attacks first."""
+    return sorted({r.attack for r in records if r.attack.startswith("worst(")}, key=len, reverse=True)
+
+
+def accuracy_table(records: Sequence[Record]) -> Table:
+    """Tabulate accuracies in per cent: mean, and standard deviation over training seeds where there are several.
+
+    Rows are not averaged over anything else: another recipe, data set or threat is another row.
     """
-    attacks = sorted(dict.fromkeys(r.attack for r in records), key=lambda a: (a != "clean", a == WORST_CASE))
-    shared = [key for key in _SETTING if len({getattr(r, key) for r in records}) == 1]
-    differing = [key for key in _SETTING if key not in shared]
-    groups: dict[tuple[str, ...], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.method, *(str(getattr(record, key)) for key in differing)), []).append(record)
-    cells = [[[r.accuracy for r in group if r.attack == attack] for attack in attacks] for group in groups.values()]
+    rows, extras = rows_of(records)
+    worst = worst_cases(records)
+    attacks = sorted(dict.fromkeys(r.attack for r in records), key=lambda a: (a != "clean", a in worst))
+    names = {worst[0]: "worst case"} if len(worst) == 1 else {}
+    cells = [[row.accuracies(attack) for attack in attacks] for row in rows]
     best = frozenset(
         (max(filled, key=lambda i: mean(cells[i][j])), j + 1)
         for j in range(len(attacks))
-        if len(filled := [i for i in range(len(cells)) if cells[i][j]]) > 1
+        if len(filled := [i for i in range(len(rows)) if cells[i][j]]) > 1
     )
-    rows = tuple((key[0], *map(_cell, cells[i]), *key[1:]) for i, key in enumerate(groups))
+    shared = [f"{label}: {getattr(records[0], key)}" for key, label in _TOLD.items() if label not in extras]
     seeds = " ".join(map(str, sorted({r.seed for r in records})))
-    caption = "; ".join(
-        ["Accuracy in %", *(f"{_SETTING[key]}: {getattr(records[0], key)}" for key in shared), f"seeds: {seeds}"]
+    notes = ["Accuracy in %", *shared, f"seeds: {seeds}", *(f"worst case: {name}" for name in names)]
+    return Table(
+        ("method", *(names.get(attack, attack) for attack in attacks), *extras),
+        tuple((row.method, *map(_cell, cells[i]), *row.extras) for i, row in enumerate(rows)),
+        best,
+        "; ".join(notes) + ".",
     )
-    return Table(("method", *attacks, *(_SETTING[key] for key in differing)), rows, best, caption + ".")
 
 
 def print_table(console: Console, table: Table) -> None:
@@ -78,8 +122,12 @@ def print_table(console: Console, table: Table) -> None:
     console.print(shown, highlight=False)
 
 
+def _tell(record: Record, keys: Sequence[str]) -> tuple[str, ...]:
+    return (record.method, *(str(getattr(record, key)) for key in keys))
+
+
 def _cell(values: list[float]) -> str:
     if not values:
         return "–"
-    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.1f}{spread}"
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{spread}"

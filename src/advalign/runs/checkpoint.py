@@ -27,7 +27,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a state dict and its card; the card is empty for files from elsewhere (safetensors, or torch.save'd).
 
     Raises:
-        UserError: the file is missing, damaged, or not a state dict.
+        UserError: the file is missing, damaged, or not a state dict, or its card is no JSON object.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -41,9 +41,11 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return state, json.loads((file.metadata() or {}).get("card", "{}"))
+            card = json.loads((file.metadata() or {}).get("card", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged or not safetensors: {_first_line(error)}") from None
+    require(isinstance(card, dict), f"{path} is damaged or not of advalign: its card is no JSON object")
+    return state, card
 
 
 def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -76,9 +78,12 @@ def load_state(path: Path) -> dict[str, Any]:
     """Read what a run resumes from.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged or something else.
     """
-    return _load_tensors(path)
+    state = _load_tensors(path)
+    known = isinstance(state, dict) and {"objective", "optimizer"} <= state.keys()
+    require(known, f"{path} is damaged or no state of a run")
+    return state
 
 
 def _load_tensors(path: Path) -> Any:

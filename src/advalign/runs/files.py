@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from advalign.errors import UserError
+from advalign.errors import UserError, require
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -34,6 +34,25 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except OSError as error:
         reason = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror
         raise UserError(f"cannot write {path}: {reason}; what was there is unchanged") from None
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files that a kill has left of writing this file; for its only writer."""
+    for file in path.parent.glob(f".{path.name}.????????"):  # eight characters are mkstemp's; .log.jsonl.swp is vim's
+        file.unlink(missing_ok=True)
+
+
+def require_folder(path: Path) -> None:
+    """Refuse a path that is not a folder and cannot become one; nothing is written.
+
+    Raises:
+        UserError: the path, or what it is to lie below, is a file or cannot be looked up.
+    """
+    try:
+        nearest = next(each for each in (path, *path.absolute().parents) if each.exists() or each.is_symlink())
+    except OSError as error:
+        raise UserError(f"cannot use {path}: {error.strerror}") from None
+    require(nearest.is_dir(), f"{nearest} is not a folder; nothing was changed")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -62,11 +81,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read JSON Lines; a missing file has none.
 
     Raises:
-        UserError: a line is damaged.
+        UserError: a line is damaged or no JSON object.
     """
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
+    for i, row in enumerate(rows):
+        require(isinstance(row, dict), f"cannot read {path}: line {i + 1} is no JSON object")
+    return rows

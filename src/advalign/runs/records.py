@@ -15,14 +15,19 @@ class Record:
 
     method: str
     data: str
+    images: str  # digest of the data set
     model: str
     checkpoint: str  # best, last, or a file's name
-    attack: str  # clean, an attack's spelling, or worst case
+    attack: str  # clean, an attack's spelling, or worst(...) of several
     threat: str
     accuracy: float
     n: int  # test images
+    precision: str  # of the attack; the verdict is fp32
+    attack_seed: int
+    batch_size: int  # of the evaluation; random starts depend on it
     training_images: int
     epochs: int
+    recipe: str  # digest of the whole recipe but its seed
     seed: int
     run: str  # the run's id, which digests method, recipe, data, model and guests
     seconds: float
@@ -31,9 +36,13 @@ class Record:
     device: str
 
 
+_OUTCOME = ("accuracy", "seconds", "commit", "torch", "device")
+
+
 def append_records(path: Path, records: list[Record]) -> None:
-    """Add records to a JSON Lines file; one measured anew takes the place of the old."""
-    old = [record for record in read_records(path) if _key(record) not in {_key(new) for new in records}]
+    """Add records to a JSON Lines file; what was measured before in just the same way gives way to the new."""
+    new = {_measured(record) for record in records}
+    old = [record for record in read_records(path) if _measured(record) not in new]
     write_lines(path, [asdict(record) for record in (*old, *records)])
 
 
@@ -51,5 +60,5 @@ def read_records(path: Path) -> list[Record]:
     return [Record(**row) for row in rows]
 
 
-def _key(record: Record) -> tuple[object, ...]:
-    return (record.run, record.checkpoint, record.attack, record.threat, record.n)
+def _measured(record: Record) -> tuple[object, ...]:
+    return tuple(value for name, value in asdict(record).items() if name not in _OUTCOME)

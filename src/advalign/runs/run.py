@@ -16,7 +16,7 @@ from torch import nn
 from advalign import models
 from advalign.errors import UserError, require, unknown
 from advalign.runs.checkpoint import load_into, load_weights
-from advalign.runs.files import read_json, read_lines, write_json
+from advalign.runs.files import read_json, read_lines, remove_leftovers, require_folder, write_json
 from advalign.runs.records import Record, read_records
 
 
@@ -36,20 +36,22 @@ class Run:
         """Return the run of a setting below a root folder; nothing is written yet.
 
         Raises:
-            UserError: the folder holds another setting (the first difference is named) or something else.
+            UserError: the folder holds another setting (the first difference is named) or something else, cannot be
+                made, or has a name that would lead elsewhere.
         """
-        label = "-".join(str(setting[key]) for key in ("method", "data", "model"))
-        slug = re.sub(r"[^\w.+=-]+", "_", label.replace("/255", "of255")).strip("_")
-        run = cls(root / (name or f"{slug}-{digest(setting)}"), setting)
+        plain = name is None or re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*", name)
+        require(bool(plain), f"name={name!r} must be one plain folder name, and not begin with a dot")
+        run = cls(root / (name or f"{_slug(setting)}-{digest(setting)}"), setting)
+        require_folder(run.path)
         if run._card.exists():
-            difference = _difference(read_json(run._card).get("setting", {}), setting)
+            difference = _difference(_read_card(run._card)["setting"], setting)
             require(
                 difference is None,
                 f"{run.path} holds another run ({difference}); choose another --name, nothing was changed",
             )
         elif run.path.exists():
             require(
-                run.path.is_dir() and all(file.name == ".lock" for file in run.path.iterdir()),
+                all(file.name.startswith(".") and file.is_file() for file in run.path.iterdir()),  # of a killed run
                 f"{run.path} exists and is no run of advalign; choose another --name, nothing was changed",
             )
         return run
@@ -62,7 +64,7 @@ class Run:
             UserError: there is none, or it is damaged.
         """
         require((path / "run.json").is_file(), f"{str(path)!r} is no run folder: it has no run.json")
-        return cls(path, read_json(path / "run.json")["setting"])
+        return cls(path, _read_card(path / "run.json")["setting"])
 
     @property
     def id(self) -> str:
@@ -72,12 +74,12 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the last epoch is done."""
-        return self._card.exists() and read_json(self._card)["status"] == "finished"
+        return self._card.exists() and _read_card(self._card)["status"] == "finished"
 
     @property
     def log(self) -> list[dict[str, Any]]:
         """One row an epoch: loss terms, learning rate, and validation accuracies where it was validated."""
-        return read_lines(self.path / "log.jsonl")
+        return read_lines(self._log)
 
     @property
     def records(self) -> list[Record]:
@@ -99,6 +101,11 @@ class Run:
             self._card, {"id": self.id, "status": status, "setting": self.setting, "environment": dict(environment)}
         )
 
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files that a kill has left of what training writes; for who holds the folder's lock."""
+        for file in (self._card, self._log, self.state, self.weights("best"), self.weights("last")):
+            remove_leftovers(file)
+
     def require_space(self, needed: int) -> None:
         """Refuse to start where the disk cannot hold the run.
 
@@ -115,6 +122,10 @@ class Run:
     @property
     def _card(self) -> Path:
         return self.path / "run.json"
+
+    @property
+    def _log(self) -> Path:
+        return self.path / "log.jsonl"
 
 
 def digest(setting: Mapping[str, Any]) -> str:
@@ -159,9 +170,28 @@ def load(source: str | Path, checkpoint: str = "best") -> nn.Module:
     state, card = load_weights(path)
     if not card:
         raise UserError(f"{path} does not say which architecture it is: name it with --model and --data")
+    for key, kind in (("model", str), ("classes", int), ("channels", int)):
+        require(isinstance(card.get(key), kind), f"{path} is damaged or not of advalign: its card does not tell {key}")
     net = models.build(card["model"], classes=card["classes"], channels=card["channels"])
     load_into(net, state, str(path))
     return net.eval()
+
+
+def _slug(setting: Mapping[str, Any]) -> str:
+    """Return a folder's name for method, data and model; of data in a path, kind and last part."""
+    kind, _, path = setting["data"].partition(":")
+    data = "-".join(filter(None, (kind, Path(path).name.removesuffix(".npz"))))
+    label = f"{setting['method']}-{data}-{setting['model']}"
+    return re.sub(r"[^\w.+=-]+", "_", label.replace("/255", "of255")).strip("_")
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    """Read a run.json, and refuse one without what a run is known by."""
+    card = read_json(path)
+    setting = card.get("setting") if isinstance(card, dict) else None
+    known = isinstance(setting, dict) and {"method", "data", "model"} <= setting.keys() and "status" in card
+    require(known, f"{path} is damaged or not of advalign: it must hold a setting and a status")
+    return card
 
 
 def _difference(there: Any, here: Any, name: str = "") -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -45,11 +46,19 @@ def demo(out: str | Path, *, seed: int = 0, time_budget: float | None = None, co
     """
     out, recipe, data = Path(out), replace(digits(), seed=seed), load("digits")
     runs: list[Run] = []
+    deadline = None if time_budget is None else time.monotonic() + time_budget
     for method in METHODS:
+        left = None if deadline is None else deadline - time.monotonic()
         run = train(
-            method, data=data, model=MODEL, recipe=recipe, runs=out / "runs", device="cpu", time_budget=time_budget,
+            method,
+            data=data,
+            model=MODEL,
+            recipe=recipe,
+            runs=out / "runs",
+            device="cpu",
+            time_budget=left,
             console=console,
-        )  # fmt: skip
+        )
         if not run.finished:
             return False
         runs.append(run)
