@@ -174,7 +174,8 @@ RUN_REFUSALS = {
     "classes": (["--data", "npz:good.npz"], "wrong number of classes"),
     "checkpoint": (["--checkpoint", "bset"], "did you mean 'best'"),
     "radius": (["--eps", "-1/255"], "must be in [0, 1]"),
-    "norm": (["--norm", "l1"], "unknown norm 'l1'"),
+    "norm": (["--norm", "l1", "--eps", "0.1"], "unknown norm 'l1'"),
+    "norm without its radius": (["--norm", "l2"], "--norm l2 needs its radius, --eps"),
 }
 
 
@@ -243,8 +244,10 @@ def test_train_evaluate_report_end_to_end(here: Path, capsys: pytest.CaptureFixt
     assert {record.n for record in records} == {100}
     (result,) = (here / "runs" / "mine" / "evaluations").glob("*.json")
     outcomes = json.loads(result.read_text())["outcomes"]
-    for record in records:
-        assert outcomes[record.attack].count("1") == round(record.accuracy * 100)
+    withstood = sum(all(image == "1" for image in images) for images in zip(*outcomes.values(), strict=True))
+    right = [*(outcome.count("1") for outcome in outcomes.values()), withstood]
+    assert [*outcomes] == ["clean", "fgsm", "pgd(steps=5)"]
+    assert [round(record.accuracy * 100) for record in records] == right
     assert result.with_suffix(".md").exists()
     assert result.with_suffix(".html").read_text().startswith("<!doctype html>")
     cli.main(["report", "runs", "--out", "page.html"])

@@ -73,7 +73,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"peak": 1.0}, "peak=1 must be between 0 and 1"),
     ({"milestones": (1.5,)}, "milestones=(1.5,) must be shares in (0, 1]"),
     ({"milestones": (0.5, 0.0)}, "milestones=(0.5, 0.0)"),
-    ({"milestones": (75,)}, "milestones=(75,)"),
+    ({"milestones": (75,)}, "milestones=(75.0,)"),
     ({"step_size": 0.0}, "step_size=0.0 must be above 0"),
     ({"seed": -1}, "seed=-1 must be at least 0"),
     ({"seed": 2**63}, "seed=9223372036854775808 must be at least 0 and below 2**63"),
@@ -89,6 +89,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"lr": "fast"}, "lr='fast' must be a number"),
     ({"nesterov": "yes"}, "nesterov='yes' must be true or false"),
     ({"milestones": [0.5]}, "milestones=[0.5] must be tuple"),
+    ({"milestones": (*[0.5] * 50, "half")}, "'half') must be tuple"),
 ]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from advalign.attacks import PGD
 from advalign.data import Batches, Images
-from advalign.errors import TrainingError
+from advalign.errors import TrainingError, UserError
 from advalign.evaluation import WORST_CASE, evaluate
 from advalign.interrupts import Interrupts
 from advalign.objectives import Objective, total
@@ -177,8 +177,10 @@ def _resume(run: Run, objective: Objective, optimizer: torch.optim.Optimizer, de
     if not run.state.exists():
         return Standing()
     state = load_state(run.state)
-    learned = state.pop("objective")
-    objective.load_state_dict({**objective.state_dict(), **learned})
-    optimizer.load_state_dict(state.pop("optimizer"))
-    state["sums"] = {name: value.to(device) for name, value in state["sums"].items()}
-    return Standing(**state)
+    try:
+        objective.load_state_dict({**objective.state_dict(), **state.pop("objective")})
+        optimizer.load_state_dict(state.pop("optimizer"))
+        state["sums"] = {name: value.to(device) for name, value in state["sums"].items()}
+        return Standing(**state)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{run.state} is no state of this run: {str(error).partition(chr(10))[0]}") from None

@@ -102,8 +102,6 @@ def check_arguments(
     Raises:
         UserError: the name or the value, and what is allowed.
     """
-    from beartype.door import is_bearable
-
     known = [name for name in inspect.signature(make).parameters if name not in (hidden or {})]
     hints = _hints(make)
     checked = {}
@@ -113,12 +111,12 @@ def check_arguments(
                 raise UserError(f"{owner} takes no arguments, but {name!r} was given")
             raise unknown(f"argument of {owner}", name, known)
         hint = hints.get(name, Any)
-        checked[name] = next((reading for reading in _readings(value) if is_bearable(reading, hint)), value)
-        flag_for_number = isinstance(value, bool) and hint is not Any and is_bearable(2, hint)
+        checked[name] = next((reading for reading in _readings(value) if _fits(reading, hint)), value)
+        flag_for_number = isinstance(value, bool) and hint is not Any and _fits(2, hint)
         infinite = isinstance(value, float) and not math.isfinite(value)
-        if isinstance(value, str) and not is_bearable(value, hint) and (choices := _choices(hint)):
+        if isinstance(value, str) and not _fits(value, hint) and (choices := _choices(hint)):
             raise unknown(f"{name} of {owner}", value, choices)
-        if flag_for_number or infinite or not is_bearable(checked[name], hint):
+        if flag_for_number or infinite or not _fits(checked[name], hint):
             raise UserError(f"{owner}: {name}={value!r} must be {_readable(hint)}")
     return checked
 
@@ -189,6 +187,14 @@ def _hints(make: Callable[..., Any]) -> dict[str, Any]:
         return get_type_hints(make.__init__ if inspect.isclass(make) else make)
     except Exception:  # a user's annotations may be any expression
         return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    from beartype.door import is_bearable
+
+    if isinstance(value, tuple) and get_origin(hint) is tuple and get_args(hint)[1:] == (...,):
+        return all(is_bearable(each, get_args(hint)[0]) for each in value)  # beartype itself looks at one, at random
+    return is_bearable(value, hint)
 
 
 def _readings(value: Any) -> tuple[Any, ...]:

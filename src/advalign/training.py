@@ -124,7 +124,10 @@ def _only_here(run: Run, *, wait: bool) -> Iterator[None]:
 
     Another run's guest is waited for: it will be there when its process is done.
     """
-    run.path.mkdir(parents=True, exist_ok=True)
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {run.path}: {error.strerror}") from None
     try:
         with FileLock(run.path / ".lock", timeout=-1 if wait else 0):
             run.remove_leftovers()

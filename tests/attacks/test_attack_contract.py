@@ -416,15 +416,14 @@ def test_a_climb_has_a_step_at_least(steps: int, start: str, x_y):
 
 
 def test_an_unknown_start_is_refused(x_y):
-    with pytest.raises(
-        UserError, match="unknown start 'unifrom': did you mean 'uniform'. choose from clean, gaussian, u"
-    ):
+    with pytest.raises(UserError, match="unknown start 'unifrom': did you mean 'uniform'"):
         climb(*x_y, start="unifrom")
+    x, y = x_y
     objective = compose(TRADES(), student=tiny(0))
     with pytest.raises(UserError, match="unknown start 'unifrom'"):
-        objective.perturb(*x_y, Linf(), start="unifrom")  # pyright: ignore[reportArgumentType]
+        objective.perturb(x, y, Linf(), start="unifrom")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="steps=0 must be at least 1"):
-        objective.perturb(*x_y, Linf(), steps=0)
+        objective.perturb(x, y, Linf(), steps=0)
 
 
 def test_fgsm_is_one_whole_step_of_pgd(x_y):

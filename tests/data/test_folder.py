@@ -163,7 +163,7 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path, write: Callable[[Path,
     root = paint(tmp_path / "mine")
     empty(root / "red")
     for number in range(5):
-        write(root / "red" / f"{number}.png", STEPS.astype(np.uint16) * 257 + 100)
+        write(root / "red" / f"{number}.png", np.minimum(STEPS.astype(int) * 257 + 100, 65535).astype(np.uint16))
     expected = torch.from_numpy(STEPS).expand(3, 4, 4)  # v of 255 is 257 v of 65535; 100 more is less than half a level
     assert torch.equal(first_of(root), expected)
 

@@ -219,6 +219,13 @@ def test_the_student_cannot_be_its_own_guest():
         compose(parse("trades+vfd"), student=net, vanilla=net)
 
 
+def test_unknown_ways_to_craft_are_refused(x_y):
+    x, y = x_y
+    for wrong in ({"mode": "Train"}, {"start": "unifrom"}, {"steps": 0}):
+        with pytest.raises(UserError):
+            bound("trades").perturb(x, y, Linf(), **wrong)
+
+
 def test_images_outside_the_unit_range_are_refused_in_training_too(x_y):
     x, y = x_y
     with pytest.raises(UserError, match=r"need \[0, 1\]"):

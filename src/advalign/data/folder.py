@@ -134,6 +134,6 @@ def _pixels(file: Path, size: int) -> bytes:
             if deep:  # convert would clip at 255
                 upright = Image.fromarray(np.rint(np.asarray(upright) / 257).astype(np.uint8))
             square = ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:  # as Pillow raises
         raise UserError(f"{file} cannot be read as an image: {error}") from error
     return np.asarray(square).transpose(2, 0, 1).tobytes()

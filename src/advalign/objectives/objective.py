@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from advalign.attacks.ascent import Start, ascend
-from advalign.errors import require
+from advalign.errors import require, unknown
 from advalign.models.fold import Folded
 from advalign.models.modes import training
 from advalign.models.taps import Out, Tapped
@@ -68,7 +68,7 @@ class Objective(nn.Module):
         A base without adversarial examples gives x back.
 
         Raises:
-            UserError: images outside [0, 1], on the first call.
+            UserError: images outside [0, 1], on the first call; an unknown start or mode, or no steps.
         """
         craft = self.method.base.craft
         if craft is None:
@@ -76,6 +76,8 @@ class Objective(nn.Module):
         if not self._images_checked:  # once: it synchronises with the device
             check_images(x)
             self._images_checked = True
+        if mode not in (None, "eval", "train"):
+            raise unknown("mode", mode, ("eval", "train"))
         network = self._train_mode() if (mode or craft.mode) == "train" else self._eval_mode()
         with network as student, torch.enable_grad():
             owner = next((plugin for plugin in self.method.plugins if plugin.goal is not None), self.method.base)
