@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -221,7 +222,8 @@ def test_the_student_cannot_be_its_own_guest():
 
 def test_unknown_ways_to_craft_are_refused(x_y):
     x, y = x_y
-    for wrong in ({"mode": "Train"}, {"start": "unifrom"}, {"steps": 0}):
+    wrongs: tuple[dict[str, Any], ...] = ({"mode": "Train"}, {"start": "unifrom"}, {"steps": 0})
+    for wrong in wrongs:
         with pytest.raises(UserError):
             bound("trades").perturb(x, y, Linf(), **wrong)
 
