@@ -298,7 +298,7 @@ def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
     shown = {word.rstrip(",") for word in capsys.readouterr().out.split() if word.startswith("--")}
     flags = {flag for flag in shown if flag[2:3].isalpha() and not flag.startswith("--no-")}
     assert flags == {
-        "--help", "--data", "--model", "--width", "--recipe", "--vanilla", "--runs", "--name", "--data-dir",
+        "--help", "--data", "--model", "--width", "--recipe", "--vanilla", "--robust", "--runs", "--name", "--data-dir",
         "--image-size", "--device", "--time-budget", "--checkpoint-seconds", "--tensorboard", "--epochs",
         "--batch-size", "--lr", "--schedule", "--milestones", "--peak", "--cycle-momentum", "--warmup", "--momentum",
         "--nesterov", "--weight-decay", "--clip-norm", "--augment", "--norm", "--eps", "--steps", "--step-size",

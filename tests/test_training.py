@@ -142,6 +142,25 @@ def test_guests_are_trained_first_and_shared_whatever_the_attack(tmp_path: Path)
     assert Run.read(naturals[0]).id == first.setting["guests"]["vanilla"]
 
 
+def test_the_robust_teacher_is_the_base_alone_and_shares_its_own_guests(tmp_path: Path):
+    run = quick("hat+kd", tmp_path)
+    trained = {each.setting["method"]: each for each in map(Run.read, tmp_path.iterdir())}
+    assert trained.keys() == {"natural", "hat", "hat+kd"}
+    assert run.setting["guests"] == {"vanilla": trained["natural"].id, "robust": trained["hat"].id}
+    assert quick("hat", tmp_path).id == trained["hat"].id  # a row of the table already
+
+
+def test_a_guide_learns_with_the_student_and_resumes_with_it(tmp_path: Path):
+    whole = quick("trades+lbgat", tmp_path / "a")
+    while not (run := quick("trades+lbgat", tmp_path / "b", time_budget=0.05)).finished:
+        pass
+    assert_same_run(whole.path, run.path)
+    assert len(list((tmp_path / "b").iterdir())) == 1  # no run of its own
+    state = load_state(run.state)["objective"]
+    assert any(key.startswith("nets.guide.") for key in state)
+    assert not any("guide" in key for key in load_weights(run.weights("best"))[0])
+
+
 def test_a_given_guest_is_used_and_none_is_trained(tmp_path: Path):
     vanilla = quick("natural", tmp_path / "guests")
     by_folder = quick("at+vfd", tmp_path / "runs", guests={"vanilla": vanilla.path})

@@ -8,6 +8,9 @@ from .objectives.bases.hat import HAT
 from .objectives.bases.mart import MART
 from .objectives.bases.natural import Natural
 from .objectives.bases.trades import TRADES
+from .objectives.plugins.bgat import BGAT
+from .objectives.plugins.kd import KD
+from .objectives.plugins.lbgat import LBGAT
 from .objectives.plugins.vfd import VFD
 from .recipes import Recipe
 from .runs import load
@@ -17,8 +20,11 @@ from .training import train
 __all__ = [
     "ALP",
     "AT",
+    "BGAT",
     "HAT",
+    "KD",
     "L2",
+    "LBGAT",
     "MART",
     "TRADES",
     "VFD",

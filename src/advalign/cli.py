@@ -37,6 +37,8 @@ class Train:
     settings: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     vanilla: str | None = None
     """run folder or weights of the vanilla model, where the method needs one; trained first if not given"""
+    robust: str | None = None
+    """run folder or weights of the robust teacher, where the method needs one; the base, trained first, if not given"""
     runs: Path = Path("runs")
     """folder of the run folders"""
     name: str | None = None
@@ -137,7 +139,7 @@ def run_train(options: Train) -> None:
         recipe=options.settings,
         runs=options.runs,
         name=options.name,
-        guests={"vanilla": options.vanilla} if options.vanilla else {},
+        guests={k: v for k, v in {"vanilla": options.vanilla, "robust": options.robust}.items() if v},
         data_dir=options.data_dir,
         image_size=options.image_size,
         device=options.device,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,8 @@ from torch import nn
 from advalign import models
 from advalign.data import Dataset, Images, hold_out, stratified_subset
 from advalign.errors import UserError, require
-from advalign.objectives import Method, Objective, compose, parse, total
+from advalign.objectives import Method, Objective, compose, total
+from advalign.objectives.bases.natural import Natural
 from advalign.recipes import Recipe
 from advalign.runs import Run, require_classes, weights_of
 from advalign.runs.checkpoint import load_into, load_weights
@@ -24,8 +25,11 @@ from advalign.runs.run import digest
 from advalign.runtime import seeded
 from advalign.threats import threat
 
-# How a guest is made where none is given: this method, with the student's architecture, data and recipe.
-GUEST_METHODS = {"vanilla": "natural"}
+# How a guest is made where none is given: by this method, with the student's architecture, data and recipe.
+GUEST_METHODS: dict[str, Callable[[Method], Method]] = {
+    "vanilla": lambda method: Method(Natural()),
+    "robust": lambda method: Method(method.base),
+}
 _ATTACK_FIELDS = ("norm", "eps", "steps", "step_size", "start", "mode")
 
 
@@ -44,7 +48,7 @@ class Plan:
     recipe: Recipe
     runs: Path
     name: str | None
-    guests: Mapping[str, Path | Plan]
+    guests: Mapping[str, Path | Plan | None]  # None: it learns with the student, from scratch
 
     def __post_init__(self) -> None:
         threat(self.recipe.norm, self.recipe.eps)
@@ -127,7 +131,8 @@ class Plan:
         """Return what is to be trained: nothing if the run is finished, else unfinished guests first, then the run."""
         if self.run.finished:
             return []
-        return [*(each for guest in self.guests.values() if isinstance(guest, Plan) for each in guest.in_order()), self]
+        guests = [each for guest in self.guests.values() if isinstance(guest, Plan) for each in guest.in_order()]
+        return [*{each.run.id: each for each in guests}.values(), self]  # a guest of two parts is trained once
 
     def bind(self) -> Objective:
         """Build the networks, load the guests, and compose the objective."""
@@ -180,21 +185,25 @@ def plan(
         )
     if method.base.craft is None:  # what a natural run does not use must not name it, or guests would not be shared
         recipe = replace(recipe, **{f.name: f.default for f in fields(Recipe) if f.name in _ATTACK_FIELDS})
-    guests: dict[str, Path | Plan] = {}
+    guests: dict[str, Path | Plan | None] = {}
     for guest in method.guests:
         if guest in given:
             guests[guest] = weights_of(given[guest])
+        elif guest in method.learners:
+            guests[guest] = None
         else:
             require(guest in GUEST_METHODS, f"{method} needs a {guest} model, which has to be given")
-            guests[guest] = plan(parse(GUEST_METHODS[guest]), dataset, model, recipe, runs=runs, given={})
+            guests[guest] = plan(GUEST_METHODS[guest](method), dataset, model, recipe, runs=runs, given={})
     return Plan(method, dataset, models.canonical(model), recipe, runs, name, guests)
 
 
-def _weights(source: Path | Plan) -> Path:
-    return source if isinstance(source, Path) else source.run.weights("best")
+def _weights(source: Path | Plan | None) -> Path | None:
+    return source.run.weights("best") if isinstance(source, Plan) else source
 
 
-def _identity(source: Path | Plan) -> str:
+def _identity(source: Path | Plan | None) -> str:
+    if source is None:
+        return "learns"
     if isinstance(source, Plan):
         return source.run.id
     if source.name == "best.safetensors" and (source.parent / "run.json").exists():

@@ -42,6 +42,7 @@ class Case:
         self.x_adv = (self.x + 0.1 * torch.randn(self.x.shape, generator=torch.Generator().manual_seed(5))).clamp(0, 1)
         self.y, self.labels = y, y.tolist()
         self.student, self.vanilla = tiny(0).double(), tiny(7).double().eval()
+        self.robust, self.guide = tiny(8).double().eval(), tiny(9).double()
         self.x, self.x_adv = self.x.double(), self.x_adv.double()
 
     def logits(self, x: Tensor) -> np.ndarray:
@@ -52,11 +53,9 @@ class Case:
         return student.layer2(student.layer1(x)).detach().numpy()
 
     def loss(self, method: str) -> float:
-        objective = compose(parse(method), student=copy.deepcopy(self.student), vanilla=self._guest(method)).train()
+        guests = {name: copy.deepcopy(getattr(self, name)) for name in ("vanilla", "robust", "guide")}
+        objective = compose(parse(method), student=copy.deepcopy(self.student), **guests).train()
         return total(objective(self.x, self.x_adv, self.y)).item()
-
-    def _guest(self, method: str):
-        return copy.deepcopy(self.vanilla) if parse(method).guests else None
 
     def mean(self, per_image) -> float:
         z, z_adv = self.logits(self.x), self.logits(self.x_adv)
@@ -111,6 +110,53 @@ def test_vfd_adds_unsquared_distances_per_image_to_any_base(base: str):
     expected = case.loss(base) + 0.05 * np.mean(gaps)
     assert case.loss(f"{base}+vfd(weight=0.05)") == pytest.approx(expected, rel=1e-9)
     assert case.loss(f"{base}+vfd(weight=0.05, layer=layer2)") == pytest.approx(expected, rel=1e-9)
+
+
+def soft(z: np.ndarray, teacher: np.ndarray, t: float = 2.0) -> float:
+    return -(t**2) * sum(softmax(teacher / t) * np.log(softmax(z / t)))
+
+
+LABELS = {  # what teaches hard labels in each base, image by image; the rest of its loss stays under kd and bgat
+    "at": lambda z, q, y: ce(q, y),
+    "alp": lambda z, q, y: ce(q, y),
+    "trades": lambda z, q, y: ce(z, y),
+    "mart": lambda z, q, y: bce(q, y),
+    "hat": lambda z, q, y: ce(z, y),
+}
+
+
+@pytest.mark.parametrize("base", LABELS)
+def test_kd_scales_labels_and_adds_two_soft_teachers_on_adversarial_images(base: str):
+    case = Case()
+    z_adv = case.logits(case.x_adv)
+    robust, vanilla = (net(case.x_adv).detach().numpy() for net in (case.robust, case.vanilla))
+    n = range(len(case.labels))
+    added = np.mean([0.6 * soft(z_adv[i], robust[i]) + 0.1 * soft(z_adv[i], vanilla[i]) for i in n])
+    expected = case.loss(base) - 0.7 * case.mean(LABELS[base]) + added
+    assert case.loss(f"{base}+kd") == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("base", LABELS)
+def test_bgat_and_lbgat_replace_labels_by_a_guides_logits(base: str):
+    case = Case()
+    z_adv, vanilla = case.logits(case.x_adv), case.vanilla(case.x).detach().numpy()
+    guide = copy.deepcopy(case.guide).train()(case.x).detach().numpy()  # in train mode: it learns
+    rest = case.loss(base) - case.mean(LABELS[base])
+    assert case.loss(f"{base}+bgat") == pytest.approx(rest + ((z_adv - vanilla) ** 2).mean(), rel=1e-9)
+    own = np.mean([ce(guide[i], y) for i, y in enumerate(case.labels)])
+    assert case.loss(f"{base}+lbgat") == pytest.approx(rest + ((z_adv - guide) ** 2).mean() + own, rel=1e-9)
+    added = case.loss(base) + 0.5 * ((z_adv - vanilla) ** 2).mean()
+    assert case.loss(f"{base}+bgat(weight=0.5, additive=true)") == pytest.approx(added, rel=1e-9)
+
+
+def test_the_guide_of_lbgat_is_taught_by_its_labels_and_by_the_student():
+    """The squared distance moves the guide too: its gradient is not that of its cross entropy alone."""
+    case = Case()
+    objective = compose(parse("trades+lbgat"), student=case.student, guide=case.guide).train()
+    terms = objective(case.x, case.x_adv, case.y)
+    weight = next(objective.nets["guide"].parameters())
+    (pull,) = torch.autograd.grad(terms["lbgat"].value, weight, retain_graph=True)
+    assert pull.abs().max() > 0
 
 
 def test_vfd_on_logits():

@@ -11,6 +11,9 @@ from advalign.objectives.bases.natural import Natural
 from advalign.objectives.bases.trades import TRADES
 from advalign.objectives.objective import Objective, compose, total
 from advalign.objectives.parts import Base, Method, PlugIn
+from advalign.objectives.plugins.bgat import BGAT
+from advalign.objectives.plugins.kd import KD
+from advalign.objectives.plugins.lbgat import LBGAT
 from advalign.objectives.plugins.vfd import VFD
 from advalign.spelling import build, parse_calls
 
@@ -24,7 +27,7 @@ BASES: dict[str, type[Base]] = {
     "mart": MART,
     "hat": HAT,
 }
-PLUGINS: dict[str, type[PlugIn]] = {"vfd": VFD}
+PLUGINS: dict[str, type[PlugIn]] = {"kd": KD, "bgat": BGAT, "lbgat": LBGAT, "vfd": VFD}
 
 
 def as_method(given: str | Base | Method) -> Method:

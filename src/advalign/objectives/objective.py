@@ -40,10 +40,9 @@ class Objective(nn.Module):
         for plugin in method.plugins:
             student = plugin.adapt(student)
         layers = union(plugin.layers(student) for plugin in method.plugins)
-        learners = union(plugin.learns for plugin in method.plugins)
         self.nets = nn.ModuleDict({"student": Tapped(student, layers)})
         for name in method.guests:
-            self.nets[name] = Tapped(guests[name], layers, frozen=name not in learners)
+            self.nets[name] = Tapped(guests[name], layers, frozen=name not in method.learners)
 
     @property
     def student(self) -> nn.Module:

@@ -39,6 +39,11 @@ Network = Callable[[Tensor], Out]
 CLEAN, ADV = Need("student", "clean"), Need("student", "adv")
 
 
+def without_labels(base: Terms) -> Terms:
+    """Return the terms that do not teach hard labels."""
+    return {name: term for name, term in base.items() if not term.teaches}
+
+
 @dataclass(frozen=True)
 class Craft:
     """How a method makes its training examples; part of the method, and a recipe may override it."""
@@ -143,6 +148,11 @@ class Method:
     def needs(self) -> tuple[Need, ...]:
         """The passes of a training step, each once, the base's first: BatchNorm makes order part of the result."""
         return union(part.needs for part in self.parts)
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """The guests that are trained with the student."""
+        return union(plugin.learns for plugin in self.plugins)
 
     @property
     def guests(self) -> tuple[str, ...]:

@@ -1,0 +1,43 @@
+"""Boundary guided adversarial training: a vanilla model's logits instead of hard labels."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from advalign.errors import require
+from advalign.objectives.parts import ADV, Need, Outs, PlugIn, Term, Terms, without_labels
+
+
+@final
+class BGAT(PlugIn):
+    """weight MSE(f(x'), g(x)), in place of what teaches hard labels. Cui et al. 2021 (LBGAT), with a fixed guide.
+
+    g is the frozen vanilla model on clean images; the mean is over N x K logits. The base's other terms stay: TRADES'
+    KL is the paper's regulariser with alpha 6, `trades(beta=0)` its alpha 0.
+
+    Args:
+        additive: keep the base's label terms. Replacing them under-trains small students (the paper's is WRN-34-10).
+
+    Raises:
+        UserError: weight is negative.
+    """
+
+    name = "bgat"
+    GUIDE = Need("vanilla", "clean")
+    needs = (ADV, GUIDE)
+
+    def __init__(self, weight: float = 1.0, additive: bool = False) -> None:
+        super().__init__()
+        require(weight >= 0, f"bgat: weight={weight:g} must be at least 0")
+        self.weight, self.additive = weight, additive
+
+    def reweigh(self, base: Terms) -> Terms:
+        """Drop what teaches the hard labels."""
+        return base if self.additive else without_labels(base)
+
+    def terms(self, outs: Outs, y: Tensor) -> Terms:
+        """Return the squared distance of adversarial logits to the guide's clean ones."""
+        return {"bgat": Term(self.weight, F.mse_loss(outs[ADV].logits, outs[self.GUIDE].logits))}
