@@ -45,6 +45,17 @@ def place(net: Net, device: torch.device) -> Net:
     return net.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one CPU thread inside, so that results do not depend on the machine's number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Return the context in which networks run: plain for `fp32`, mixed for `bf16`, where logits come out in bf16.
 

@@ -20,7 +20,7 @@ from advalign.report.tables import accuracy_table, print_table
 from advalign.runs import Record, Run
 from advalign.runs import load as load_model
 from advalign.runs.files import write_atomically, write_lines
-from advalign.runtime import environment, seeded
+from advalign.runtime import environment, one_thread, seeded
 from advalign.terminal import say
 from advalign.threats import Linf
 from advalign.training import train
@@ -44,7 +44,12 @@ def demo(out: str | Path, *, seed: int = 0, time_budget: float | None = None, co
     Raises:
         UserError: the folder holds something else.
     """
-    out, recipe, data = Path(out), replace(digits(), seed=seed), load("digits")
+    with one_thread():  # the images are so small that a second thread gains little, and waits much on a busy machine
+        return _demo(Path(out), seed, time_budget, console)
+
+
+def _demo(out: Path, seed: int, time_budget: float | None, console: Console) -> bool:
+    recipe, data = replace(digits(), seed=seed), load("digits")
     runs: list[Run] = []
     deadline = None if time_budget is None else time.monotonic() + time_budget
     for method in METHODS:
