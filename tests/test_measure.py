@@ -109,3 +109,18 @@ def test_what_cannot_work_is_refused_before_the_attacks_run(run: Run, options: d
     monkeypatch.setattr("advalign.measure.evaluate", lambda *_, **__: pytest.fail("the evaluation has begun"))
     with pytest.raises(UserError, match=words):
         measure(run.path, ["fgsm"], device="cpu", **options)
+
+
+def test_an_unfinished_run_is_recorded_with_the_epochs_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from rich.console import Console
+
+    recipe = replace(QUICK, epochs=40)
+    stopped = None
+    while stopped is None or not (stopped.path / "best.safetensors").exists():
+        stopped = train(
+            "at", data="digits", model="small-cnn(width=4)", recipe=recipe, runs=tmp_path, device="cpu", time_budget=0.5
+        )
+    assert not stopped.finished
+    (clean,) = measure(stopped.path, ["none"], n=50, device="cpu", console=Console()).records
+    assert clean.epochs == len(stopped.log) < 40
+    assert "is not finished" in capsys.readouterr().out.replace("\n", " ")

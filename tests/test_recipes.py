@@ -149,7 +149,7 @@ def test_the_documented_table_is_the_code():
             "step_size": (r"steps of (\.\d+)", None),
             "steps": (r"(\d+) (?:attack )?steps", 10),
             "batch_size": (r"batch (\d+)", 128),
-            "validation": (r"(\d+) validation images", 1000),
+            "validation": (r"(\d+) validation images", None),
             "subset": (r"([\d,]+) images,", None),
         }
         for field, (pattern, default) in stated.items():

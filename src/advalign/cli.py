@@ -229,6 +229,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"advalign: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("advalign: stopped at once; what was saved last is kept", file=sys.stderr)
+        sys.exit(130)
     except TrainingError as error:
         print(f"advalign: {error}", file=sys.stderr)
         sys.exit(1)

@@ -14,7 +14,7 @@ from advalign import attacks, models
 from advalign.data import Dataset, load, stratified_subset
 from advalign.errors import UserError, require
 from advalign.evaluation import WORST_CASE, Evaluation, evaluate
-from advalign.runs import Record, append_records, require_classes, weights_of
+from advalign.runs import Record, Run, append_records, require_classes, weights_of
 from advalign.runs.checkpoint import load_into, load_weights
 from advalign.runs.files import require_folder, write_json
 from advalign.runtime import autocast, environment, pick_device, place
@@ -95,6 +95,9 @@ def measure(
     images = dataset.test if n is None else stratified_subset(dataset.test, n, SUBSET_SEED)
     net = place(net, where).eval()
     console = console or Console(quiet=True)
+    if "run" in card and (path.parent / "run.json").exists() and not (run := Run.read(path.parent)).finished:
+        card["epochs"], whole = len(run.log), card["epochs"]
+        say(console, f"{path.parent} is not finished: it stands at epoch {card['epochs']} of {whole}")
     if dataset.note:
         say(console, f"{dataset.name}: {dataset.note}")
     with progress_bars(console, "images") as bars:

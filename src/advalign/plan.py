@@ -91,12 +91,13 @@ class Plan:
     def images(self) -> tuple[Images, Images]:
         """The training images, and the validation images held out of the training set; never the test set."""
         recipe, name = self.recipe, self.dataset.name
-        rest, validation = hold_out(self.dataset.train, recipe.validation, recipe.seed)
+        held_out = recipe.validation or max(1, min(1000, len(self.dataset.train) // 10))
+        rest, validation = hold_out(self.dataset.train, held_out, recipe.seed)
         if recipe.subset is not None:
             if recipe.subset > len(rest):
                 raise UserError(
                     f"subset={recipe.subset} must be at most {len(rest)}, the training images of {name} "
-                    f"without the {recipe.validation} held out"
+                    f"without the {held_out} held out"
                 )
             rest = stratified_subset(rest, recipe.subset, recipe.seed)
         require(len(rest) >= 2, f"{name} leaves {len(rest)} images to train on: hold out fewer with --validation")

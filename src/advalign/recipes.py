@@ -55,8 +55,8 @@ class Recipe:
     """where the training attack starts; the method's own if not given"""
     mode: Literal["eval", "train"] | None = None
     """the student's mode during the attack; the method's own if not given"""
-    validation: int = 1000
-    """training images held out, stratified, to select the best checkpoint; never the test set"""
+    validation: int | None = None
+    """training images held out, stratified, to select the best checkpoint; 1000, or a tenth if that is less"""
     validate_every: int = 1
     """epochs between validations; the last epoch is always validated"""
     subset: int | None = None
@@ -71,10 +71,12 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, value in check_arguments("recipe", Recipe, asdict(self)).items():
             object.__setattr__(self, name, value)  # lr=1 is lr=1.0, also in the digest that names a run
-        for name in ("epochs", "batch_size", "steps", "validation", "validate_every"):
+        for name in ("epochs", "batch_size", "steps", "validate_every"):
             value = getattr(self, name)
             require(value >= 1, f"{name}={value} must be at least 1")
-        require(self.subset is None or self.subset >= 1, f"subset={self.subset} must be at least 1")
+        for name in ("validation", "subset"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name}={value} must be at least 1")
         require(self.lr > 0, f"lr={self.lr:g} must be above 0")
         require(0 <= self.momentum < 1, f"momentum={self.momentum:g} must be in [0, 1)")
         require(not self.nesterov or self.momentum > 0, "nesterov needs momentum above 0")

@@ -69,6 +69,13 @@ def test_seeds_alone_are_averaged():
         assert len(set(rows)) == 2
 
 
+def test_a_cell_of_fewer_seeds_says_so_and_the_plot_takes_those_that_have_both():
+    some = [record for record in records() if not ("worst" in record.attack and record.seed == 1)]
+    assert accuracy_table(some).rows[0] == ("trades", "91.0 ± 1.4", "50.0 (1 of 2 seeds)")
+    drawn = trade_off(some).axes[0].lines[0].get_xydata()
+    np.testing.assert_allclose(np.array(drawn), [[90, 50], [95, 40]])
+
+
 def test_worst_cases_over_different_attacks_are_different_columns():
     weak = [replace(record, attack="worst(fgsm)", accuracy=0.9) for record in records() if "worst" in record.attack]
     table = accuracy_table([*records(), *weak])

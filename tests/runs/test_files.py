@@ -73,6 +73,17 @@ def test_a_failure_at_any_step_leaves_the_old_file_and_no_litter(
     assert [file.name for file in tmp_path.iterdir()] == ["state"]
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_are_as_readable_as_the_umask_says(umask: int, tmp_path: Path):
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "page.html", "text")
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "page.html").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_the_content_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[str] = []
     fsync, rename = os.fsync, os.replace

@@ -10,7 +10,7 @@ from advalign.data.cifar import load_cifar
 from advalign.data.digits import load_digits
 from advalign.data.folder import load_folder
 from advalign.data.images import Dataset, Images, hold_out, stratified_subset
-from advalign.errors import unknown
+from advalign.errors import UserError, unknown
 
 __all__ = ["AUGMENTATIONS", "NAMES", "Batches", "Dataset", "Images", "hold_out", "load", "stratified_subset"]
 
@@ -43,5 +43,7 @@ def load(name: str, *, directory: Path | str | None = None, image_size: int = 32
             return load_npz(path)
         case ["folder", path] if path:
             return load_folder(path, image_size)
+        case [path] if path and Path(path).is_dir():
+            raise UserError(f"unknown data set {name!r}: for images in a folder write folder:{name}")
         case _:
             raise unknown("data set", name, NAMES)

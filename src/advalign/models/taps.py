@@ -86,7 +86,10 @@ def last_stage(net: nn.Module) -> str:
     """
     if stages := _stages(net):
         return stages[-1]
-    raise UserError(f"name the layer of {type(_body(net)).__name__} to align: choose from {', '.join(layers(net))}")
+    known = ", ".join(layers(net))
+    raise UserError(
+        f"name the layer of {type(_body(net)).__name__} to align, as in vfd(layer=NAME): choose from {known}"
+    )
 
 
 class _Tape:

@@ -29,15 +29,20 @@ _STYLE: dict[Any, Any] = {
 def trade_off(records: Sequence[Record]) -> Figure:
     """Plot clean accuracy against the worst case over the most attacks, a point per row of the table.
 
-    A family is a method without its arguments, in one setting: TRADES at several betas is one curve.
+    A point is the mean over the seeds of which both were measured. A family is a method without its arguments, in one
+    setting: TRADES at several betas is one curve.
     """
     attack = worst_cases(records)[0]
-    rows = [row for row in rows_of(records)[0] if row.accuracies("clean") and row.accuracies(attack)]
     families: dict[str, list[tuple[float, float, str]]] = {}
-    for row in rows:
+    for row in rows_of(records)[0]:
+        clean, robust = row.accuracies("clean"), row.accuracies(attack)
+        if not (seeds := clean.keys() & robust.keys()):
+            continue
         family = ", ".join((re.sub(r"\([^()]*\)", "", row.method), *row.extras))
         arguments = ", ".join(re.findall(r"\(([^()]*)\)", row.method))
-        families.setdefault(family, []).append((mean(row.accuracies("clean")), mean(row.accuracies(attack)), arguments))
+        families.setdefault(family, []).append(
+            (mean(clean[seed] for seed in seeds), mean(robust[seed] for seed in seeds), arguments)
+        )
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(7, 4.6), layout="constrained")
         axes = figure.add_subplot(xlabel="clean accuracy, %", ylabel="robust accuracy (worst case), %")

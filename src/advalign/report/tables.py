@@ -39,11 +39,18 @@ class Row:
     extras: tuple[str, ...]
     records: tuple[Record, ...]
 
-    def accuracies(self, attack: str) -> list[float]:
-        """Return one accuracy a seed, in per cent."""
-        return [
-            100 * accuracy for accuracy in {r.seed: r.accuracy for r in self.records if r.attack == attack}.values()
-        ]
+    def accuracies(self, attack: str) -> dict[int, float]:
+        """Return the accuracy of each seed, in per cent."""
+        return {record.seed: 100 * record.accuracy for record in self.records if record.attack == attack}
+
+    def cell(self, attack: str) -> str:
+        """Spell mean and standard deviation; where not all of the row's seeds were measured, how many were."""
+        values = list(self.accuracies(attack).values())
+        if not values:
+            return "–"
+        spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+        seeds = len({record.seed for record in self.records})
+        return f"{mean(values):.1f}{spread}" + (f" ({len(values)} of {seeds} seeds)" if len(values) < seeds else "")
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ def accuracy_table(records: Sequence[Record]) -> Table:
     worst = worst_cases(records)
     attacks = sorted(dict.fromkeys(r.attack for r in records), key=lambda a: (a != "clean", a in worst))
     names = {worst[0]: "worst case"} if len(worst) == 1 else {}
-    cells = [[row.accuracies(attack) for attack in attacks] for row in rows]
+    cells = [[row.accuracies(attack).values() for attack in attacks] for row in rows]
     best = frozenset(
         (max(filled, key=lambda i: mean(cells[i][j])), j + 1)
         for j in range(len(attacks))
@@ -103,10 +110,12 @@ def accuracy_table(records: Sequence[Record]) -> Table:
     )
     shared = [f"{label}: {getattr(records[0], key)}" for key, label in _TOLD.items() if label not in extras]
     seeds = " ".join(map(str, sorted({r.seed for r in records})))
+    if _TOLD["n"] not in extras:
+        shared.append(f"one image is {100 / records[0].n:.2g} points")
     notes = ["Accuracy in %", *shared, f"seeds: {seeds}", *(f"worst case: {name}" for name in names)]
     return Table(
         ("method", *(names.get(attack, attack) for attack in attacks), *extras),
-        tuple((row.method, *map(_cell, cells[i]), *row.extras) for i, row in enumerate(rows)),
+        tuple((row.method, *map(row.cell, attacks), *row.extras) for row in rows),
         best,
         "; ".join(notes) + ".",
     )
@@ -124,10 +133,3 @@ def print_table(console: Console, table: Table) -> None:
 
 def _tell(record: Record, keys: Sequence[str]) -> tuple[str, ...]:
     return (record.method, *(str(getattr(record, key)) for key in keys))
-
-
-def _cell(values: list[float]) -> str:
-    if not values:
-        return "–"
-    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{mean(values):.1f}{spread}"

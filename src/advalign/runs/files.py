@@ -27,6 +27,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())  # mkstemp's are the owner's alone
             os.replace(name, path)
         except BaseException:
             os.unlink(name)
@@ -53,6 +54,12 @@ def require_folder(path: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot use {path}: {error.strerror}") from None
     require(nearest.is_dir(), f"{nearest} is not a folder; nothing was changed")
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # there is no way to read it but to set it
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: Path, value: Any) -> None:
