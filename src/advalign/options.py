@@ -1,0 +1,117 @@
+"""What each command takes: its flags, their defaults and help; the settings of `train` are the recipe's fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from advalign.recipes import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a method, and first the guests it needs; a run that was stopped goes on."""
+
+    method: Annotated[Positional[str], tyro.conf.arg(metavar="METHOD")]
+    """base and plug-ins, such as 'trades(beta=6)+vfd(weight=0.02)'; see `advalign list methods`"""
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")]
+    """digits, cifar10, cifar100, npz:PATH or folder:PATH"""
+    model: str = "resnet18"
+    """a name, or package.module:function of your own; see `advalign list models`"""
+    width: int | None = None
+    """channels of the model's first stage, short for --model 'resnet18(width=16)'"""
+    recipe: str = "common"
+    """the preset that the settings below start from; see `advalign list recipes`"""
+    settings: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    vanilla: str | None = None
+    """run folder or weights of the vanilla model, where the method needs one; trained first if not given"""
+    robust: str | None = None
+    """run folder or weights of the robust teacher, where the method needs one; the base, trained first, if not given"""
+    runs: Path = Path("runs")
+    """folder of the run folders"""
+    name: str | None = None
+    """this run's folder below it; named by its content if not given"""
+    data_dir: Path | None = None
+    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
+    image_size: int = 32
+    """side to which folder:PATH resizes its images"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    time_budget: str | None = None
+    """stop in good order after this long, such as 9m or 1h30m; the same command goes on"""
+    checkpoint_seconds: float = 120.0
+    """longest time between two saved states"""
+    tensorboard: bool = False
+    """also write the log for TensorBoard, into the run folder"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure clean and robust accuracy of a run or of a weights file."""
+
+    source: Annotated[Positional[str], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")]
+    """run folder, or weights file (.safetensors, .pt)"""
+    attacks: tuple[str, ...] = ("standard",)
+    """attacks such as fgsm 'pgd(steps=20, restarts=5)'; standard: the usual ones; none: clean accuracy only"""
+    checkpoint: str = "best"
+    """best or last, of a run folder"""
+    data: str | None = None
+    """data set; what the model was trained on if not given"""
+    model: str | None = None
+    """architecture of a weights file that does not name it"""
+    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
+    """test images, a stratified draw that is the same for every model; all if not given"""
+    norm: str | None = None
+    """linf or l2; what the model was trained against, else linf"""
+    eps: float | None = None
+    """radius; what the model was trained against, else 8/255"""
+    batch_size: int = 512
+    """images attacked at once"""
+    precision: str = "fp32"
+    """fp32 or bf16 for the attacks; the verdict is always fp32"""
+    seed: int = 0
+    """seed of the attacks' random starts"""
+    data_dir: Path | None = None
+    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
+    image_size: int | None = None
+    """side to which folder:PATH resizes its images; what the model was trained on if not given"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    out: Path | None = None
+    """folder of the results; evaluations/ beside the weights if not given"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Train six models on digits, attack them, and show the trade-off; about a minute on two cores."""
+
+    out: Path = Path("advalign-demo")
+    """folder of the runs, the report and the plot"""
+    seed: int = 0
+    """seed of every run"""
+    time_budget: str | None = None
+    """stop in good order after this long; the same command goes on"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write one HTML page on runs and records: table, trade-off, training curves."""
+
+    paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH")]
+    """run folders, folders of runs, or files of records"""
+    out: Path = Path("report.html")
+    """the page"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """List what there is to choose from."""
+
+    what: Annotated[Positional[str], tyro.conf.arg(metavar="WHAT")]
+    """methods, attacks, models, data, recipes or layers"""
+    model: Annotated[Positional[str | None], tyro.conf.arg(metavar="MODEL")] = None
+    """for layers: the model"""
