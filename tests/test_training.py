@@ -82,26 +82,33 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "robust"
 
 
-def test_kill_9_at_a_random_step_and_resume_gives_the_same_bits(uninterrupted: Path, tmp_path: Path):
-    process = start(tmp_path, "--checkpoint-seconds", "0")
-    state = tmp_path / "robust" / "state.pt"
-    until, seen, last = random.randint(2, 12), 0, 0
-    while seen < until and process.poll() is None:
+def killed(folder: Path, states: int) -> bool:
+    """Train until so many states were seen on the disk, then kill -9; return whether there was still work to do."""
+    process = start(folder, "--checkpoint-seconds", "0")
+    state = folder / "robust" / "state.pt"
+    seen, last = 0, 0
+    while seen < states and process.poll() is None:
         now = state.stat().st_mtime_ns if state.exists() else 0
         seen, last = seen + (now != last), now
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    standing = load_state(state)
-    assert not Run.read(tmp_path / "robust").finished, f"killed after {until} states, at {standing['epoch']}"
-    again = start(tmp_path)
+    return not Run.read(folder / "robust").finished
+
+
+def test_kill_9_at_a_random_step_and_resume_gives_the_same_bits(uninterrupted: Path, tmp_path: Path):
+    states = random.randint(2, 12)
+    # On a busy machine this process may sleep through the end of the other: then earlier, in a folder of its own.
+    tries = (tmp_path / str(n) for n in range(states, 0, -1) if killed(tmp_path / str(n), n))
+    folder = next(tries)
+    again = start(folder)
     output, _ = again.communicate(timeout=120)
     assert again.returncode == 0, output
-    assert_same_run(tmp_path / "robust", uninterrupted)
+    assert_same_run(folder / "robust", uninterrupted)
 
 
 def test_sigterm_saves_and_exits_0_with_how_to_go_on(uninterrupted: Path, tmp_path: Path):
-    process = start(tmp_path)
+    process = start(tmp_path, "--checkpoint-seconds", "0")
     state = tmp_path / "robust" / "state.pt"
     while not state.exists() and process.poll() is None:
         time.sleep(0.001)
@@ -119,7 +126,7 @@ def test_sigterm_saves_and_exits_0_with_how_to_go_on(uninterrupted: Path, tmp_pa
 def test_time_budget_stops_in_good_order_and_the_same_call_goes_on(tmp_path: Path):
     whole = quick("at", tmp_path / "a")
     calls = 1
-    while not (run := quick("at", tmp_path / "b", time_budget=0.05)).finished:
+    while not (run := quick("at", tmp_path / "b", time_budget=0.001)).finished:
         calls += 1
         assert calls < 200
     assert calls > 1
@@ -152,7 +159,7 @@ def test_the_robust_teacher_is_the_base_alone_and_shares_its_own_guests(tmp_path
 
 def test_a_guide_learns_with_the_student_and_resumes_with_it(tmp_path: Path):
     whole = quick("trades+lbgat", tmp_path / "a")
-    while not (run := quick("trades+lbgat", tmp_path / "b", time_budget=0.05)).finished:
+    while not (run := quick("trades+lbgat", tmp_path / "b", time_budget=0.001)).finished:
         pass
     assert_same_run(whole.path, run.path)
     assert len(list((tmp_path / "b").iterdir())) == 1  # no run of its own
