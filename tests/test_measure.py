@@ -114,7 +114,7 @@ def test_what_cannot_work_is_refused_before_the_attacks_run(run: Run, options: d
 def test_an_unfinished_run_is_recorded_with_the_epochs_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from rich.console import Console
 
-    recipe = replace(QUICK, epochs=40)
+    recipe = replace(QUICK, epochs=10_000)
     stopped = None
     while stopped is None or not (stopped.path / "best.safetensors").exists():
         stopped = train(
@@ -122,5 +122,5 @@ def test_an_unfinished_run_is_recorded_with_the_epochs_it_has(tmp_path: Path, ca
         )
     assert not stopped.finished
     (clean,) = measure(stopped.path, ["none"], n=50, device="cpu", console=Console()).records
-    assert clean.epochs == len(stopped.log) < 40
+    assert clean.epochs == len(stopped.log) < 10_000
     assert "is not finished" in capsys.readouterr().out.replace("\n", " ")
