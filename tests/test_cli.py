@@ -124,6 +124,11 @@ REFUSALS = {
     "eps in pixels": (with_("--eps", "8"), "eps=8 must be in [0, 1]; for images in [0, 1] write 8/255"),
     "eps is no number": (with_("--eps", "8/x"), "'8/x' is not a number"),
     "norm": (with_("--norm", "l3"), "'l3'"),
+    "norm with another's radius": (with_("--norm", "l2"), "--norm l2 needs its radius, --eps"),
+    "norm with the default radius": (
+        with_("--norm", "l2", with_("--recipe", "common")),
+        "norm=l2 needs an eps of its own",
+    ),
     "schedule": (with_("--schedule", "cosin"), "'cosin'"),
     "validation": (with_("--validation", "5000"), "5000"),
     "subset": (with_("--subset", "5000"), "subset=5000 must be at most 1147"),

@@ -25,6 +25,11 @@ def run_train(options: Train) -> None:
     from advalign.terminal import say
     from advalign.training import train
 
+    preset, chosen = RECIPES[options.recipe](), options.settings
+    if chosen.norm != preset.norm and chosen.eps == preset.eps:
+        raise UserError(
+            f"--norm {chosen.norm} needs its radius, --eps: that of recipe {options.recipe} is of {preset.norm}"
+        )
     run = train(
         options.method,
         data=options.data,

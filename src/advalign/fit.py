@@ -87,7 +87,8 @@ def fit(
     if r.compile:
         objective.compile()
     on_step(standing, batches.steps)
-    saved = began = time.monotonic() - standing.seconds
+    saved = time.monotonic()
+    began = saved - standing.seconds
     while standing.epoch < r.epochs:
         epoch = standing.epoch
         objective.train()

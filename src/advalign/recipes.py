@@ -8,6 +8,8 @@ from typing import Literal
 from advalign.errors import require
 from advalign.spelling import check_arguments
 
+LINF_EPS = 8 / 255
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
@@ -45,7 +47,7 @@ class Recipe:
     """flip: mirror at random; crop: pad by 4 and crop at random"""
     norm: Literal["linf", "l2"] = "linf"
     """norm of the threat model"""
-    eps: float = 8 / 255
+    eps: float = LINF_EPS
     """radius of the threat model for images in [0, 1]"""
     steps: int = 10
     """steps of the training attack"""
@@ -77,6 +79,8 @@ class Recipe:
         for name in ("validation", "subset"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name}={value} must be at least 1")
+        taken_over = self.norm == "l2" and self.eps == LINF_EPS
+        require(not taken_over, "norm=l2 needs an eps of its own, such as 0.5: 8/255 is the default of linf")
         require(self.lr > 0, f"lr={self.lr:g} must be above 0")
         require(0 <= self.momentum < 1, f"momentum={self.momentum:g} must be in [0, 1)")
         require(not self.nesterov or self.momentum > 0, "nesterov needs momentum above 0")
