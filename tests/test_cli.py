@@ -106,7 +106,7 @@ REFUSALS = {
     "own model is no module": (with_("--model", "my_nets:nothing"), "not a torch.nn.Module"),
     "own model's layer": (
         ["train", "trades+vfd", *with_("--model", "my_nets:make")[2:]],
-        "name the layer of Sequential to align, as in vfd(layer=NAME): choose from 0, 1, logits",
+        "name the layer of Sequential to align, as in vfd(layer=NAME): choose from 0, 1, penultimate, logits",
     ),
     "data": (with_("--data", "cifar01"), "did you mean 'cifar10'"),
     "data folder": ([*with_("--data", "cifar10"), "--data-dir", "empty"], "empty"),

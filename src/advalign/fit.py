@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advalign.attacks import PGD
+from advalign.averaging import Average
 from advalign.data import Batches, Images
+from advalign.data.batches import Epoch
 from advalign.errors import TrainingError, UserError
 from advalign.evaluation import WORST_CASE, evaluate
 from advalign.interrupts import Interrupts
 from advalign.objectives import Objective, total
-from advalign.objectives.parts import Terms
+from advalign.objectives.parts import Calibration, Terms
 from advalign.recipes import Recipe
 from advalign.runs import Run
 from advalign.runs.checkpoint import load_state, save_state, save_weights
@@ -25,6 +29,7 @@ from advalign.runs.files import write_lines
 from advalign.runtime import autocast, mixed_seed
 from advalign.schedule import learning_rate, momentum
 from advalign.threats import threat
+from advalign.weight_perturbation import adversarial_weights
 
 Row = dict[str, Any]
 
@@ -39,6 +44,7 @@ class Standing:
     best: list[float] = field(default_factory=list)  # validation accuracies of the best checkpoint: robust, clean
     log: list[Row] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the loss and its terms over the epoch, on the device
+    calibration: dict[str, dict[str, float]] = field(default_factory=dict)  # of the epoch's first batch
 
     def add(self, loss: Tensor, terms: Terms) -> None:
         """Count one step; nothing leaves the device."""
@@ -73,16 +79,16 @@ def fit(
     r = recipe
     device = train.labels.device
     batches = Batches(train, r.batch_size, augment=r.augment, seed=r.seed)
-    learning = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(
-        learning,
+        [parameter for parameter in objective.parameters() if parameter.requires_grad],
         r.lr,
         momentum=r.momentum,
         weight_decay=r.weight_decay,
         nesterov=r.nesterov,
         fused=device.type != "mps",
     )
-    standing = _resume(run, objective, optimizer, device)
+    average = Average(objective, r, batches.steps)
+    standing = _resume(run, objective, optimizer, average, device)
     budget = threat(r.norm, r.eps)
     if r.compile:
         objective.compile()
@@ -92,7 +98,10 @@ def fit(
     while standing.epoch < r.epochs:
         epoch = standing.epoch
         objective.train()
-        for x, y in batches.epoch(epoch, start=standing.step):
+        if standing.step == 0:
+            objective.start_epoch(Epoch(batches, epoch), epoch / r.epochs)
+        seconds = batches.epoch(epoch, standing.step, second=True) if objective.method.second else repeat((None, None))
+        for (x, y), (second, _) in zip(batches.epoch(epoch, standing.step), seconds, strict=False):
             at = epoch * batches.steps + standing.step
             torch.manual_seed(mixed_seed(r.seed, epoch, standing.step))
             optimizer.param_groups[0].update(
@@ -100,34 +109,27 @@ def fit(
             )
             with autocast(device, r.precision):
                 x_adv = objective.perturb(
-                    x, y, budget, steps=r.steps, step_size=r.step_size, start=r.start, mode=r.mode
+                    x, y, budget, second=second, steps=r.steps, step_size=r.step_size, start=r.start, mode=r.mode
                 )
-                terms = objective(x, x_adv, y)
-            loss = total(terms)
-            loss.backward()
-            if r.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(learning, r.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            standing.add(loss, terms)
+                if standing.step == 0:
+                    standing.calibration = _floats(objective.calibrate(x, x_adv, y, second))
+            standing.add(*_update(objective, optimizer, r, epoch, (x, x_adv, y, second)))
+            average.update(at + 1)
             on_step(standing, batches.steps)
             if interrupts.reason or time.monotonic() - saved > checkpoint_seconds:
                 standing.seconds = time.monotonic() - began
-                _save(run, objective, optimizer, standing)
+                _save(run, objective, optimizer, average, standing)
                 saved = time.monotonic()
             if interrupts.reason:
                 return False
         row = _close_epoch(run, standing, optimizer)
-        if standing.epoch % r.validate_every == 0 or standing.epoch == r.epochs:
-            row["validation"] = _validate(objective, validation, r)
-            score = list(row["validation"].values())
-            if not standing.best or score > standing.best:
-                standing.best = score
-                save_weights(run.weights("best"), objective.student, {**card, "checkpoint": "best", **_as_of(row)})
+        with average.in_charge(Epoch(batches, epoch)) as student:
+            if standing.epoch % r.validate_every == 0 or standing.epoch == r.epochs:
+                row["validation"] = _validate(objective, student, validation, r)
+            _keep(run, standing, student, card, row)
         standing.seconds = row["seconds"] = time.monotonic() - began
-        save_weights(run.weights("last"), objective.student, {**card, "checkpoint": "last", **_as_of(row)})
         write_lines(run.path / "log.jsonl", standing.log)
-        _save(run, objective, optimizer, standing)
+        _save(run, objective, optimizer, average, standing)
         saved = time.monotonic()
         on_epoch(row)
         if interrupts.reason and standing.epoch < r.epochs:
@@ -135,13 +137,48 @@ def fit(
     return True
 
 
-def _validate(objective: Objective, validation: Images, recipe: Recipe) -> dict[str, float]:
+def _update(
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    epoch: int,
+    batch: tuple[Tensor, Tensor, Tensor, Tensor | None],
+) -> tuple[Tensor, Terms]:
+    """Make one step of the optimiser; return the loss and its terms."""
+
+    def terms_of_batch() -> Terms:
+        with autocast(batch[0].device, recipe.precision):
+            return objective(*batch)
+
+    perturb = recipe.awp > 0 and epoch >= recipe.awp_start
+    with adversarial_weights(objective, recipe.awp, terms_of_batch) if perturb else nullcontext():
+        terms = terms_of_batch()
+        loss = total(terms)
+        loss.backward()
+        if recipe.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], recipe.clip_norm)
+        optimizer.step()
+    optimizer.zero_grad()
+    return loss, terms
+
+
+def _validate(objective: Objective, student: nn.Module, validation: Images, recipe: Recipe) -> dict[str, float]:
     """Measure what the best checkpoint is selected by, first things first: robust accuracy, then clean."""
     if objective.method.base.craft is None:
-        return evaluate(objective.student, validation).accuracies()
+        return evaluate(student, validation).accuracies()
     attack = PGD(threat(recipe.norm, recipe.eps), steps=10)
-    accuracies = evaluate(objective.student, validation, [attack], precision=recipe.precision, seed=recipe.seed)
+    accuracies = evaluate(student, validation, [attack], precision=recipe.precision, seed=recipe.seed)
     return {"robust": accuracies.accuracies()[WORST_CASE], "clean": accuracies.accuracies()["clean"]}
+
+
+def _keep(run: Run, standing: Standing, student: nn.Module, card: dict[str, Any], row: Row) -> None:
+    """Save the student as `last`, and as `best` if it is the first of the highest validation accuracies."""
+    as_of = {"epoch": row["epoch"], "validation": row.get("validation")}
+    score = list(row.get("validation", {}).values())
+    if score and (not standing.best or score > standing.best):
+        standing.best = score
+        save_weights(run.weights("best"), student, {**card, "checkpoint": "best", **as_of})
+    save_weights(run.weights("last"), student, {**card, "checkpoint": "last", **as_of})
 
 
 def _close_epoch(run: Run, standing: Standing, optimizer: torch.optim.Optimizer) -> Row:
@@ -150,12 +187,10 @@ def _close_epoch(run: Run, standing: Standing, optimizer: torch.optim.Optimizer)
     means = {name: float(value) / standing.step for name, value in standing.sums.items()}
     standing.epoch, standing.step, standing.sums = standing.epoch + 1, 0, {}
     row = {"epoch": standing.epoch, "lr": optimizer.param_groups[0]["lr"], "loss": means.pop("loss"), "terms": means}
+    if standing.calibration:
+        row["calibration"] = standing.calibration
     standing.log.append(row)
     return row
-
-
-def _as_of(row: Row) -> Row:
-    return {"epoch": row["epoch"], "validation": row.get("validation")}
 
 
 def _require_finite(run: Run, standing: Standing) -> None:
@@ -168,19 +203,28 @@ def _require_finite(run: Run, standing: Standing) -> None:
         )
 
 
-def _save(run: Run, objective: Objective, optimizer: torch.optim.Optimizer, standing: Standing) -> None:
+def _floats(calibration: Calibration) -> dict[str, dict[str, float]]:
+    return {layer: {name: float(value) for name, value in told.items()} for layer, told in calibration.items()}
+
+
+def _save(
+    run: Run, objective: Objective, optimizer: torch.optim.Optimizer, average: Average, standing: Standing
+) -> None:
     _require_finite(run, standing)
-    state = {"objective": objective.learned_state(), "optimizer": optimizer.state_dict(), **vars(standing)}
-    save_state(run.state, state)
+    networks = {"objective": objective.learned_state(), "average": average.state()}
+    save_state(run.state, {**networks, "optimizer": optimizer.state_dict(), **vars(standing)})
 
 
-def _resume(run: Run, objective: Objective, optimizer: torch.optim.Optimizer, device: torch.device) -> Standing:
+def _resume(
+    run: Run, objective: Objective, optimizer: torch.optim.Optimizer, average: Average, device: torch.device
+) -> Standing:
     if not run.state.exists():
         return Standing()
     state = load_state(run.state)
     try:
         objective.load_state_dict({**objective.state_dict(), **state.pop("objective")})
         optimizer.load_state_dict(state.pop("optimizer"))
+        average.load(state.pop("average"))
         state["sums"] = {name: value.to(device) for name, value in state["sums"].items()}
         return Standing(**state)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:

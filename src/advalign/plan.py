@@ -16,8 +16,9 @@ from torch import nn
 from advalign import models
 from advalign.data import Dataset, Images, hold_out, stratified_subset
 from advalign.errors import UserError, require
-from advalign.objectives import Method, Objective, compose, total
+from advalign.objectives import Method, Objective, total
 from advalign.objectives.bases.natural import Natural
+from advalign.objectives.bases.trades import TRADES
 from advalign.recipes import Recipe
 from advalign.runs import Run, require_classes, weights_of
 from advalign.runs.checkpoint import load_into, load_weights
@@ -28,7 +29,9 @@ from advalign.threats import threat
 # How a guest is made where none is given: by this method, with the student's architecture, data and recipe.
 GUEST_METHODS: dict[str, Callable[[Method], Method]] = {
     "vanilla": lambda method: Method(Natural()),
-    "robust": lambda method: Method(method.base),
+    "robust": lambda method: Method(
+        TRADES() if any(need.net == "robust" for need in method.base.needs) else method.base
+    ),
 }
 _ATTACK_FIELDS = ("norm", "eps", "steps", "step_size", "start", "mode")
 
@@ -60,12 +63,13 @@ class Plan:
         """Make one training step without its update on blank images, in train mode as the fit will be."""
         size = min(2, self.recipe.batch_size)
         x, y = torch.zeros(size, *self.dataset.shape), torch.zeros(size, dtype=torch.long)
+        second = x if self.method.second else None
+        objective, budget = self._blank.train(), threat(self.recipe.norm, self.recipe.eps)
         try:
             with seeded(0):
-                x_adv = self._blank.train().perturb(
-                    x, y, threat(self.recipe.norm, self.recipe.eps), steps=1, start=self.recipe.start
-                )
-                total(self._blank(x, x_adv, y)).backward()
+                objective.start_epoch([(x, y)])
+                x_adv = objective.perturb(x, y, budget, second=second, steps=1, start=self.recipe.start)
+                total(objective(x, x_adv, y, second)).backward()
         except UserError:
             raise
         except Exception as error:  # somebody's forward may raise anything
@@ -146,7 +150,8 @@ class Plan:
 
     def _compose(self, weights: Mapping[str, Path | None]) -> Objective:
         guests = {name: self._guest(name, path) for name, path in weights.items()}
-        return compose(self.method, student=self._network("student", self.model), **guests).eval()
+        student = self._network("student", self.model)
+        return Objective(self.method, student, guests, self.recipe.label_smoothing).eval()
 
     def _guest(self, name: str, path: Path | None) -> nn.Module:
         if path is None:

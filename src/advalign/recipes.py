@@ -63,6 +63,22 @@ class Recipe:
     """epochs between validations; the last epoch is always validated"""
     subset: int | None = None
     """train on this many images, stratified; all that are not held out if not given"""
+    label_smoothing: float = 0.0
+    """share of a uniform label in every term that teaches hard ones"""
+    awp: float = 0.0
+    """adversarial weight perturbation: its size as a share of each layer's weights (AT: 0.01, TRADES: 0.005)"""
+    awp_start: int = 0
+    """epochs without weight perturbation at the beginning"""
+    average: Literal["none", "ema", "swa"] = "none"
+    """what is validated and saved: the weights, or their exponential (ema) or equal (swa) average over the steps"""
+    average_start: float | None = None
+    """share of the epochs after which averaging begins; 0 for ema and 0.5 for swa if not given"""
+    ema_decay: float = 0.995
+    """decay of the exponential average a step, approached from below: min(decay, (1 + t) / (10 + t))"""
+    swa_every: int | None = None
+    """steps between two weights of the equal average; an epoch if not given"""
+    extra_share: float = 0.7
+    """share of each batch that comes from the extra data, where there are any"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: mixed precision for the training passes and the attack"""
     compile: bool = False
@@ -92,6 +108,18 @@ class Recipe:
         require(0 < self.peak < 1, f"peak={self.peak:g} must be between 0 and 1")
         require(all(0 < m <= 1 for m in self.milestones), f"milestones={self.milestones} must be shares in (0, 1]")
         require(self.step_size is None or self.step_size > 0, f"step_size={self.step_size} must be above 0")
+        smoothing = self.label_smoothing
+        require(0 <= smoothing < 1, f"label_smoothing={smoothing:g} must be at least 0 and below 1")
+        require(0 <= self.awp < 1, f"awp={self.awp:g} must be at least 0 and below 1")
+        require(
+            0 <= self.awp_start < self.epochs,
+            f"awp_start={self.awp_start} must be at least 0 and below epochs={self.epochs}",
+        )
+        begin = self.average_start
+        require(begin is None or 0 <= begin < 1, f"average_start={begin} must be at least 0 and below 1")
+        require(0 < self.ema_decay < 1, f"ema_decay={self.ema_decay:g} must be between 0 and 1")
+        require(self.swa_every is None or self.swa_every >= 1, f"swa_every={self.swa_every} must be at least 1")
+        require(0 < self.extra_share < 1, f"extra_share={self.extra_share:g} must be between 0 and 1")
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be at least 0 and below 2**63")
 
 

@@ -82,7 +82,7 @@ def test_works_on_nothing_in_place_and_names_its_stages(name):
     net = on_meta(NARROW[name])
     assert not any(getattr(module, "inplace", False) for module in net.modules())
     stages = [f"layer{i}" for i in range(1, 6) if hasattr(net, f"layer{i}")]
-    assert layers(net) == (*stages, "logits")
+    assert layers(net) == (*stages, "penultimate", "logits")
 
 
 def test_the_wide_network_starts_as_in_the_trades_code():

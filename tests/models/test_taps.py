@@ -46,7 +46,7 @@ def test_gives_each_stage_of_a_built_in_network(name):
     assert torch.equal(out.logits, net(x))
     assert out.features["logits"] is out.logits
     last = out.features[last_stage(net)]
-    assert last.shape[:2] == (2, 2 * {3: 4, 4: 8, 5: 8}[len(layers(net)) - 1])
+    assert last.shape[:2] == (2, 2 * {3: 4, 4: 8, 5: 8}[len(layers(net)) - 2])
     if "preact" not in name and "wide" not in name:
         assert (last >= 0).all()
         head = net.get_submodule("fc")
@@ -124,7 +124,7 @@ def test_names_are_the_same_behind_a_normalisation():
 
 def test_other_networks_layers_are_their_children_and_the_children_of_sequences():
     net = Overwriting()
-    expected = ("bn", "relu", "unused", "both", "blocks.0", "head", "head.0", "head.1", "logits")
+    expected = ("bn", "relu", "unused", "both", "blocks.0", "head", "head.0", "head.1", "penultimate", "logits")
     assert layers(net) == expected
     with pytest.raises(
         UserError, match=r"name the layer of Overwriting to align, as in vfd\(layer=NAME\): choose from bn, relu"
@@ -154,7 +154,9 @@ def test_a_layer_without_a_tensor_is_an_error_and_leaves_nothing(layer, message)
 
 @pytest.mark.parametrize("layer", ["layer9", "", "net"])
 def test_an_unknown_layer_is_an_error_with_the_alignable_ones(layer):
-    with pytest.raises(UserError, match=f"unknown layer '{layer}'.*choose from layer1, layer2, layer3, logits"):
+    with pytest.raises(
+        UserError, match=f"unknown layer '{layer}'.*choose from layer1, layer2, layer3, logits, penultimate"
+    ):
         Tapped(small(), (layer,))
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from advalign.errors import UserError
 from advalign.models import Out
-from advalign.objectives import BASES, PLUGINS, compose, parse, total
+from advalign.objectives import BASES, PLUGINS, Objective, compose, parse, total
 from advalign.objectives.parts import ADV, CLEAN
 from advalign.threats import L2, Linf
 
@@ -38,7 +38,7 @@ LEARNERS = {"lbgat": "guide"}
 
 def bound(method: str, seed: int = 0):
     guests = {name: tiny(k) for k, name in enumerate(("vanilla", "robust", "guide"), start=7)}
-    return compose(parse(method), student=tiny(seed), **guests).train()
+    return Objective(parse(method), tiny(seed), guests).train()
 
 
 def outs_of(z: torch.Tensor, z_adv: torch.Tensor):

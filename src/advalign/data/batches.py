@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from hashlib import sha256
 
 import torch
@@ -61,14 +62,17 @@ class Batches:
         """Batches per epoch."""
         return len(self.images) // self.batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start: int = 0, *, second: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch's batches from number `start` on.
+
+        Args:
+            second: the same images in the same order, in a second augmentation of its own draws.
 
         Yields:
             x, (B, C, H, W) float32 in [0, 1], channels last in memory, and y, (B,) int64.
         """
         device = self.images.labels.device
-        order, flipped, corners = (drawn.to(device) for drawn in self._draw(epoch))
+        order, flipped, corners = (drawn.to(device) for drawn in self._draw(epoch, second))
         share = self.batch_size // self.world
         for step in range(start, self.steps):
             first = step * self.batch_size + self.rank * share
@@ -81,7 +85,7 @@ class Batches:
     def _pad(self) -> int:
         return PAD if self.augment == "flip-crop" else 0
 
-    def _draw(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, epoch: int, second: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Draw a whole epoch's order (N,), flips (N,) and upper left corners of the crops (N, 2)."""
         # Hashed, so that neighbouring seeds and epochs share nothing: (1, 2), (2, 1) and (0, 3) are three draws.
         # 32 bits are all that torch's CPU generator takes.
@@ -89,8 +93,21 @@ class Batches:
         draw = torch.Generator().manual_seed(mixed)
         n = len(self.images)
         order = torch.randperm(n, generator=draw)
+        if second:
+            draw.manual_seed(mixed ^ 0x5EC0_0D00)
         flipped = torch.rand(n, generator=draw) < (0 if self.augment == "none" else 0.5)
         return order, flipped, torch.randint(2 * self._pad + 1, (n, 2), generator=draw)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The batches of one epoch, as often as one walks through them."""
+
+    batches: Batches
+    epoch: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.batches.epoch(self.epoch)
 
 
 def _flip_and_crop(pixels: Tensor, flipped: Tensor, corners: Tensor, pad: int) -> Tensor:

@@ -1,10 +1,11 @@
-"""Eval mode, and parameters that do not learn, for a while."""
+"""Eval mode, parameters that do not learn, and buffers that come back, for a while."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -45,3 +46,15 @@ def evaluating(net: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def buffers_kept(net: nn.Module) -> Iterator[None]:
+    """Give every buffer its value back afterwards: passes inside leave no trace in running statistics."""
+    before = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, was in before:
+                buffer.copy_(was)

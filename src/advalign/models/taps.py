@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from advalign.errors import UserError, unknown
+from advalign.errors import UserError, require, unknown
 from advalign.models.normalize import Normalized
 
 
@@ -25,6 +25,8 @@ class Out(NamedTuple):
 class Tapped(nn.Module):
     """A network that returns `Out`. Layers are module names; `logits` is the logits themselves.
 
+    `penultimate` is what the last linear layer reads: the pooled features of a residual network.
+
     A frozen one never leaves eval mode, has no trainable parameter and runs without gradients. Copies by
     `copy.deepcopy` are independent. Where a layer runs several times in one pass, its last output counts. A network
     with a tuple `stages`, as the built-in ones have, must not work in place on what its layers give.
@@ -40,7 +42,10 @@ class Tapped(nn.Module):
         self.net, self.layers, self.frozen = net, layers, frozen
         self._tape = _Tape(clones=not _stages(net))
         for layer in layers:
-            if layer != "logits":
+            if layer == "penultimate":
+                # First of the hooks: one that detaches what the layer reads must not detach the tap.
+                last_linear(net).register_forward_pre_hook(_InputTap(layer, self._tape), prepend=True)
+            elif layer != "logits":
                 _module(net, layer).register_forward_hook(_Tap(layer, self._tape))
         if frozen:
             net.requires_grad_(False).eval()
@@ -66,16 +71,21 @@ class Tapped(nn.Module):
 
 
 def layers(net: nn.Module) -> tuple[str, ...]:
-    """Return the layers a method may align to, in order: a built-in's stages or a network's children, then `logits`."""
+    """Return the layers a method may align to, in order.
+
+    They are a built-in's stages or a network's children, then, where there is one, the last linear layer's input,
+    `penultimate`, and `logits`.
+    """
+    heads = ("penultimate", "logits") if _linear_layers(net) else ("logits",)
     if stages := _stages(net):
-        return (*stages, "logits")
+        return (*stages, *heads)
     names: list[str] = []
     for name, child in _body(net).named_children():
         if not isinstance(child, nn.ModuleList):  # a list does not run itself
             names.append(name)
         if isinstance(child, nn.Sequential | nn.ModuleList):
             names += [f"{name}.{inner}" for inner, _ in child.named_children()]
-    return (*names, "logits")
+    return (*names, *heads)
 
 
 def last_stage(net: nn.Module) -> str:
@@ -92,11 +102,22 @@ def last_stage(net: nn.Module) -> str:
     )
 
 
+def last_linear(net: nn.Module) -> nn.Linear:
+    """Return the last linear layer, which makes the logits.
+
+    Raises:
+        UserError: there is none.
+    """
+    linear = _linear_layers(net)
+    require(bool(linear), f"{type(_body(net)).__name__} has no linear layer, so no penultimate features")
+    return linear[-1]
+
+
 class _Tape:
     """Where taps write, during a pass and not else: kept outputs would hold the graph, and cannot be deep-copied.
 
-    It clones (8 % of a narrow network's step), since an in-place ReLU or `+=` after the tap would overwrite the output.
-    Networks with `stages` promise to do no such thing.
+    The network goes on with a clone (8 % of a narrow network's step), since an in-place ReLU or `+=` after the tap
+    would overwrite the output. Networks with `stages` promise to do no such thing.
     """
 
     def __init__(self, clones: bool) -> None:
@@ -109,12 +130,24 @@ class _Tap:
     def __init__(self, layer: str, tape: _Tape) -> None:
         self.layer, self.tape = layer, tape
 
-    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Tensor | None:
         if not self.tape.running:
-            return
+            return None
         if not isinstance(output, Tensor):
             raise UserError(f"layer {self.layer!r} gives {type(output).__name__}, not a tensor: tap another")
-        self.tape.seen[self.layer] = output.clone() if self.tape.clones else output
+        self.tape.seen[self.layer] = output
+        return output.clone() if self.tape.clones else None
+
+
+class _InputTap:
+    """As `_Tap`, before the module runs."""
+
+    def __init__(self, layer: str, tape: _Tape) -> None:
+        self.layer, self.tape = layer, tape
+
+    def __call__(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if self.tape.running:
+            self.tape.seen[self.layer] = args[0]
 
 
 def _body(net: nn.Module) -> nn.Module:
@@ -126,6 +159,10 @@ def _module(net: nn.Module, layer: str) -> nn.Module:
     if not layer or layer not in modules:
         raise unknown("layer", layer, layers(net))
     return modules[layer]
+
+
+def _linear_layers(net: nn.Module) -> list[nn.Linear]:
+    return [module for module in net.modules() if isinstance(module, nn.Linear)]
 
 
 def _stages(net: nn.Module) -> tuple[str, ...]:

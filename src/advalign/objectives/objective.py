@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advalign.attacks.ascent import Start, ascend
-from advalign.errors import require, unknown
+from advalign.errors import UserError, require, unknown
 from advalign.models.fold import Folded
-from advalign.models.modes import training
+from advalign.models.modes import buffers_kept, evaluating, training
+from advalign.models.split_norm import norm_of
 from advalign.models.taps import Out, Tapped
-from advalign.objectives.parts import Base, Method, Need, PlugIn, Terms, union
+from advalign.objectives.parts import Base, Calibration, Method, Need, Network, PlugIn, Term, Terms, union
 from advalign.threats import Threat, check_images
 
 
@@ -30,24 +32,49 @@ class Objective(nn.Module):
 
     nets: nn.ModuleDict
 
-    def __init__(self, method: Method, student: nn.Module, guests: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, method: Method, student: nn.Module, guests: Mapping[str, nn.Module], label_smoothing: float = 0.0
+    ) -> None:
         super().__init__()
         missing = [name for name in method.guests if guests.get(name) is None]
         require(not missing, f"{method} needs {' and '.join(f'a {name} model' for name in missing)}: give {missing}")
+        require(0 <= label_smoothing < 1, f"label_smoothing={label_smoothing:g} must be in [0, 1)")
         self._images_checked = False
+        self.label_smoothing = label_smoothing
         self.method = method = copy.deepcopy(method)  # learnt parts belong to one objective
         self.parts = nn.ModuleList(method.parts)
-        for plugin in method.plugins:
-            student = plugin.adapt(student)
-        layers = union(plugin.layers(student) for plugin in method.plugins)
+        for part in method.parts:
+            if part.begins_as:
+                _copy_weights(guests[part.begins_as], student, f"{method}: the student begins as the {part.begins_as}")
+            student = part.adapt(student)
+        layers = union(part.layers(student) for part in method.parts)
         self.nets = nn.ModuleDict({"student": Tapped(student, layers)})
-        for name in method.guests:
-            self.nets[name] = Tapped(guests[name], layers, frozen=name not in method.learners)
+        for name in union((need.net,) for need in method.needs):
+            if name != "student":
+                self.nets[name] = Tapped(guests[name], layers, frozen=name not in method.learners)
 
     @property
     def student(self) -> nn.Module:
         """The network being trained, without its taps."""
         return self.nets.get_submodule("student.net")
+
+    def restored(self, student: nn.Module | None = None) -> nn.Module:
+        """Return the student, or an average of it, as the plain network that is evaluated and saved."""
+        student = self.student if student is None else student
+        for part in reversed(self.method.parts):
+            student = part.restore(student)
+        return student
+
+    def start_epoch(self, batches: Iterable[tuple[Tensor, Tensor]], progress: float = 0.0) -> None:
+        """Let the parts that need it look at the student before an epoch (AR-AT weighs its labels so).
+
+        Args:
+            batches: images (N, C, H, W) in [0, 1] and labels (N,), such as the epoch's own loader.
+            progress: the share of the epochs that is done, in [0, 1).
+        """
+        with evaluating(self.nets["student"]), torch.no_grad():
+            for part in self.method.parts:
+                part.start_epoch(self._tapped("student"), batches, progress)
 
     def perturb(
         self,
@@ -55,6 +82,7 @@ class Objective(nn.Module):
         y: Tensor,
         threat: Threat,
         *,
+        second: Tensor | None = None,
         steps: int | None = None,
         step_size: float | None = None,
         start: Start | None = None,
@@ -65,6 +93,9 @@ class Objective(nn.Module):
         What is not given is the method's own; the step size is then a quarter of the radius. Inputs, modes and
         gradients are left as they were; in train mode the student's BatchNorm statistics move, as in Rice et al. 2020.
         A base without adversarial examples gives x back.
+
+        Args:
+            second: another augmentation of the same images, for methods that ask for one (`method.second`).
 
         Raises:
             UserError: images outside [0, 1], on the first call; an unknown start or mode, or no steps.
@@ -77,32 +108,51 @@ class Objective(nn.Module):
             self._images_checked = True
         if mode not in (None, "eval", "train"):
             raise unknown("mode", mode, ("eval", "train"))
+        step_size = threat.eps / 4 if step_size is None else step_size
         network = self._train_mode() if (mode or craft.mode) == "train" else self._eval_mode()
         with network as student, torch.enable_grad():
+            nets: dict[str, Network] = {"student": student}
+            for name in self.nets.keys() - {"student"}:
+                nets[name] = partial(self._guest, name)
+            for plugin in self.method.plugins:
+                if plugin.budget is not None:
+                    threat = plugin.budget(student, x, threat)
             owner = next((plugin for plugin in self.method.plugins if plugin.goal is not None), self.method.base)
             assert owner.goal is not None
             return ascend(
-                owner.goal(student, x, y),
+                owner.goal(nets, self._clean_views(x, second), y),
                 x,
                 threat,
                 steps=craft.steps if steps is None else steps,
-                step_size=threat.eps / 4 if step_size is None else step_size,
+                step_size=step_size,
                 start=start or craft.start,
             )
 
-    def forward(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
-        """Run every declared pass once and return the named terms of the loss; `total` sums them."""
-        views = self.method.base.views(x, x_adv)
-        outs: dict[Need, Out] = {need: self.nets[need.net](views[need.view]) for need in self.method.needs}
-        terms = self.method.base.terms(outs, y)
+    def forward(self, x: Tensor, x_adv: Tensor, y: Tensor, second: Tensor | None = None) -> Terms:
+        """Run every declared pass once and return the named terms of the loss; `total` sums them.
+
+        Args:
+            x: clean images (N, C, H, W) in [0, 1].
+            x_adv: what `perturb` has made of them.
+            y: labels (N,).
+            second: another augmentation of the same images, for methods that ask for one (`method.second`).
+
+        Raises:
+            UserError: a second augmentation is missing, or two parts name the same term.
+        """
+        return self._terms(self._passes(x, x_adv, second), y)
+
+    def calibrate(self, x: Tensor, x_adv: Tensor, y: Tensor, second: Tensor | None = None) -> Calibration:
+        """Return what the plug-ins tell of themselves on one batch, by layer and name; nothing is changed."""
+        if all(type(plugin).calibrate is PlugIn.calibrate for plugin in self.method.plugins):
+            return {}
+        with buffers_kept(self):
+            outs = self._passes(x, x_adv, second)
+            terms = self._terms(outs, y)
+        told = {}
         for plugin in self.method.plugins:
-            terms = plugin.reweigh(terms)
-        for plugin in self.method.plugins:
-            added = plugin.terms(outs, y)
-            clash = sorted(terms.keys() & added.keys())
-            require(not clash, f"{self.method}: {clash} named by two parts")
-            terms |= added
-        return terms
+            told |= plugin.calibrate(outs, terms)
+        return told
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the training passes and the attack's network with `torch.compile`, which takes the arguments."""
@@ -114,6 +164,45 @@ class Objective(nn.Module):
         idle = tuple(f"nets.{name}." for name in self.nets if self._tapped(name).frozen)
         return {key: value for key, value in self.state_dict().items() if not key.startswith(idle)}
 
+    def _clean_views(self, x: Tensor, second: Tensor | None) -> dict[str, Tensor]:
+        require(
+            second is not None or not self.method.second,
+            f"{self.method} reads a second augmentation of the batch: give second=",
+        )
+        return {"clean": x} if second is None else {"clean": x, "second": second}
+
+    def _passes(self, x: Tensor, x_adv: Tensor, second: Tensor | None) -> dict[Need, Out]:
+        views = self.method.base.views(x, x_adv) | self._clean_views(x, second)
+        outs: dict[Need, Out] = {}
+        for need in self.method.needs:
+            with norm_of(self.nets["student"], "clean" if need.view in ("clean", "second") else "adv"):
+                outs[need] = self.nets[need.net](views[need.view])
+        return outs
+
+    def _terms(self, outs: Mapping[Need, Out], y: Tensor) -> Terms:
+        terms = self.method.base.terms(outs, y)
+        for plugin in self.method.plugins:
+            terms = plugin.reweigh(terms)
+        for plugin in self.method.plugins:
+            added = plugin.terms(outs, y)
+            clash = sorted(terms.keys() & added.keys())
+            require(not clash, f"{self.method}: {clash} named by two parts")
+            terms |= added
+        return {name: self._smoothed(term, outs) for name, term in terms.items()}
+
+    def _smoothed(self, term: Term, outs: Mapping[Need, Out]) -> Term:
+        """Mix a uniform label into what teaches hard ones: Szegedy et al. 2016, for any label term."""
+        if not (self.label_smoothing and term.teaches):
+            return term
+        uniform = -F.log_softmax(outs[Need("student", term.teaches)].logits, 1).mean()
+        return term._replace(value=(1 - self.label_smoothing) * term.value + self.label_smoothing * uniform)
+
+    def _guest(self, name: str, x: Tensor) -> Out:
+        """Run a guest on images that the attack moves: with gradient to them, also through a frozen one."""
+        if name not in self._folded_guests:
+            self._folded_guests[name] = Folded(self._tapped(name).net)
+        return Out(self._folded_guests[name](x), {})
+
     def _tapped(self, name: str) -> Tapped:
         net = self.nets[name]
         assert isinstance(net, Tapped)
@@ -123,10 +212,16 @@ class Objective(nn.Module):
     def _folded(self) -> Folded:
         return Folded(self.nets["student"])
 
+    @cached_property
+    def _folded_guests(self) -> dict[str, Folded]:
+        return {}
+
     @contextmanager
     def _eval_mode(self):
         # The twin has BatchNorm folded into the convolutions and frozen weights; folded anew once a step.
         self._folded.refresh()
+        for guest in self._folded_guests.values():
+            guest.refresh()
         yield self._folded
 
     @contextmanager
@@ -136,12 +231,20 @@ class Objective(nn.Module):
             yield self.nets["student"]
 
 
-def compose(method: Method | Base, *plugins: PlugIn, student: nn.Module, **guests: nn.Module | None) -> Objective:
+def compose(
+    method: Method | Base,
+    *plugins: PlugIn,
+    student: nn.Module,
+    label_smoothing: float = 0.0,
+    **guests: nn.Module | None,
+) -> Objective:
     """Bind a method, or a base and plug-ins, to its networks: `compose(TRADES(), VFD(), student=net, vanilla=other)`.
 
     Args:
         student: the network being trained; images (N, C, H, W) in [0, 1] to logits (N, K). Moved or replaced modules
-            (by a plug-in that adapts it) are reached through `objective.student`.
+            (by a part that adapts it) are reached through `objective.student`; `objective.restored()` is the plain
+            network again.
+        label_smoothing: share of a uniform label in every term that teaches hard ones.
         guests: `vanilla=`, and whatever else the method needs, as networks of the same input and output. They are
             frozen, in eval mode, unless the method trains them.
 
@@ -153,7 +256,15 @@ def compose(method: Method | Base, *plugins: PlugIn, student: nn.Module, **guest
         method = method + plugin
     given = {name: net for name, net in guests.items() if net is not None}
     require(all(net is not student for net in given.values()), "the student cannot be its own guest: copy.deepcopy it")
-    return Objective(method, student, given)
+    return Objective(method, student, given, label_smoothing)
+
+
+def _copy_weights(source: nn.Module, student: nn.Module, what: str) -> None:
+    try:
+        student.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        line = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{what}, so both must have one architecture: {line}") from None
 
 
 def total(terms: Terms) -> Tensor:

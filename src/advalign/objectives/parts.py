@@ -12,31 +12,35 @@ from torch import Tensor, nn
 from advalign.attacks.ascent import Goal, Start
 from advalign.attacks.losses import cross_entropy
 from advalign.errors import UserError, require
-from advalign.models.taps import Out
+from advalign.models.taps import Out, Tapped
 from advalign.spelling import spell
+from advalign.threats import Threat
 
 T = TypeVar("T")
+Calibration = Mapping[str, Mapping[str, Tensor]]
 
 
 class Need(NamedTuple):
     """One forward pass that a part reads: a network on a view of the batch."""
 
     net: str  # "student", or a guest: "vanilla"
-    view: str  # "clean", "adv", or a view that the base makes
+    view: str  # "clean", "adv", "second" (another augmentation of the same images), or a view that the base makes
 
 
 class Term(NamedTuple):
     """One summand of the loss."""
 
-    weight: float
+    weight: float | Tensor
     value: Tensor  # scalar
     teaches: str | None = None  # the view whose hard labels it teaches; None for what ties, smooths or guides
 
 
 Outs = Mapping[Need, Out]
 Terms = dict[str, Term]
+Views = Mapping[str, Tensor]  # view to images (N, C, H, W)
 Network = Callable[[Tensor], Out]
-CLEAN, ADV = Need("student", "clean"), Need("student", "adv")
+Networks = Mapping[str, Network]
+CLEAN, ADV, SECOND = Need("student", "clean"), Need("student", "adv"), Need("student", "second")
 
 
 def without_labels(base: Terms) -> Terms:
@@ -62,12 +66,33 @@ class Part(nn.Module, ABC):
 
     name: ClassVar[str]
     needs: tuple[Need, ...] = (CLEAN, ADV)
+    begins_as: str | None = None  # the guest whose weights the student begins with
 
     def __init__(self) -> None:  # nn.Module's own takes anything, so a part without arguments would too
         super().__init__()
 
     def __str__(self) -> str:
         return spell(self.name, type(self), vars(self))
+
+    def adapt(self, student: nn.Module) -> nn.Module:
+        """Return the student as the part wants it, before the optimiser is built; learnt modules are made here."""
+        return student
+
+    def restore(self, student: nn.Module) -> nn.Module:
+        """Return the plain network of an adapted student: what is evaluated and saved."""
+        return student
+
+    def layers(self, student: nn.Module) -> tuple[str, ...]:
+        """Return the names of the modules whose outputs the terms read, in the student and in the guests."""
+        return ()
+
+    def start_epoch(self, student: Tapped, batches: Iterable[tuple[Tensor, Tensor]], progress: float) -> None:
+        """Look at the student before an epoch; what is kept must be a buffer, or a resumed run would lose it.
+
+        Args:
+            batches: the epoch's own, augmented; images (N, C, H, W) in [0, 1] and labels (N,). Can be walked again.
+            progress: the share of the epochs that is done, in [0, 1).
+        """
 
     @abstractmethod
     def terms(self, outs: Outs, y: Tensor) -> Terms:
@@ -77,11 +102,18 @@ class Part(nn.Module, ABC):
 class Base(Part):
     """An adversarial-training method: how examples are crafted, which passes it reads, which terms it sums."""
 
+    teaches: tuple[str, ...]  # the views whose hard labels its terms teach
     craft: Craft | None = Craft(start="gaussian")  # None: no adversarial examples
 
-    def goal(self, student: Network, x: Tensor, y: Tensor) -> Goal:
-        """Return what the attack climbs for images x (N, C, H, W); cross entropy unless the method says otherwise."""
-        return Goal(lambda x_adv: student(x_adv).logits, cross_entropy, y)
+    def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
+        """Return what the attack climbs for the clean views of a batch; cross entropy unless the method says otherwise.
+
+        Args:
+            nets: the student and the guests; a guest gives logits alone. Gradient flows through all to the images.
+            views: `clean`, and `second` where the method asks for a second augmentation.
+            y: labels (N,).
+        """
+        return Goal(lambda x_adv: nets["student"](x_adv).logits, cross_entropy, y)
 
     def views(self, x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
         """Return the views of the batch by name."""
@@ -95,19 +127,24 @@ class PlugIn(Part):
     """A part that joins any base. It may do what its methods say, and nothing else."""
 
     learns: tuple[str, ...] = ()  # guests that are trained with the student; the others stay frozen
-    goal: Callable[[Network, Tensor, Tensor], Goal] | None = None  # replaces the base's, for methods that define one
+    goal: Callable[[Networks, Views, Tensor], Goal] | None = None  # replaces the base's, for methods that define one
+    replaces_labels: bool = False  # whether `reweigh` scales or drops what teaches hard labels
+    budget: Callable[[Network, Tensor, Threat], Threat] | None = None  # narrows what the attack may do to images
 
-    def adapt(self, student: nn.Module) -> nn.Module:
-        """Return the student as the plug-in wants it, before the optimiser is built; learnt modules are made here."""
-        return student
+    def joins(self, base: Base) -> None:
+        """Refuse a base with which the plug-in makes no sense.
 
-    def layers(self, student: nn.Module) -> tuple[str, ...]:
-        """Return the names of the modules whose outputs the terms read, in the student and in the guests."""
-        return ()
+        Raises:
+            UserError: the reason.
+        """
 
     def reweigh(self, base: Terms) -> Terms:
         """Scale or drop terms of the base by what they teach, so that plug-ins commute."""
         return base
+
+    def calibrate(self, outs: Outs, terms: Terms) -> Calibration:
+        """Return what the log shall tell of the plug-in, by layer and name; looked at once an epoch, on one batch."""
+        return {}
 
 
 @final
@@ -127,8 +164,18 @@ class Method:
         reads_adv = [plugin.name for plugin in self.plugins if any(need.view == "adv" for need in plugin.needs)]
         if base.craft is None and reads_adv:
             raise UserError(f"{self}: {reads_adv[0]!r} reads adversarial examples, but {base.name!r} makes none")
+        takers = [plugin.name for plugin in self.plugins if plugin.replaces_labels]
+        require(len(takers) <= 1, f"{self}: {' and '.join(takers)} each decide what teaches the labels; take one")
+        require(
+            not takers or bool(base.teaches),
+            f"{self}: {takers[0] if takers else ''!r} takes the place of hard labels, but {base} has none",
+        )
         climbs = [plugin.name for plugin in self.plugins if plugin.goal is not None]
         require(len(climbs) <= 1, f"{self}: {' and '.join(climbs)} each replace what the attack climbs; take one")
+        budgets = [plugin.name for plugin in self.plugins if plugin.budget is not None]
+        require(len(budgets) <= 1, f"{self}: {' and '.join(budgets)} each set the attack's budget; take one")
+        for plugin in self.plugins:
+            plugin.joins(base)
 
     def __add__(self, plugin: PlugIn) -> Method:
         return Method(self.base, (*self.plugins, plugin))
@@ -157,7 +204,13 @@ class Method:
     @property
     def guests(self) -> tuple[str, ...]:
         """The networks beside the student, by name."""
-        return union((need.net,) for need in self.needs if need.net != "student")
+        run = ((need.net,) for need in self.needs if need.net != "student")
+        return union([*run, *((part.begins_as,) for part in self.parts if part.begins_as)])
+
+    @property
+    def second(self) -> bool:
+        """Whether a step needs the batch in a second augmentation."""
+        return any(need.view == "second" for need in self.needs)
 
 
 def union(groups: Iterable[Iterable[T]]) -> tuple[T, ...]:

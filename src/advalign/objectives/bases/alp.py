@@ -24,12 +24,15 @@ class ALP(Base):
     """
 
     name = "alp"
+    teaches = ("adv",)
 
     def __init__(self, beta: float = 1.0, mix: float = 0.0) -> None:
         super().__init__()
         require(beta >= 0, f"alp: beta={beta:g} must be at least 0")
         require(0 <= mix <= 1, f"alp: mix={mix:g} must be in [0, 1]")
         self.beta, self.mix = beta, mix
+        if mix:
+            self.teaches = ("adv", "clean")
 
     def terms(self, outs: Outs, y: Tensor) -> Terms:
         """Return cross entropy on the adversarial (and clean) images, and the logit pairing."""

@@ -19,6 +19,7 @@ class AT(Base):
     """
 
     name = "at"
+    teaches = ("adv",)
     craft = Craft(start="uniform")
     needs = (ADV,)
 

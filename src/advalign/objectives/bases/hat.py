@@ -10,7 +10,7 @@ from torch import Tensor
 from advalign.attacks.ascent import Goal
 from advalign.errors import require
 from advalign.objectives.bases.trades import TRADES
-from advalign.objectives.parts import ADV, CLEAN, Base, Need, Network, Outs, Term, Terms
+from advalign.objectives.parts import ADV, CLEAN, Base, Need, Networks, Outs, Term, Terms, Views
 
 
 @final
@@ -25,6 +25,7 @@ class HAT(Base):
     """
 
     name = "hat"
+    teaches = ("clean",)
     HELPER, LABELS = Need("student", "helper"), Need("vanilla", "adv")
     needs = (CLEAN, ADV, HELPER, LABELS)
 
@@ -36,9 +37,9 @@ class HAT(Base):
         self.beta, self.gamma, self.reach = beta, gamma, reach
         self.trades = TRADES(beta)
 
-    def goal(self, student: Network, x: Tensor, y: Tensor) -> Goal:
+    def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
         """Return TRADES' goal."""
-        return self.trades.goal(student, x, y)
+        return self.trades.goal(nets, views, y)
 
     def views(self, x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
         """Return the clean, adversarial and helper views."""

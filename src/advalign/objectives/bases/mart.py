@@ -24,6 +24,7 @@ class MART(Base):
     """
 
     name = "mart"
+    teaches = ("adv",)
 
     def __init__(self, beta: float = 5.0) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ class Natural(Base):
     """CE(f(x), y): no adversarial examples; what VFD and HAT call the vanilla or standard model."""
 
     name = "natural"
+    teaches = ("clean",)
     craft = None
     needs = (CLEAN,)
 

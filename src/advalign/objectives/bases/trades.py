@@ -11,7 +11,7 @@ from torch import Tensor
 from advalign.attacks.ascent import Goal
 from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
-from advalign.objectives.parts import ADV, CLEAN, Base, Network, Outs, Term, Terms
+from advalign.objectives.parts import ADV, CLEAN, Base, Networks, Outs, Term, Terms, Views
 
 
 @final
@@ -27,16 +27,18 @@ class TRADES(Base):
     """
 
     name = "trades"
+    teaches = ("clean",)
 
     def __init__(self, beta: float = 6.0) -> None:
         super().__init__()
         require(beta >= 0, f"trades: beta={beta:g} must be at least 0")
         self.beta = beta
 
-    def goal(self, student: Network, x: Tensor, y: Tensor) -> Goal:
+    def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
         """Return the KL divergence from the clean prediction, which is a constant of the attack."""
+        student = nets["student"]
         with torch.no_grad():
-            clean = student(x).logits
+            clean = student(views["clean"]).logits
         return Goal(lambda x_adv: student(x_adv).logits, kl_divergence, clean)
 
     def terms(self, outs: Outs, y: Tensor) -> Terms:

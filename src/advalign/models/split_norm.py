@@ -1,0 +1,70 @@
+"""One BatchNorm for clean images and another for adversarial ones, sharing every other weight. Xie et al. 2020."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, final
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from advalign.errors import require
+
+View = Literal["clean", "adv"]
+
+
+@final
+class SplitNorm(nn.Module):
+    """Two copies of a BatchNorm; `norm_of` says which one runs, and the adversarial one does where nobody says."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        self.clean, self.adv = norm, copy.deepcopy(norm)
+        self.view: View = "adv"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, ...) by the copy in charge."""
+        return self.clean(x) if self.view == "clean" else self.adv(x)
+
+
+@contextmanager
+def norm_of(net: nn.Module, view: View) -> Iterator[None]:
+    """Let the split norms of a network run as `view` inside."""
+    split = [module for module in net.modules() if isinstance(module, SplitNorm)]
+    before: list[View] = [norm.view for norm in split]
+    for norm in split:
+        norm.view = view
+    try:
+        yield
+    finally:
+        for norm, was in zip(split, before, strict=True):
+            norm.view = was
+
+
+def split_norms(net: nn.Module) -> nn.Module:
+    """Put a `SplitNorm` in the place, and under the name, of every BatchNorm of a network; the copies begin equal.
+
+    Raises:
+        UserError: the network has no BatchNorm.
+    """
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    require(bool(norms), f"{type(net).__name__} has no BatchNorm to split by view")
+    _replace(net, {norm: SplitNorm(norm) for norm in norms})
+    return net
+
+
+def merged(net: nn.Module, view: View) -> nn.Module:
+    """Return a copy of a network that has one of each two norms, under the names it had before the split."""
+    net = copy.deepcopy(net)
+    split = [module for module in net.modules() if isinstance(module, SplitNorm)]
+    _replace(net, {norm: norm.clean if view == "clean" else norm.adv for norm in split})
+    return net
+
+
+def _replace(net: nn.Module, by: dict[nn.Module, nn.Module]) -> None:
+    for parent in list(net.modules()):
+        for name, child in list(parent._modules.items()):
+            if child in by:
+                setattr(parent, name, by[child])
