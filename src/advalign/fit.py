@@ -164,7 +164,7 @@ def _update(
 
 def _validate(objective: Objective, student: nn.Module, validation: Images, recipe: Recipe) -> dict[str, float]:
     """Measure what the best checkpoint is selected by, first things first: robust accuracy, then clean."""
-    if objective.method.base.craft is None:
+    if not objective.method.defends:
         return evaluate(student, validation).accuracies()
     attack = PGD(threat(recipe.norm, recipe.eps), steps=10)
     accuracies = evaluate(student, validation, [attack], precision=recipe.precision, seed=recipe.seed)

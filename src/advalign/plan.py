@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,6 +18,7 @@ from advalign import models
 from advalign.data import Dataset, Images, hold_out, stratified_subset
 from advalign.errors import UserError, require
 from advalign.objectives import Method, Objective, total
+from advalign.objectives.bases.contrast import Contrast
 from advalign.objectives.bases.natural import Natural
 from advalign.objectives.bases.trades import TRADES
 from advalign.recipes import Recipe
@@ -29,9 +31,8 @@ from advalign.threats import threat
 # How a guest is made where none is given: by this method, with the student's architecture, data and recipe.
 GUEST_METHODS: dict[str, Callable[[Method], Method]] = {
     "vanilla": lambda method: Method(Natural()),
-    "robust": lambda method: Method(
-        TRADES() if any(need.net == "robust" for need in method.base.needs) else method.base
-    ),
+    "robust": lambda method: Method(TRADES() if "robust" in Method(method.base).guests else method.base),
+    "extractor": lambda method: Method(Contrast(vars(method.base)["temperature"])),
 }
 _ATTACK_FIELDS = ("norm", "eps", "steps", "step_size", "start", "mode")
 
@@ -88,6 +89,7 @@ class Plan:
             "images": self.dataset.digest,
             "recipe": asdict(self.recipe),
             "guests": {guest: _identity(source) for guest, source in self.guests.items()},
+            **_own(self.method),
         }
         return Run.at(self.runs, json.loads(json.dumps(setting)), self.name)
 
@@ -110,7 +112,7 @@ class Plan:
     @property
     def card(self) -> dict[str, Any]:
         """What the weights files say of themselves."""
-        against = {} if self.method.base.craft is None else {"norm": self.recipe.norm, "eps": self.recipe.eps}
+        against = {"norm": self.recipe.norm, "eps": self.recipe.eps} if self.method.defends else {}
         return {
             "method": str(self.method),
             "data": self.dataset.name,
@@ -189,7 +191,7 @@ def plan(
         require(
             guest in method.guests, f"{method} takes no {guest} model; it needs {', '.join(method.guests) or 'none'}"
         )
-    if method.base.craft is None:  # what a natural run does not use must not name it, or guests would not be shared
+    if not method.defends:  # what a natural run does not use must not name it, or guests would not be shared
         recipe = replace(recipe, **{f.name: f.default for f in fields(Recipe) if f.name in _ATTACK_FIELDS})
     guests: dict[str, Path | Plan | None] = {}
     for guest in method.guests:
@@ -201,6 +203,14 @@ def plan(
             require(guest in GUEST_METHODS, f"{method} needs a {guest} model, which has to be given")
             guests[guest] = plan(GUEST_METHODS[guest](method), dataset, model, recipe, runs=runs, given={})
     return Plan(method, dataset, models.canonical(model), recipe, runs, name, guests)
+
+
+def _own(method: Method) -> dict[str, dict[str, str]]:
+    """Tell the parts that are not ours by their source, which may change under one name."""
+    own = {part.name: type(part) for part in method.parts if not type(part).__module__.startswith("advalign.")}
+    sources = {name: Path(inspect.getsourcefile(part) or "").read_bytes() for name, part in own.items()}
+    digests = {name: hashlib.sha256(source).hexdigest()[:10] for name, source in sources.items()}
+    return {"own": digests} if digests else {}
 
 
 def _weights(source: Path | Plan | None) -> Path | None:

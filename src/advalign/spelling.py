@@ -139,15 +139,21 @@ def spell(name: str, make: Callable[..., Any], values: Mapping[str, Any], *, hid
     return f"{name}({', '.join(shown)})" if shown else name
 
 
-_QUOTED_OR_JOINED = re.compile(r"""("[^"]*"|'[^']*')|(=\s*)?(?<![\w.])([A-Za-z_]\w*(?:[-.]\w+)+)""")
+_QUOTED_OR_JOINED = re.compile(
+    r"""(?P<quoted>"[^"]*"|'[^']*')|(?P<before>(?:^|\+)\s*)?(?<![\w.])(?P<word>[A-Za-z_]\w*(?:[-.]\w+)+)(?P<argument>\s*=)?"""
+)
 
 
 def _joined_words(text: str) -> str:
     """Make Python of hyphens (small-cnn) and dots (layer4.1.conv2) in words; one that is a value is put in quotes."""
 
     def python(found: re.Match[str]) -> str:
-        quoted, equals, name = found.groups()
-        return quoted or (f'{equals}"{name}"' if equals else name.replace("-", "_"))
+        quoted, before, word, argument = found.group("quoted", "before", "word", "argument")
+        if quoted:
+            return quoted
+        if before is None and argument is None:
+            return f'"{word}"'
+        return (before or "") + word.replace("-", "_") + (argument or "")
 
     return _QUOTED_OR_JOINED.sub(python, text)
 
@@ -171,6 +177,8 @@ def _call(node: ast.expr, wrong: UserError) -> Call:
 def _literal(node: ast.expr, name: str, argument: str) -> Any:
     if isinstance(node, ast.Name) and node.id in ("true", "false"):
         return node.id == "true"
+    if isinstance(node, ast.Tuple):
+        return tuple(_literal(each, name, argument) for each in node.elts)
     if isinstance(node, ast.Name):  # layer=layer4 needs no quotes, which a shell would eat
         return node.id
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):

@@ -15,7 +15,7 @@ from advalign.models.own import call_function, check_output, find_function
 from advalign.models.preact_resnet import PreActResNet
 from advalign.models.resnet import resnet18, resnet34
 from advalign.models.small_cnn import SmallCNN
-from advalign.models.taps import Out, Tapped, last_linear, last_stage, layers
+from advalign.models.taps import Out, Tapped, find_layer, last_linear, last_stage, layers, named_layers
 from advalign.models.vgg import VGG16
 from advalign.models.wide_resnet import wide_resnet_28_10, wide_resnet_34_10
 from advalign.spelling import check_arguments, parse_call, spell
@@ -30,9 +30,11 @@ __all__ = [
     "canonical",
     "check_output",
     "evaluating",
+    "find_layer",
     "last_linear",
     "last_stage",
     "layers",
+    "named_layers",
 ]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -50,7 +50,10 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(net: nn.Module) -> Iterator[None]:
-    """Give every buffer its value back afterwards: passes inside leave no trace in running statistics."""
+    """Give every buffer its value back afterwards: passes inside leave no trace in running statistics.
+
+    Their gradients have to be taken inside as well: autograd notices buffers that change behind it.
+    """
     before = [(buffer, buffer.clone()) for buffer in net.buffers()]
     try:
         yield

@@ -46,7 +46,7 @@ class Tapped(nn.Module):
                 # First of the hooks: one that detaches what the layer reads must not detach the tap.
                 last_linear(net).register_forward_pre_hook(_InputTap(layer, self._tape), prepend=True)
             elif layer != "logits":
-                _module(net, layer).register_forward_hook(_Tap(layer, self._tape))
+                find_layer(net, layer).register_forward_hook(_Tap(layer, self._tape))
         if frozen:
             net.requires_grad_(False).eval()
 
@@ -97,9 +97,24 @@ def last_stage(net: nn.Module) -> str:
     if stages := _stages(net):
         return stages[-1]
     known = ", ".join(layers(net))
-    raise UserError(
-        f"name the layer of {type(_body(net)).__name__} to align, as in vfd(layer=NAME): choose from {known}"
-    )
+    raise UserError(f"name the layer of {type(_body(net)).__name__} to align, as in layer=NAME: choose from {known}")
+
+
+def named_layers(net: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of a network under the names that taps know them by."""
+    return dict(_body(net).named_modules())
+
+
+def find_layer(net: nn.Module, layer: str) -> nn.Module:
+    """Return the module of a layer's name.
+
+    Raises:
+        UserError: there is none.
+    """
+    modules = named_layers(net)
+    if not layer or layer not in modules:
+        raise unknown("layer", layer, layers(net))
+    return modules[layer]
 
 
 def last_linear(net: nn.Module) -> nn.Linear:
@@ -152,13 +167,6 @@ class _InputTap:
 
 def _body(net: nn.Module) -> nn.Module:
     return net.net if isinstance(net, Normalized) else net
-
-
-def _module(net: nn.Module, layer: str) -> nn.Module:
-    modules = dict(_body(net).named_modules())
-    if not layer or layer not in modules:
-        raise unknown("layer", layer, layers(net))
-    return modules[layer]
 
 
 def _linear_layers(net: nn.Module) -> list[nn.Linear]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Literal, final
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advalign.errors import require
 from advalign.models import last_stage
-from advalign.objectives.distances import euclidean
-from advalign.objectives.parts import ADV, CLEAN, Need, Outs, PlugIn, Term, Terms
+from advalign.objectives.distances import DISTANCES
+from advalign.objectives.parts import ADV, CLEAN, Base, Calibration, Need, Outs, PlugIn, Term, Terms
 
 
 @final
@@ -19,37 +21,105 @@ class VFD(PlugIn):
     F is the output of a layer, before pooling; d is the unsquared Euclidean distance of one image's flattened
     features; F_van, the frozen vanilla model's, only ever sees clean images. Both student terms carry gradient. The
     features come from the passes that the base runs anyway: no extra student forward (`at` alone has no clean pass
-    of its own), one of the vanilla model.
+    of its own), one of the vanilla model. The other arguments are the paper's ambiguities.
 
     Args:
         weight: lambda of eq. 6. The paper scans 0 to 0.04: larger keeps more clean accuracy and less robustness.
-        layer: a module's name, or `logits`; the last stage (layer4 of resnet18, the paper's best) if not given.
+        layer: a module's name, `penultimate` (after pooling) or `logits`, or several, whose terms are summed; the last
+            stage (layer4 of resnet18, the paper's best) if not given.
+        distance: `euclidean`; `squared`, the sum over one image's features; `mean-squared`, the mean over all
+            features; `whole-batch`, the norm of the batch's difference as one vector.
+        eq6: add CE(f(x), y) to a base that has no clean cross entropy, as eq. 6 reads literally.
+        init: the weights the student begins with.
 
     Raises:
-        UserError: weight is negative; when bound, a layer that does not exist.
+        UserError: weight is negative, or no layer or one twice; eq6 with a base that has clean cross entropy; when
+            bound, a layer that does not exist.
     """
 
     name = "vfd"
     VANILLA = Need("vanilla", "clean")
     needs = (CLEAN, ADV, VANILLA)
 
-    def __init__(self, weight: float = 0.02, layer: str | None = None) -> None:
+    def __init__(
+        self,
+        weight: float = 0.02,
+        layer: str | tuple[str, ...] | None = None,
+        distance: Literal["euclidean", "squared", "mean-squared", "whole-batch"] = "euclidean",
+        eq6: bool = False,
+        init: Literal["random", "vanilla"] = "random",
+    ) -> None:
         super().__init__()
         require(weight >= 0, f"vfd: weight={weight:g} must be at least 0")
-        self.weight, self.layer = weight, layer
+        several = isinstance(layer, tuple)
+        require(not several or 0 < len(set(layer)) == len(layer), f"vfd: layer={layer} must name layers, each once")
+        self.weight, self.layer, self.distance, self.eq6, self.init = weight, layer, distance, eq6, init
+        self.begins_as = "vanilla" if init == "vanilla" else None
+
+    def joins(self, base: Base) -> None:
+        """Refuse eq. 6 where it changes nothing."""
+        has_clean = self.eq6 and "clean" in base.teaches
+        require(not has_clean, f"{base}+vfd: eq6 adds clean cross entropy, which {base} has: leave it out")
 
     def layers(self, student: nn.Module) -> tuple[str, ...]:
-        """Return the one layer that is aligned."""
-        self.aligned = self.layer or last_stage(student)
-        return (self.aligned,)
+        """Return the layers that are aligned."""
+        if isinstance(self.layer, tuple):
+            self.aligned = self.layer
+        else:
+            self.aligned = (self.layer or last_stage(student),)
+        return self.aligned
 
     def terms(self, outs: Outs, y: Tensor) -> Terms:
         """Return the distance of the student's clean and adversarial features to the vanilla model's clean ones."""
-        target = outs[self.VANILLA].features[self.aligned]
-        clean, adv = (outs[need].features[self.aligned] for need in (CLEAN, ADV))
-        require(
-            clean.shape == target.shape,
-            f"vfd: layer {self.aligned!r} has shape {tuple(clean.shape[1:])} in the student but "
-            f"{tuple(target.shape[1:])} in the vanilla model; they must have one architecture",
-        )
-        return {"vfd": Term(self.weight, euclidean(clean, target).mean() + euclidean(adv, target).mean())}
+        terms = {"vfd": Term(self.weight, torch.stack([clean + adv for clean, adv in self._gaps(outs).values()]).sum())}
+        if self.eq6:
+            terms["vfd_clean"] = Term(1.0, F.cross_entropy(outs[CLEAN].logits, y), teaches="clean")
+        return terms
+
+    def calibrate(self, outs: Outs, terms: Terms) -> Calibration:
+        """Return, by layer, the two distances and how strongly each kind of term pulls at the features.
+
+        A gradient is that of one image's loss with respect to its clean and adversarial features, its norm averaged
+        over the batch; `ratio` is that of this term to what teaches labels. The method is sound between .05 and .5.
+        """
+        told = {}
+        labels = [term for term in terms.values() if term.teaches]
+        ties = [term for name, term in terms.items() if not term.teaches and name != "vfd"]
+        for layer, (clean, adv) in self._gaps(outs).items():
+            features = [outs[need].features[layer] for need in (CLEAN, ADV)]
+            pull = {
+                kind: _gradient([term.weight * term.value for term in group], features)
+                for kind, group in (("labels", labels), ("ties", ties), ("vfd", [Term(self.weight, clean + adv)]))
+            }
+            told[layer] = {
+                "distance_clean": clean.detach(),
+                "distance_adv": adv.detach(),
+                **{f"gradient_{kind}": norm for kind, norm in pull.items()},
+                "ratio": pull["vfd"] / pull["labels"],
+            }
+        return told
+
+    def _gaps(self, outs: Outs) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return each layer's mean distance, of clean and of adversarial features."""
+        distance = DISTANCES[self.distance]
+        gaps = {}
+        for layer in self.aligned:
+            target = outs[self.VANILLA].features[layer]
+            clean, adv = (outs[need].features[layer] for need in (CLEAN, ADV))
+            require(
+                clean.shape == target.shape,
+                f"vfd: layer {layer!r} has shape {tuple(clean.shape[1:])} in the student but "
+                f"{tuple(target.shape[1:])} in the vanilla model; they must have one architecture",
+            )
+            gaps[layer] = (distance(clean, target), distance(adv, target))
+        return gaps
+
+
+def _gradient(losses: list[Tensor], features: list[Tensor]) -> Tensor:
+    """Return the mean over images of the norm of one image's gradient: N times that of a mean over the batch."""
+    if not losses:
+        return features[0].new_zeros(())
+    grads = torch.autograd.grad(
+        torch.stack(losses).sum(), features, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return len(features[0]) * torch.cat([grad.flatten(1) for grad in grads], 1).norm(dim=1).mean()

@@ -1,0 +1,74 @@
+"""AFA: a linear layer on the robust features of `contrast`."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advalign.errors import require
+from advalign.models import last_linear
+from advalign.objectives.parts import ADV, CLEAN, Base, Craft, Outs, Term, Terms
+
+
+@final
+class LinearAFA(Base):
+    """CE(f(x), y), where only the last linear layer learns, on the features of `contrast`. Park et al. 2024.
+
+    The second of AFA's two stages. The student begins as the guest `extractor`, and everything but its last linear
+    layer stays as it is, in eval mode; that layer's weights begin at 0, so the loss is convex and where it began
+    plays no part.
+
+    Args:
+        temperature: of the extractor's contrast, where none is given and it is trained first.
+        adversarial: train the layer on adversarial images instead.
+
+    Raises:
+        UserError: the temperature is not above 0.
+    """
+
+    name = "afa"
+    begins_as = "extractor"
+    alone = "trains the last layer alone"
+
+    def __init__(self, temperature: float = 0.1, adversarial: bool = False) -> None:
+        super().__init__()
+        require(temperature > 0, f"afa: temperature={temperature:g} must be above 0")
+        self.temperature, self.adversarial = temperature, adversarial
+        self.needs = (ADV,) if adversarial else (CLEAN,)
+        self.teaches = ("adv",) if adversarial else ("clean",)
+        self.craft = Craft(start="uniform") if adversarial else None
+
+    def adapt(self, student: nn.Module) -> nn.Module:
+        """Freeze all but the last linear layer, which begins anew."""
+        return _Still(student)
+
+    def restore(self, student: nn.Module) -> nn.Module:
+        """Return the network inside."""
+        assert isinstance(student, _Still)
+        return student.net
+
+    def terms(self, outs: Outs, y: Tensor) -> Terms:
+        """Return the cross entropy."""
+        view, need = ("adv", ADV) if self.adversarial else ("clean", CLEAN)
+        return {view: Term(1.0, F.cross_entropy(outs[need].logits, y), teaches=view)}
+
+
+class _Still(nn.Module):
+    """A network that stays in eval mode, and of which only the last linear layer learns."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net.requires_grad_(False)
+        head = last_linear(net).requires_grad_(True)
+        nn.init.zeros_(head.weight)
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
+        self.eval()
+
+    def train(self, mode: bool = True) -> _Still:
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
