@@ -52,6 +52,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez("good.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     np.savez("bright.npz", x_train=3 * x, y_train=y, x_test=x, y_test=y)
     np.savez("keyless.npz", images=x)
+    bytes_, more = (255 * x).astype(np.uint8), np.arange(40) % 5
+    np.savez("few.npz", image=bytes_, label=y)
+    np.savez("many.npz", image=bytes_, label=more)
+    np.savez("wide.npz", image=np.concatenate([bytes_, bytes_[:, :1]], 1), label=y)
     Path("torn.npz").write_bytes(Path("good.npz").read_bytes()[:500])
     Path("empty").mkdir()
     torch.save(nn.Linear(2, 2).state_dict(), "linear.pt")
@@ -106,7 +110,7 @@ REFUSALS = {
     "own model is no module": (with_("--model", "my_nets:nothing"), "not a torch.nn.Module"),
     "own model's layer": (
         ["train", "trades+vfd", *with_("--model", "my_nets:make")[2:]],
-        "name the layer of Sequential to align, as in vfd(layer=NAME): choose from 0, 1, penultimate, logits",
+        "name the layer of Sequential to align, as in layer=NAME: choose from 0, 1, penultimate, logits",
     ),
     "data": (with_("--data", "cifar01"), "did you mean 'cifar10'"),
     "data folder": ([*with_("--data", "cifar10"), "--data-dir", "empty"], "empty"),
@@ -134,6 +138,19 @@ REFUSALS = {
     "subset": (with_("--subset", "5000"), "subset=5000 must be at most 1147"),
     "duration": (with_("--time-budget", "soon"), "'soon' is no duration"),
     "device": (with_("--device", "gpu"), "unknown device 'gpu'"),
+    "extra data that are missing": ([*TRAIN, "--extra", "nowhere.npz"], "nowhere.npz: there is no such file"),
+    "torn extra data": ([*TRAIN, "--extra", "torn.npz"], "torn.npz is not an .npz file, or is cut short"),
+    "extra data without the arrays": ([*TRAIN, "--extra", "keyless.npz"], "must hold image and label"),
+    "extra floats": ([*TRAIN, "--extra", "good.npz"], "x_train has float64 values; generated images are uint8"),
+    "extra images of another size": (
+        [*with_("--data", "npz:good.npz"), "--extra", "wide.npz"],
+        "image has shape (40, 9, 8, 1), but with npz:",
+    ),
+    "extra labels of other classes": (
+        [*with_("--data", "npz:good.npz"), "--extra", "many.npz"],
+        "label has the label 4, but npz:",
+    ),
+    "extra share": ([*with_("--batch-size", "1"), "--extra", "few.npz"], "extra_share=0.7 of a batch of 1 is"),
     "guest that is missing": ([*method("trades+vfd"), "--vanilla", "nowhere"], "nowhere"),
     "guest nobody asked for": ([*TRAIN, "--vanilla", "linear.pt"], "takes no vanilla model"),
     "guest that does not fit": ([*method("trades+vfd"), "--vanilla", "linear.pt"], "linear.pt does not fit the model"),
@@ -303,7 +320,9 @@ def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
     shown = {word.rstrip(",") for word in capsys.readouterr().out.split() if word.startswith("--")}
     flags = {flag for flag in shown if flag[2:3].isalpha() and not flag.startswith("--no-")}
     assert flags == {
-        "--help", "--data", "--model", "--width", "--recipe", "--vanilla", "--robust", "--runs", "--name", "--data-dir",
+        "--help", "--data", "--model", "--width", "--recipe", "--vanilla", "--robust", "--extractor", "--plugin",
+        "--runs", "--name", "--data-dir", "--label-smoothing", "--awp", "--awp-start", "--average", "--average-start",
+        "--ema-decay", "--swa-every", "--extra", "--extra-share",
         "--image-size", "--device", "--time-budget", "--checkpoint-seconds", "--tensorboard", "--epochs",
         "--batch-size", "--lr", "--schedule", "--milestones", "--peak", "--cycle-momentum", "--warmup", "--momentum",
         "--nesterov", "--weight-decay", "--clip-norm", "--augment", "--norm", "--eps", "--steps", "--step-size",

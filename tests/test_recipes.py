@@ -23,6 +23,14 @@ PAPERS: dict[str, dict[str, Any]] = {
     "mart": {"epochs": 120, "batch_size": 128, "lr": 0.01, "weight_decay": 3.5e-3, "eps": 0.031, "step_size": 0.007},
     "hat": {"epochs": 50, "batch_size": 128, "lr": 0.21, "nesterov": True, "cycle_momentum": True, "eps": 8 / 255},
     "rice": {"epochs": 200, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "eps": 8 / 255, "mode": "train"},
+    "awp": {"epochs": 200, "lr": 0.1, "awp": 0.01, "awp_start": 0, "mode": "train", "start": "uniform"},
+    "kd": {"epochs": 200, "lr": 0.1, "weight_decay": 5e-4, "average": "swa", "average_start": 0.275, "mode": "train"},
+    "lbgat": {"epochs": 100, "lr": 0.1, "warmup": 1, "weight_decay": 2e-4, "eps": 0.031, "step_size": 0.007},
+    "ar-at": {"epochs": 100, "lr": 0.1, "warmup": 1, "weight_decay": 5e-4, "mode": "train", "start": "uniform"},
+    "part": {"epochs": 80, "lr": 0.01, "weight_decay": 2e-4, "eps": 8 / 255},
+    "ard": {"epochs": 200, "lr": 0.1, "weight_decay": 2e-4, "mode": "train"},
+    "rslad": {"epochs": 300, "lr": 0.1, "weight_decay": 2e-4},
+    "dm": {"epochs": 400, "batch_size": 512, "lr": 0.2, "average": "ema", "ema_decay": 0.995, "extra_share": 0.7},
 }
 
 
@@ -133,8 +141,8 @@ def test_the_documented_table_is_the_code():
         cycle = re.fullmatch(r"one cycle to (\S+)", rate)
         highest = cycle[1] if cycle else rate.split(",")[0]
         assert float(highest) == recipe.lr
-        assert recipe.schedule == ("onecycle" if cycle else "piecewise")
-        if not cycle:  # "after epoch 100" is "from epoch 101 on"; epochs count from 1
+        assert recipe.schedule == ("onecycle" if cycle else "cosine" if "cosine" in rate else "piecewise")
+        if recipe.schedule == "piecewise":  # "after epoch 100" is "from epoch 101 on"; epochs count from 1
             shift = 0 if "after" in rate else -1
             drops = [int(number) + shift for number in re.findall(r"\b\d+\b", rate.split(",", 1)[1])]
             assert drops == [round(share * recipe.epochs) for share in recipe.milestones]

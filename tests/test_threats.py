@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from advalign.errors import UserError
-from advalign.threats import L2, Linf, Threat, check_images, threat
+from advalign.threats import L2, Linf, PixelLinf, Threat, check_images, threat
 
 THREATS = [Linf(0.1), L2(0.5), Linf(0.0), L2(0.0), Linf(1.0), L2(9.0)]
 
@@ -95,6 +95,45 @@ def test_linf_samples_are_uniform():
     torch.testing.assert_close(moved.quantile(shares), 0.4 * shares - 0.2, atol=0.01, rtol=0)
 
 
+def test_a_box_of_pixels_is_linf_where_its_radii_are_the_same():
+    x, far = images(5), 3 * images(5, seed=1) - 1
+    box = PixelLinf(0.2, torch.full_like(x, 0.2))
+    assert torch.equal(box.ball(x)(far.clone()), Linf(0.2).ball(x)(far.clone()))
+    assert torch.equal(box.steepest(far), Linf(0.2).steepest(far))
+    assert torch.equal(box.distance(far, x), Linf(0.2).distance(far, x))
+    torch.manual_seed(0)
+    drawn = box.sample(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(drawn, Linf(0.2).sample(x))
+
+
+def test_a_box_of_pixels_by_brute_force():
+    x, far = images(4), 3 * images(4, seed=1) - 1
+    radii = 0.3 * images(4, seed=2)
+    radii[0] = 0
+    before = x.clone(), radii.clone()
+    box = PixelLinf(0.3, radii)
+    projected, drawn = box.ball(x)(far.clone()).flatten(), box.sample(x).flatten()
+    for i, (v, f, r) in enumerate(zip(*(each.flatten().tolist() for each in (x, far, radii)), strict=True)):
+        low, high = max(v - r, 0.0), min(v + r, 1.0)
+        assert projected[i].item() == pytest.approx(min(max(f, low), high), abs=1e-15)
+        assert low - 1e-15 <= drawn[i].item() <= high + 1e-15
+    assert torch.equal(drawn.view_as(x)[0], x[0])
+    assert (Linf(0.3).distance(drawn.view_as(x), x) <= 0.3).all()
+    assert torch.equal(x, before[0])
+    assert torch.equal(radii, before[1])
+
+
+def test_samples_of_a_box_of_pixels_are_uniform():
+    torch.manual_seed(0)
+    x = torch.full((4000, 1, 1, 2), 0.5)
+    radii = torch.tensor([0.1, 0.4]).expand_as(x)
+    moved = (PixelLinf(0.4, radii).sample(x) - 0.5) / radii
+    shares = torch.linspace(0.05, 0.95, 19)
+    for pixel in moved.flatten(1).T:
+        torch.testing.assert_close(pixel.quantile(shares), 2 * shares - 1, atol=0.05, rtol=0)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 2), (1, 2, 2)])
 def test_l2_samples_fill_the_ball_evenly(shape: tuple[int, ...]):
     """In d dimensions a share s^d of an even ball lies within the radius s, and no direction is preferred."""
@@ -159,6 +198,7 @@ def test_distance_by_hand():
         (L2(), "L2(0.5)"),
         (L2(128 / 255), "L2(128/255)"),
         (L2(3.0), "L2(3)"),
+        (PixelLinf(8 / 255, torch.zeros(1, 1, 1, 1)), "PixelLinf(8/255)"),
     ],
 )
 def test_spelling(budget: Threat, spelled: str):

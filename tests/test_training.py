@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +131,33 @@ def test_time_budget_stops_in_good_order_and_the_same_call_goes_on(tmp_path: Pat
         calls += 1
         assert calls < 200
     assert calls > 1
+    assert_same_run(whole.path, run.path)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("trades+vfd", {"average": "ema"}),
+        ("at+ar-at", {"average": "swa", "average_start": 0.0, "swa_every": 2}),
+        ("at", {"average": "swa", "awp": 0.01, "awp_start": 1}),
+        ("trades+afa", {"label_smoothing": 0.1, "augment": "flip-crop"}),
+        ("at+part(warmup=0.5)", {}),
+        ("mtard", {}),
+        ("ikl", {}),
+        ("iad(begin=0.5)", {}),
+        ("afa", {}),
+    ],
+)
+def test_stopping_after_every_step_changes_nothing_whatever_the_method_keeps(
+    method: str, changes: dict[str, Any], tmp_path: Path
+):
+    recipe = replace(QUICK, subset=256, validation=64, **changes)
+    whole = quick(method, tmp_path / "a", recipe)
+    calls = 1
+    while not (run := quick(method, tmp_path / "b", recipe, time_budget=0.001)).finished:
+        calls += 1
+        assert calls < 100
+    assert calls > 2
     assert_same_run(whole.path, run.path)
 
 
@@ -357,3 +385,70 @@ def test_tensorboard_gets_every_epoch(tmp_path: Path):
     events.Reload()
     assert [scalar.step for scalar in events.Scalars("loss")] == [1, 2]
     assert {"terms/kl", "validation/robust"} <= set(events.Tags()["scalars"])
+
+
+def generated(folder: Path, classes: int = 10) -> Path:
+    """Noisy copies of digits, as a file of generated images."""
+    data = load_data("digits").train
+    noise = torch.randint(0, 30, data.pixels.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = (data.pixels // 2 + noise).permute(0, 2, 3, 1).numpy()
+    np.savez(folder / "more.npz", image=images, label=data.labels.numpy() % classes)
+    return folder / "more.npz"
+
+
+def test_extra_data_train_run_and_guest_and_name_them(tmp_path: Path):
+    extra = generated(tmp_path)
+    runs = [quick("at+vfd", tmp_path / "runs", extra=each) for each in (None, extra)]
+    assert len({run.id for run in runs}) == 2
+    assert len({run.setting["guests"]["vanilla"] for run in runs}) == 2
+    assert "extra" not in runs[0].setting
+    trained = [Run.read(path) for path in (tmp_path / "runs").iterdir()]
+    assert sum("extra" in run.setting for run in trained) == 2  # the vanilla model saw them too
+    cards = [load_weights(run.weights("best"))[1] for run in runs]
+    assert cards[1]["extra"] == runs[1].setting["extra"]
+    assert cards[0]["training_images"] == cards[1]["training_images"]
+    assert runs[1].log[-1]["loss"] != runs[0].log[-1]["loss"]
+
+
+def test_the_recipes_share_of_each_batch_is_extra_and_validation_is_real(tmp_path: Path):
+    """The same digits under another label: what is learned is what the greater part of the batches says."""
+    data = load_data("digits").train
+    np.savez(tmp_path / "wrong.npz", image=data.pixels.numpy(), label=(data.labels.numpy() + 1) % 10)
+    validated = []
+    for share in (0.1, 0.9):
+        recipe = replace(QUICK, epochs=10, subset=None, extra_share=share)
+        run = quick("natural", tmp_path / str(share), recipe, extra=tmp_path / "wrong.npz")
+        validated.append(run.log[-1]["validation"]["clean"])
+    assert validated[0] > 0.8
+    assert validated[1] < 0.1
+
+
+def test_a_run_with_extra_data_goes_on_where_it_stopped(tmp_path: Path):
+    extra = generated(tmp_path)
+    whole = quick("at", tmp_path / "a", extra=extra)
+    while not (run := quick("at", tmp_path / "b", extra=extra, time_budget=0.001)).finished:
+        pass
+    assert_same_run(whole.path, run.path)
+
+
+def test_other_extra_data_under_the_same_name_are_refused(tmp_path: Path):
+    quick("natural", tmp_path / "runs", extra=generated(tmp_path), name="mine")
+    for other in (None, generated(tmp_path, classes=9)):
+        with pytest.raises(UserError, match=r"holds another run \(extra is"):
+            quick("natural", tmp_path / "runs", extra=other, name="mine")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "extra", "words"),
+    [
+        (replace(QUICK, batch_size=1), True, r"extra_share=0.7 of a batch of 1 is 1 extra and 0 other"),
+        (QUICK, False, "extra data .*nowhere.npz: there is no such file"),
+    ],
+)
+def test_extra_data_that_cannot_work_are_refused_before_anything_is_written(
+    recipe: Recipe, extra: bool, words: str, tmp_path: Path
+):
+    path = generated(tmp_path) if extra else tmp_path / "nowhere.npz"
+    with pytest.raises(UserError, match=words):
+        quick("natural", tmp_path / "runs", recipe, extra=path)
+    assert not (tmp_path / "runs").exists()

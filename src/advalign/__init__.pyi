@@ -2,15 +2,28 @@ from . import attacks, data, models
 from .errors import TrainingError, UserError
 from .evaluation import evaluate
 from .objectives import Base, Method, Objective, PlugIn, compose, parse, total
+from .objectives.bases.adaad import AdaAD
+from .objectives.bases.afa import LinearAFA
 from .objectives.bases.alp import ALP
+from .objectives.bases.ard import ARD
 from .objectives.bases.at import AT
+from .objectives.bases.contrast import Contrast
+from .objectives.bases.dkl import DKL
 from .objectives.bases.hat import HAT
+from .objectives.bases.iad import IAD
+from .objectives.bases.iad2 import IAD2
+from .objectives.bases.ikl import IKL
 from .objectives.bases.mart import MART
+from .objectives.bases.mtard import MTARD
 from .objectives.bases.natural import Natural
+from .objectives.bases.rslad import RSLAD
 from .objectives.bases.trades import TRADES
+from .objectives.plugins.afa import AFA
+from .objectives.plugins.ar_at import ARAT
 from .objectives.plugins.bgat import BGAT
 from .objectives.plugins.kd import KD
 from .objectives.plugins.lbgat import LBGAT
+from .objectives.plugins.part import PART
 from .objectives.plugins.vfd import VFD
 from .recipes import Recipe
 from .runs import load
@@ -18,17 +31,30 @@ from .threats import L2, Linf
 from .training import train
 
 __all__ = [
+    "AFA",
     "ALP",
+    "ARAT",
+    "ARD",
     "AT",
     "BGAT",
+    "DKL",
     "HAT",
+    "IAD",
+    "IAD2",
+    "IKL",
     "KD",
     "L2",
     "LBGAT",
     "MART",
+    "MTARD",
+    "PART",
+    "RSLAD",
     "TRADES",
     "VFD",
+    "AdaAD",
     "Base",
+    "Contrast",
+    "LinearAFA",
     "Linf",
     "Method",
     "Natural",

@@ -21,6 +21,7 @@ from advalign.spelling import parse_number, spell_number
 def run_train(options: Train) -> None:
     """Train, and say how to go on."""
     from advalign.interrupts import parse_duration
+    from advalign.objectives import register
     from advalign.runs.tensorboard import tensorboard_sink
     from advalign.terminal import say
     from advalign.training import train
@@ -30,6 +31,9 @@ def run_train(options: Train) -> None:
         raise UserError(
             f"--norm {chosen.norm} needs its radius, --eps: that of recipe {options.recipe} is of {preset.norm}"
         )
+    for spelling in options.plugin:
+        register(spelling)
+    guests = {"vanilla": options.vanilla, "robust": options.robust, "extractor": options.extractor}
     run = train(
         options.method,
         data=options.data,
@@ -37,7 +41,8 @@ def run_train(options: Train) -> None:
         recipe=options.settings,
         runs=options.runs,
         name=options.name,
-        guests={k: v for k, v in {"vanilla": options.vanilla, "robust": options.robust}.items() if v},
+        guests={name: source for name, source in guests.items() if source},
+        extra=options.extra,
         data_dir=options.data_dir,
         image_size=options.image_size,
         device=options.device,

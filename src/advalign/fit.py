@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from advalign.attacks import PGD
 from advalign.averaging import Average
-from advalign.data import Batches, Images
+from advalign.data import Batches, Extra, Images
 from advalign.data.batches import Epoch
 from advalign.errors import TrainingError, UserError
 from advalign.evaluation import WORST_CASE, evaluate
@@ -60,6 +60,7 @@ def fit(
     validation: Images,
     recipe: Recipe,
     *,
+    extra: Extra | None = None,
     card: dict[str, Any],
     interrupts: Interrupts,
     checkpoint_seconds: float,
@@ -78,7 +79,7 @@ def fit(
     """
     r = recipe
     device = train.labels.device
-    batches = Batches(train, r.batch_size, augment=r.augment, seed=r.seed)
+    batches = Batches(train, r.batch_size, augment=r.augment, seed=r.seed, extra=extra, extra_share=r.extra_share)
     optimizer = torch.optim.SGD(
         [parameter for parameter in objective.parameters() if parameter.requires_grad],
         r.lr,
@@ -111,8 +112,8 @@ def fit(
                 x_adv = objective.perturb(
                     x, y, budget, second=second, steps=r.steps, step_size=r.step_size, start=r.start, mode=r.mode
                 )
-                if standing.step == 0:
-                    standing.calibration = _floats(objective.calibrate(x, x_adv, y, second))
+            if standing.step == 0:
+                standing.calibration = _floats(objective.calibrate(x, x_adv, y, second))
             standing.add(*_update(objective, optimizer, r, epoch, (x, x_adv, y, second)))
             average.update(at + 1)
             on_step(standing, batches.steps)

@@ -31,6 +31,12 @@ class Train:
     """run folder or weights of the vanilla model, where the method needs one; trained first if not given"""
     robust: str | None = None
     """run folder or weights of the robust teacher, where the method needs one; the base, trained first, if not given"""
+    extractor: str | None = None
+    """run folder or weights of `contrast`, where the method is afa; trained first if not given"""
+    extra: Path | None = None
+    """.npz file of generated images; --extra-share of each batch comes from it"""
+    plugin: tuple[str, ...] = ()
+    """plug-ins of your own that METHOD may name, as package.module:Class"""
     runs: Path = Path("runs")
     """folder of the run folders"""
     name: str | None = None

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from advalign import models
-from advalign.data import Dataset, Images, hold_out, stratified_subset
+from advalign.data import Batches, Dataset, Extra, Images, hold_out, stratified_subset
 from advalign.errors import UserError, require
 from advalign.objectives import Method, Objective, total
 from advalign.objectives.bases.contrast import Contrast
@@ -53,10 +53,15 @@ class Plan:
     runs: Path
     name: str | None
     guests: Mapping[str, Path | Plan | None]  # None: it learns with the student, from scratch
+    extra: Extra | None = None
 
     def __post_init__(self) -> None:
         threat(self.recipe.norm, self.recipe.eps)
         _ = self.run, self.images
+        r = self.recipe
+        Batches(
+            self.images[0], r.batch_size, augment=r.augment, seed=r.seed, extra=self.extra, extra_share=r.extra_share
+        )
         models.check_output(self._blank.student, self.dataset.shape, self.dataset.classes)
         self._try()
 
@@ -89,6 +94,7 @@ class Plan:
             "images": self.dataset.digest,
             "recipe": asdict(self.recipe),
             "guests": {guest: _identity(source) for guest, source in self.guests.items()},
+            **self._extra,
             **_own(self.method),
         }
         return Run.at(self.runs, json.loads(json.dumps(setting)), self.name)
@@ -125,8 +131,14 @@ class Plan:
             "epochs": self.recipe.epochs,
             "seed": self.recipe.seed,
             "training_images": len(self.images[0]),
+            **self._extra,
             "run": self.run.id,
         }
+
+    @property
+    def _extra(self) -> dict[str, str]:
+        """What tells the run from one without extra data, which is to keep its name."""
+        return {} if self.extra is None else {"extra": self.extra.digest}
 
     @property
     def space(self) -> int:
@@ -181,6 +193,7 @@ def plan(
     runs: Path,
     name: str | None = None,
     given: Mapping[str, str | Path],
+    extra: Extra | None = None,
 ) -> Plan:
     """Plan a run and those of its guests that are not given.
 
@@ -201,8 +214,9 @@ def plan(
             guests[guest] = None
         else:
             require(guest in GUEST_METHODS, f"{method} needs a {guest} model, which has to be given")
-            guests[guest] = plan(GUEST_METHODS[guest](method), dataset, model, recipe, runs=runs, given={})
-    return Plan(method, dataset, models.canonical(model), recipe, runs, name, guests)
+            own = GUEST_METHODS[guest](method)
+            guests[guest] = plan(own, dataset, model, recipe, runs=runs, given={}, extra=extra)
+    return Plan(method, dataset, models.canonical(model), recipe, runs, name, guests, extra)
 
 
 def _own(method: Method) -> dict[str, dict[str, str]]:

@@ -92,7 +92,37 @@ class L2:
         return (x_adv - x).flatten(1).norm(dim=1)
 
 
-Threat = Linf | L2
+@dataclass(frozen=True, eq=False)
+class PixelLinf:
+    """Every pixel channel may move by a radius of its own. Only for the batch whose shape the radii have."""
+
+    eps: float
+    """The largest radius: the box lies inside Linf(eps)."""
+    radii: Pixels
+    """(N, C, H, W), each in [0, eps]; who makes them answers for that."""
+
+    def __str__(self) -> str:
+        return f"PixelLinf({spell_number(self.eps)})"
+
+    def sample(self, x: Pixels) -> Pixels:
+        """Draw uniformly from the box around x, then clamp to [0, 1]."""
+        return torch.empty_like(x).uniform_(-1, 1).mul_(self.radii).add_(x).clamp_(0, 1)
+
+    def ball(self, x: Pixels) -> Projection:
+        """Return the projection to the box around x and to [0, 1]; it works in place."""
+        low, high = (x - self.radii).clamp_(min=0), (x + self.radii).clamp_(max=1)
+        return lambda x_adv: x_adv.clamp_(low, high)
+
+    def steepest(self, grad: Pixels) -> Pixels:
+        """Return the direction of unit length in which a linear loss with this gradient grows fastest."""
+        return grad.sign()
+
+    def distance(self, x_adv: Pixels, x: Pixels) -> PerImage:
+        """Return how far each image has moved, in the norm of Linf."""
+        return (x_adv - x).flatten(1).abs().amax(1)
+
+
+Threat = Linf | L2 | PixelLinf
 THREATS: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
 
 

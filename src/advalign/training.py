@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from advalign import models
-from advalign.data import Dataset, load
+from advalign.data import Dataset, load, load_extra
+from advalign.data.extra import find_npz
 from advalign.errors import UserError, require
 from advalign.fit import Row, Standing, fit
 from advalign.interrupts import Interrupts
@@ -35,6 +36,7 @@ def train(
     runs: str | Path = "runs",
     name: str | None = None,
     guests: Mapping[str, str | Path] | None = None,
+    extra: str | Path | None = None,
     data_dir: str | Path | None = None,
     image_size: int = 32,
     device: str = "auto",
@@ -53,6 +55,8 @@ def train(
         data: a name, see `advalign.data.load`, or a data set.
         model: a name with arguments, `resnet18(width=16)`, or `package.module:function` of your own.
         guests: run folders or weights files by the guest's name, `{"vanilla": "runs/..."}`; the run's `best` is taken.
+        extra: an `.npz` file of generated images, of which each batch takes the recipe's `extra_share`, in the runs of
+            guests as well; see `advalign.data.load_extra`.
         name: the run's folder below `runs`; named by its content if not given.
         time_budget: seconds for this call.
         sinks: called once per run; what it returns is called with each epoch's row of the log.
@@ -67,8 +71,11 @@ def train(
     models.canonical(model)  # data may take a download: what is cheap to refuse is refused before
     for source in (guests or {}).values():
         weights_of(source)
+    if extra is not None:
+        find_npz(extra)
     dataset = load(data, directory=data_dir, image_size=image_size) if isinstance(data, str) else data
-    planned = plan(method, dataset, model, recipe, runs=Path(runs), name=name, given=guests or {})
+    more = None if extra is None else load_extra(extra, dataset.shape, dataset.classes, dataset.name)
+    planned = plan(method, dataset, model, recipe, runs=Path(runs), name=name, given=guests or {}, extra=more)
     todo = planned.in_order()
     for each in todo:
         each.run.require_space(each.space)
@@ -107,6 +114,7 @@ def _fit(
         train_images,
         validation,
         each.recipe,
+        extra=each.extra,
         card=each.card,
         interrupts=interrupts,
         checkpoint_seconds=checkpoint_seconds,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ def random_images(n: int, channels: int = 3, height: int = 6, width: int = 5) ->
     return Images(pixels, torch.arange(n))
 
 
-def make(images: Images, batch_size: int = 8, augment: str = "flip-crop", seed: int = 3, **share: int) -> Batches:
+def make(images: Images, batch_size: int = 8, augment: str = "flip-crop", seed: int = 3, **share: Any) -> Batches:
     return Batches(images, batch_size, augment=augment, seed=seed, **share)
 
 

@@ -127,7 +127,7 @@ def test_other_networks_layers_are_their_children_and_the_children_of_sequences(
     expected = ("bn", "relu", "unused", "both", "blocks.0", "head", "head.0", "head.1", "penultimate", "logits")
     assert layers(net) == expected
     with pytest.raises(
-        UserError, match=r"name the layer of Overwriting to align, as in vfd\(layer=NAME\): choose from bn, relu"
+        UserError, match=r"name the layer of Overwriting to align, as in layer=NAME: choose from bn, relu"
     ):
         last_stage(net)
 

@@ -11,7 +11,7 @@ from tests.conftest import batch, tiny
 from torch import Tensor
 
 from advalign.errors import UserError
-from advalign.objectives import compose, parse, total
+from advalign.objectives import Objective, compose, parse, total
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -183,3 +183,33 @@ def test_vfd_names_both_shapes_when_architectures_differ():
     x, y = batch()
     with pytest.raises(UserError, match=r"\(8, 4, 4\).*\(9, 6, 6\)"):
         objective(x, x, y)
+
+
+@pytest.mark.parametrize("method", ["natural", "at", "alp(mix=0.3)", "trades", "mart+kd", "hat+vfd"])
+def test_label_smoothing_mixes_a_uniform_label_into_what_teaches(method: str):
+    case = Case()
+    guests = {name: copy.deepcopy(getattr(case, name)) for name in ("vanilla", "robust")}
+
+    def terms(smoothing: float):
+        net = copy.deepcopy(case.student)
+        objective = Objective(parse(method), net, copy.deepcopy(guests), label_smoothing=smoothing).train()
+        return objective(case.x, case.x_adv, case.y)
+
+    plain, smooth = terms(0), terms(0.2)
+    z = {"clean": case.logits(case.x), "adv": case.logits(case.x_adv)}
+    for name, term in plain.items():
+        expected = term.value.item()
+        if term.teaches:
+            uniform = np.mean([ce(row, k) for row in z[term.teaches] for k in range(4)])
+            expected = 0.8 * expected + 0.2 * uniform
+        assert smooth[name].value.item() == pytest.approx(expected, rel=1e-9), name
+    assert {name for name, term in plain.items() if term.teaches}
+
+
+def test_label_smoothing_of_cross_entropy_is_torchs():
+    case = Case()
+    objective = Objective(parse("natural"), copy.deepcopy(case.student), {}, label_smoothing=0.1).train()
+    expected = torch.nn.functional.cross_entropy(
+        copy.deepcopy(case.student).train()(case.x), case.y, label_smoothing=0.1
+    )
+    torch.testing.assert_close(total(objective(case.x, case.x_adv, case.y)), expected)

@@ -42,7 +42,7 @@ def test_plus_composes():
 @pytest.mark.parametrize(
     ("spelled", "words"),
     [
-        ("tradse", "unknown method 'tradse': did you mean 'trades'? choose from alp, at, hat"),
+        ("tradse", "unknown method 'tradse': did you mean 'trades'? choose from adaad, "),
         ("trades+vdf", "did you mean 'vfd'"),
         ("trades(betta=6)", "did you mean 'beta'"),
         ("at(beta=6)", "takes no arguments"),

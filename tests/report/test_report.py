@@ -15,7 +15,7 @@ from tests.runs.test_files import RECORD
 
 from advalign.errors import UserError
 from advalign.report import report_on
-from advalign.report.figures import gallery, png, trade_off, training_curves
+from advalign.report.figures import calibration_curves, gallery, png, trade_off, training_curves
 from advalign.report.tables import accuracy_table
 from advalign.runs import append_records
 
@@ -122,6 +122,21 @@ def test_curves_and_gallery_have_labelled_axes():
     assert pictures is not None
     np.testing.assert_allclose(pictures, 0.5)  # no difference is grey
     assert Image.open(io.BytesIO(png(figure))).format == "PNG"
+
+
+def test_calibration_shows_both_distances_and_the_ratio_of_each_layer():
+    def told(epoch: int, layer: int) -> dict[str, float]:
+        return {"distance_clean": epoch + layer, "distance_adv": 2 * epoch + layer, "ratio": 0.1 * epoch}
+
+    layers = ("layer3", "layer4")
+    log = [{"epoch": e, "calibration": {name: told(e, i) for i, name in enumerate(layers)}} for e in (1, 2, 3)]
+    left, right = calibration_curves({"trades+vfd": log}).axes
+    drawn = [np.array(line.get_ydata()) for line in left.lines]
+    np.testing.assert_allclose(drawn, [[1, 2, 3], [2, 4, 6], [2, 3, 4], [3, 5, 7]])
+    ratios = {line.get_label(): np.array(line.get_ydata()) for line in right.lines}
+    assert ratios.keys() == {"trades+vfd, layer3", "trades+vfd, layer4"}
+    np.testing.assert_allclose(ratios["trades+vfd, layer4"], [0.1, 0.2, 0.3])
+    assert left.get_ylabel() == "distance of features"
 
 
 def test_the_page_is_one_file_with_the_tables_numbers(tmp_path: Path):

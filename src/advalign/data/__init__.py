@@ -8,11 +8,23 @@ from advalign.data.arrays import load_npz
 from advalign.data.batches import AUGMENTATIONS, Batches
 from advalign.data.cifar import load_cifar
 from advalign.data.digits import load_digits
+from advalign.data.extra import Extra, load_extra
 from advalign.data.folder import load_folder
 from advalign.data.images import Dataset, Images, hold_out, stratified_subset
 from advalign.errors import UserError, unknown
 
-__all__ = ["AUGMENTATIONS", "NAMES", "Batches", "Dataset", "Images", "hold_out", "load", "stratified_subset"]
+__all__ = [
+    "AUGMENTATIONS",
+    "NAMES",
+    "Batches",
+    "Dataset",
+    "Extra",
+    "Images",
+    "hold_out",
+    "load",
+    "load_extra",
+    "stratified_subset",
+]
 
 NAMES = {
     "digits": "handwritten digits, 8 x 8, 10 classes, embedded (1,297 + 500 images)",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from advalign.data.extra import Extra
 from advalign.data.images import Images, to_unit
 from advalign.errors import require, unknown
 
@@ -29,20 +30,35 @@ class Batches:
     there. Batches are full: the images left over sit out the epoch, others each time, as the order is drawn anew. A set
     smaller than a batch makes one batch.
 
+    With extra data, a fixed share of each batch comes from them, behind the batch's own images. An epoch is as long as
+    without (Wang et al. 2023): it takes fewer of its own images, others each time, and draws the extra ones with
+    replacement, since a new order of 50 million would be 400 MB an epoch.
+
     Args:
         images: where they lie, batches are made.
         batch_size: over all processes together.
         augment: a name in `AUGMENTATIONS`.
         seed: of order, flips and crops.
-        rank: this process; it gets its contiguous share of each batch.
+        rank: this process; it gets its contiguous share of each batch's own images, and of its extra ones.
         world: the number of processes.
+        extra: generated images; they stay where they are, and only what is drawn is read.
+        extra_share: their share of each batch, rounded to whole images.
 
     Raises:
         UserError: unknown augmentation, no images, or a batch that cannot be shared out equally.
     """
 
     def __init__(
-        self, images: Images, batch_size: int, *, augment: str, seed: int, rank: int = 0, world: int = 1
+        self,
+        images: Images,
+        batch_size: int,
+        *,
+        augment: str,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        extra: Extra | None = None,
+        extra_share: float = 0.7,
     ) -> None:
         if augment not in AUGMENTATIONS:
             raise unknown("augmentation", augment, AUGMENTATIONS)
@@ -51,10 +67,22 @@ class Batches:
         self.images, self.augment, self.seed = images, augment, seed
         self.rank, self.world = rank, world
         self.batch_size = min(batch_size, len(images))
+        self.extra, self.drawn = extra, 0 if extra is None else round(extra_share * self.batch_size)
+        self.own = self.batch_size - self.drawn
+        require(
+            extra is None or min(self.own, self.drawn) > 0,
+            f"extra_share={extra_share:g} of a batch of {self.batch_size} is {self.drawn} extra and {self.own} other "
+            "images: both must be at least 1",
+        )
         require(
             self.batch_size % world == 0,
             f"a batch of {self.batch_size} images cannot be shared equally by {world} processes: "
             f"choose a multiple of {world}",
+        )
+        require(
+            self.drawn % world == 0,
+            f"{self.drawn} extra images of a batch of {self.batch_size} cannot be shared equally by {world} processes: "
+            f"choose another batch size, or another share than {extra_share:g}",
         )
 
     @property
@@ -72,31 +100,42 @@ class Batches:
             x, (B, C, H, W) float32 in [0, 1], channels last in memory, and y, (B,) int64.
         """
         device = self.images.labels.device
-        order, flipped, corners = (drawn.to(device) for drawn in self._draw(epoch, second))
-        share = self.batch_size // self.world
+        order, flipped, corners, drawn = self._draw(epoch, second)
+        order, flipped, corners = order.to(device), flipped.to(device), corners.to(device)
         for step in range(start, self.steps):
-            first = step * self.batch_size + self.rank * share
-            mine = slice(first, first + share)
-            rows = order[mine]
-            x = _flip_and_crop(self.images.pixels[rows], flipped[mine], corners[mine], self._pad)
-            yield to_unit(x), self.images.labels[rows]
+            rows = order[self._mine(step, self.own)]
+            pixels, labels = self.images.pixels[rows], self.images.labels[rows]
+            if self.extra is not None:
+                more = self.extra.take(drawn[self._mine(step, self.drawn)]).to(device)
+                pixels, labels = torch.cat([pixels, more.pixels]), torch.cat([labels, more.labels])
+            mine = self._mine(step, self.batch_size)
+            yield to_unit(_flip_and_crop(pixels, flipped[mine], corners[mine], self._pad)), labels
+
+    def _mine(self, step: int, size: int) -> slice:
+        """Return this process's share of a step in a list that holds `size` for each step."""
+        share = size // self.world
+        first = step * size + self.rank * share
+        return slice(first, first + share)
 
     @property
     def _pad(self) -> int:
         return PAD if self.augment == "flip-crop" else 0
 
-    def _draw(self, epoch: int, second: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw a whole epoch's order (N,), flips (N,) and upper left corners of the crops (N, 2)."""
+    def _draw(self, epoch: int, second: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw an epoch's order (N,), flips (N,), upper left corners of the crops (N, 2), and extra rows."""
         # Hashed, so that neighbouring seeds and epochs share nothing: (1, 2), (2, 1) and (0, 3) are three draws.
         # 32 bits are all that torch's CPU generator takes.
         mixed = int.from_bytes(sha256(f"{self.seed}, {epoch}".encode()).digest()[:4])
         draw = torch.Generator().manual_seed(mixed)
         n = len(self.images)
         order = torch.randperm(n, generator=draw)
+        drawn = torch.empty(0, dtype=torch.int64)
+        if self.extra is not None:
+            drawn = torch.randint(len(self.extra), (self.steps * self.drawn,), generator=draw)
         if second:
             draw.manual_seed(mixed ^ 0x5EC0_0D00)
         flipped = torch.rand(n, generator=draw) < (0 if self.augment == "none" else 0.5)
-        return order, flipped, torch.randint(2 * self._pad + 1, (n, 2), generator=draw)
+        return order, flipped, torch.randint(2 * self._pad + 1, (n, 2), generator=draw), drawn
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
-from advalign.errors import UserError
+from typing import Any
+
+from advalign.errors import UserError, require
+from advalign.models.own import find_function
+from advalign.objectives.bases.adaad import AdaAD
+from advalign.objectives.bases.afa import LinearAFA
 from advalign.objectives.bases.alp import ALP
+from advalign.objectives.bases.ard import ARD
 from advalign.objectives.bases.at import AT
+from advalign.objectives.bases.contrast import Contrast
+from advalign.objectives.bases.dkl import DKL
 from advalign.objectives.bases.hat import HAT
+from advalign.objectives.bases.iad import IAD
+from advalign.objectives.bases.iad2 import IAD2
+from advalign.objectives.bases.ikl import IKL
 from advalign.objectives.bases.mart import MART
+from advalign.objectives.bases.mtard import MTARD
 from advalign.objectives.bases.natural import Natural
+from advalign.objectives.bases.rslad import RSLAD
 from advalign.objectives.bases.trades import TRADES
 from advalign.objectives.objective import Objective, compose, total
 from advalign.objectives.parts import Base, Method, PlugIn
+from advalign.objectives.plugins.afa import AFA
+from advalign.objectives.plugins.ar_at import ARAT
 from advalign.objectives.plugins.bgat import BGAT
 from advalign.objectives.plugins.kd import KD
 from advalign.objectives.plugins.lbgat import LBGAT
+from advalign.objectives.plugins.part import PART
 from advalign.objectives.plugins.vfd import VFD
 from advalign.spelling import build, parse_calls
 
-__all__ = ["BASES", "PLUGINS", "Base", "Method", "Objective", "PlugIn", "as_method", "compose", "parse", "total"]
+__all__ = [
+    "BASES",
+    "PLUGINS",
+    "Base",
+    "Method",
+    "Objective",
+    "PlugIn",
+    "as_method",
+    "compose",
+    "parse",
+    "register",
+    "total",
+]
 
 BASES: dict[str, type[Base]] = {
     "natural": Natural,
@@ -26,8 +54,26 @@ BASES: dict[str, type[Base]] = {
     "trades": TRADES,
     "mart": MART,
     "hat": HAT,
+    "dkl": DKL,
+    "ikl": IKL,
+    "ard": ARD,
+    "rslad": RSLAD,
+    "iad": IAD,
+    "iad2": IAD2,
+    "adaad": AdaAD,
+    "mtard": MTARD,
+    "contrast": Contrast,
+    "afa": LinearAFA,
 }
-PLUGINS: dict[str, type[PlugIn]] = {"kd": KD, "bgat": BGAT, "lbgat": LBGAT, "vfd": VFD}
+PLUGINS: dict[str, type[PlugIn]] = {
+    "kd": KD,
+    "bgat": BGAT,
+    "lbgat": LBGAT,
+    "part": PART,
+    "vfd": VFD,
+    "ar-at": ARAT,
+    "afa": AFA,
+}
 
 
 def as_method(given: str | Base | Method) -> Method:
@@ -41,6 +87,30 @@ def as_method(given: str | Base | Method) -> Method:
     return given if isinstance(given, Method) else Method(given)
 
 
+def register(spelling: str) -> None:
+    """Make a plug-in or base of one's own, `package.module:Class`, known to `parse` under its name.
+
+    Raises:
+        UserError: it cannot be imported, is neither, has an argument without default, or the name of another part.
+    """
+    module, colon, name = spelling.partition(":")
+    require(bool(colon), f"{spelling!r} must be package.module:Class")
+    part: Any = find_function(module, name)
+    registry: dict[str, Any] | None = None
+    if isinstance(part, type):
+        registry = BASES if issubclass(part, Base) else PLUGINS if issubclass(part, PlugIn) else None
+    if registry is None:
+        raise UserError(f"{spelling} must be a class derived from advalign.PlugIn or advalign.Base")
+    try:
+        known_as = str(part())
+    except Exception as error:  # somebody's constructor may raise anything
+        raise UserError(f"{spelling} cannot be made without arguments: {type(error).__name__}: {error}") from error
+    taken = (BASES | PLUGINS).get(part.name, part)
+    require(taken is part, f"{spelling} is called {part.name!r}, as {taken.__module__}:{taken.__name__} is: rename it")
+    require(known_as == part.name, f"{spelling} spells itself {known_as!r}: keep each argument under its own name")
+    registry[part.name] = part
+
+
 def parse(spelling: str) -> Method:
     """Build the method that a string such as `trades(beta=6)+vfd(weight=0.02)` spells.
 
@@ -48,11 +118,11 @@ def parse(spelling: str) -> Method:
         UserError: unknown base, plug-in or argument, a value out of range, or parts that make no sense together.
     """
     first, *others = parse_calls(spelling)
-    if first.name in PLUGINS:
+    if first.name in PLUGINS and first.name not in BASES:
         raise UserError(f"{first.name!r} is a plug-in: put a base before it, as in 'trades+{first.name}'")
     method = Method(build("method", first, BASES))
     for call in others:
-        if call.name in BASES:
+        if call.name in BASES and call.name not in PLUGINS:
             raise UserError(f"{call.name!r} is a base, and a method has one: only plug-ins follow a '+'")
         method = method + build("plug-in", call, PLUGINS)
     return method

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from advalign.attacks.losses import Labels, Logits, PerImage, rival
+
+Scalar = Float[Tensor, ""]
+Anchors = Float[Tensor, "N D"]
+Others = Float[Tensor, "M D"]
+OthersLabels = Int[Tensor, "M"]
 
 
 def boosted_cross_entropy(logits: Logits, y: Labels) -> PerImage:
@@ -15,7 +23,68 @@ def boosted_cross_entropy(logits: Logits, y: Labels) -> PerImage:
     return F.cross_entropy(logits, y, reduction="none") - torch.log(1.0001 - rival(p, y) + 1e-12)
 
 
-def euclidean(features: Tensor, target: Tensor) -> PerImage:
-    """Return the unsquared Euclidean distance of each image's flattened features (N, ...)."""
+def pairwise_gap(logits: Logits, target: Logits, weights: Logits) -> PerImage:
+    """Return 1/4 sum_jk q_j q_k ((o_j - o_k) - (t_j - t_k))^2 for class weights q that sum to 1. Cui et al. 2024.
+
+    Computed in O(K): it is half the variance of o - t under q.
+    """
+    gap = logits - target
+    mean = (weights * gap).sum(1, keepdim=True)
+    return 0.5 * (weights * (gap - mean).square()).sum(1)
+
+
+def euclidean(features: Tensor, target: Tensor) -> Scalar:
+    """Return the mean over the batch of the unsquared norm of each image's flattened difference (N, ...)."""
+    return _root((features - target).flatten(1).square().sum(1)).mean()
+
+
+def squared(features: Tensor, target: Tensor) -> Scalar:
+    """Return the mean over the batch of the squared norm of each image's flattened difference (N, ...)."""
+    return (features - target).flatten(1).square().sum(1).mean()
+
+
+def whole_batch(features: Tensor, target: Tensor) -> Scalar:
+    """Return the unsquared norm of the whole batch's difference (N, ...) as one vector; it grows with sqrt(N)."""
+    return _root((features - target).square().sum())
+
+
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "euclidean": euclidean,
+    "squared": squared,
+    "mean-squared": F.mse_loss,
+    "whole-batch": whole_batch,
+}
+
+
+def supervised_contrast(
+    anchors: Anchors,
+    y: Labels,
+    others: Others,
+    labels: OthersLabels,
+    temperature: float,
+    *,
+    left_out: int = 0,
+) -> PerImage:
+    """Return -mean over positives j of log(exp(u_i.u_j / t) / sum over all a of exp(u_i.u_a / t)), for each anchor i.
+
+    Khosla et al. 2020, eq. 2; positives are the others of the anchor's class. Of unit vectors u.
+
+    Args:
+        anchors: (N, D), with labels y (N,).
+        others: (M, D), what anchors are compared with, with labels (M,).
+        temperature: t.
+        left_out: the last so many of the others are the anchors themselves, and no anchor is compared with itself.
+    """
+    similar = anchors @ others.T / temperature
+    positive = y[:, None] == labels[None, :]
+    if left_out:
+        itself = torch.eye(left_out, dtype=torch.bool, device=y.device)
+        itself = torch.cat([itself.new_zeros(left_out, len(others) - left_out), itself], 1)
+        similar, positive = similar.masked_fill(itself, -torch.inf), positive & ~itself
+    log_share = similar - similar.logsumexp(1, keepdim=True)
+    return -log_share.masked_fill(~positive, 0).sum(1) / positive.sum(1)
+
+
+def _root(x: Tensor) -> Tensor:
     # The tiny constant keeps the gradient finite at distance zero: a student that starts as the vanilla model.
-    return ((features - target).flatten(1).square().sum(1) + 1e-12).sqrt()
+    return (x + 1e-12).sqrt()

@@ -115,10 +115,8 @@ class Objective(nn.Module):
             for name in self.nets.keys() - {"student"}:
                 nets[name] = partial(self._guest, name)
             for plugin in self.method.plugins:
-                if plugin.budget is not None:
-                    threat = plugin.budget(student, x, threat)
-            owner = next((plugin for plugin in self.method.plugins if plugin.goal is not None), self.method.base)
-            assert owner.goal is not None
+                threat = plugin.budget(student, x, threat)
+            owner = next((plugin for plugin in self.method.plugins if plugin.replaces_goal), self.method.base)
             return ascend(
                 owner.goal(nets, self._clean_views(x, second), y),
                 x,
@@ -143,15 +141,18 @@ class Objective(nn.Module):
         return self._terms(self._passes(x, x_adv, second), y)
 
     def calibrate(self, x: Tensor, x_adv: Tensor, y: Tensor, second: Tensor | None = None) -> Calibration:
-        """Return what the plug-ins tell of themselves on one batch, by layer and name; nothing is changed."""
+        """Return what the plug-ins tell of themselves on one batch, by layer and name; nothing is changed.
+
+        Outside of autocast, which would cut the graph between the features and the logits.
+        """
         if all(type(plugin).calibrate is PlugIn.calibrate for plugin in self.method.plugins):
             return {}
         with buffers_kept(self):
             outs = self._passes(x, x_adv, second)
             terms = self._terms(outs, y)
-        told = {}
-        for plugin in self.method.plugins:
-            told |= plugin.calibrate(outs, terms)
+            told = {}
+            for plugin in self.method.plugins:
+                told |= plugin.calibrate(outs, terms)
         return told
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -173,6 +174,8 @@ class Objective(nn.Module):
 
     def _passes(self, x: Tensor, x_adv: Tensor, second: Tensor | None) -> dict[Need, Out]:
         views = self.method.base.views(x, x_adv) | self._clean_views(x, second)
+        for plugin in self.method.plugins:
+            views = plugin.views(views)
         outs: dict[Need, Out] = {}
         for need in self.method.needs:
             with norm_of(self.nets["student"], "clean" if need.view in ("clean", "second") else "adv"):

@@ -104,6 +104,7 @@ class Base(Part):
 
     teaches: tuple[str, ...]  # the views whose hard labels its terms teach
     craft: Craft | None = Craft(start="gaussian")  # None: no adversarial examples
+    alone: str = ""  # why no plug-in joins it; any may if empty
 
     def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
         """Return what the attack climbs for the clean views of a batch; cross entropy unless the method says otherwise.
@@ -127,9 +128,9 @@ class PlugIn(Part):
     """A part that joins any base. It may do what its methods say, and nothing else."""
 
     learns: tuple[str, ...] = ()  # guests that are trained with the student; the others stay frozen
-    goal: Callable[[Networks, Views, Tensor], Goal] | None = None  # replaces the base's, for methods that define one
     replaces_labels: bool = False  # whether `reweigh` scales or drops what teaches hard labels
-    budget: Callable[[Network, Tensor, Threat], Threat] | None = None  # narrows what the attack may do to images
+    replaces_goal: bool = False  # whether the attack climbs the plug-in's `goal` and not the base's
+    replaces_budget: bool = False  # whether `budget` changes what the attack may do
 
     def joins(self, base: Base) -> None:
         """Refuse a base with which the plug-in makes no sense.
@@ -137,6 +138,18 @@ class PlugIn(Part):
         Raises:
             UserError: the reason.
         """
+
+    def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
+        """Return what the attack climbs, for plug-ins that replace the base's; as `Base.goal`."""
+        raise NotImplementedError(f"{self.name} replaces no goal")
+
+    def budget(self, student: Network, x: Tensor, threat: Threat) -> Threat:
+        """Return what the attack may do to images x (N, C, H, W), for plug-ins that replace the budget."""
+        return threat
+
+    def views(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the views of the batch as the training passes shall see them."""
+        return views
 
     def reweigh(self, base: Terms) -> Terms:
         """Scale or drop terms of the base by what they teach, so that plug-ins commute."""
@@ -161,6 +174,7 @@ class Method:
         names = [plugin.name for plugin in self.plugins]
         for name in names:
             require(names.count(name) == 1, f"{self}: {name!r} is named twice")
+        require(not (base.alone and names), f"{self}: {base.name!r} {base.alone}, so no plug-in joins it")
         reads_adv = [plugin.name for plugin in self.plugins if any(need.view == "adv" for need in plugin.needs)]
         if base.craft is None and reads_adv:
             raise UserError(f"{self}: {reads_adv[0]!r} reads adversarial examples, but {base.name!r} makes none")
@@ -170,9 +184,9 @@ class Method:
             not takers or bool(base.teaches),
             f"{self}: {takers[0] if takers else ''!r} takes the place of hard labels, but {base} has none",
         )
-        climbs = [plugin.name for plugin in self.plugins if plugin.goal is not None]
+        climbs = [plugin.name for plugin in self.plugins if plugin.replaces_goal]
         require(len(climbs) <= 1, f"{self}: {' and '.join(climbs)} each replace what the attack climbs; take one")
-        budgets = [plugin.name for plugin in self.plugins if plugin.budget is not None]
+        budgets = [plugin.name for plugin in self.plugins if plugin.replaces_budget]
         require(len(budgets) <= 1, f"{self}: {' and '.join(budgets)} each set the attack's budget; take one")
         for plugin in self.plugins:
             plugin.joins(base)
@@ -206,6 +220,11 @@ class Method:
         """The networks beside the student, by name."""
         run = ((need.net,) for need in self.needs if need.net != "student")
         return union([*run, *((part.begins_as,) for part in self.parts if part.begins_as)])
+
+    @property
+    def defends(self) -> bool:
+        """Whether the student learns from adversarial images, here or in the run that it begins as."""
+        return self.base.craft is not None or self.base.begins_as is not None
 
     @property
     def second(self) -> bool:

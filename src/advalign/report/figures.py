@@ -74,6 +74,27 @@ def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     return figure
 
 
+def calibration_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Plot what VFD's log tells of each aligned layer: its two distances, and how strongly it pulls beside the labels.
+
+    The band from .05 to .5 is where the method is neither idle nor in command; both axes are logarithmic in value.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        right.axhspan(0.05, 0.5, color="0.92")
+        for i, (name, layer) in enumerate((n, k) for n, log in logs.items() for k in log[0].get("calibration", {})):
+            rows = [(row["epoch"], row["calibration"][layer]) for row in logs[name]]
+            epochs = [epoch for epoch, _ in rows]
+            for view, style in (("clean", "--"), ("adv", "-")):
+                left.plot(epochs, [told[f"distance_{view}"] for _, told in rows], style, color=f"C{i}")
+            right.plot(epochs, [told["ratio"] for _, told in rows], color=f"C{i}", label=f"{name}, {layer}")
+        left.set(xlabel="epoch", ylabel="distance of features", yscale="log", title="dashed: clean, solid: adversarial")
+        right.set(xlabel="epoch", ylabel="gradient, VFD / labels", yscale="log", title="band: sound, .05 to .5")
+        right.legend(frameon=False, fontsize=7)
+    return figure
+
+
 def gallery(rows: Mapping[str, tuple[Tensor, Tensor, Sequence[str]]], amplify: float) -> Figure:
     """Show originals, adversarial examples and their amplified difference around grey, a band of three rows per model.
 

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from advalign.errors import require
-from advalign.report.figures import trade_off, training_curves
+from advalign.report.figures import calibration_curves, trade_off, training_curves
 from advalign.report.page import Plate, write_page
 from advalign.report.tables import Table, accuracy_table, worst_cases
 from advalign.runs import Run, read_records
 from advalign.runtime import environment
+
+CALIBRATION = (
+    "Distance of the student's features to the vanilla model's, and VFD's gradient at those features beside that of "
+    "what teaches labels, on the first batch of each epoch."
+)
 
 
 def report_on(paths: Sequence[str | Path], out: str | Path) -> Table:
@@ -36,8 +41,11 @@ def report_on(paths: Sequence[str | Path], out: str | Path) -> Table:
     if worst_cases(records):
         plates.append(Plate("Trade-off", trade_off(records), "Up and to the right is better."))
     if runs:
-        curves = training_curves(_labelled(runs))
+        logs = _labelled(runs)
+        curves = training_curves(logs)
         plates.append(Plate("Training", curves, "Loss on the training images, accuracy on held-out ones."))
+        if calibrated := {name: log for name, log in logs.items() if "calibration" in log[0]}:
+            plates.append(Plate("Calibration of VFD", calibration_curves(calibrated), CALIBRATION))
     introduction = [f"{len(runs)} runs, {len(records)} records."]
     write_page(Path(out), "advalign report", introduction, table, plates, environment())
     return table

@@ -14,8 +14,9 @@ from advalign import attacks
 from advalign.data import Dataset, load
 from advalign.measure import measure
 from advalign.recipes import digits
-from advalign.report.figures import gallery, png, trade_off, training_curves
+from advalign.report.figures import calibration_curves, gallery, png, trade_off, training_curves
 from advalign.report.page import Plate, write_page
+from advalign.report.runs import CALIBRATION
 from advalign.report.tables import accuracy_table, print_table
 from advalign.runs import Record, Run
 from advalign.runs import load as load_model
@@ -96,6 +97,11 @@ def _demo(out: Path, seed: int, time_budget: float | None, console: Console) -> 
             "Training",
             training_curves({str(run.setting["method"]): run.log for run in runs}),
             "Training loss, and accuracy on the held-out training images.",
+        ),
+        Plate(
+            "Calibration of VFD",
+            calibration_curves({str(run.setting["method"]): run.log for run in runs if "calibration" in run.log[0]}),
+            CALIBRATION,
         ),
     )
     for plate in plates:

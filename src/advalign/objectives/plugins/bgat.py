@@ -26,6 +26,7 @@ class BGAT(PlugIn):
     """
 
     name = "bgat"
+    replaces_labels = True
     GUIDE = Need("vanilla", "clean")
     needs = (ADV, GUIDE)
 
@@ -33,6 +34,7 @@ class BGAT(PlugIn):
         super().__init__()
         require(weight >= 0, f"bgat: weight={weight:g} must be at least 0")
         self.weight, self.additive = weight, additive
+        self.replaces_labels = not additive
 
     def reweigh(self, base: Terms) -> Terms:
         """Drop what teaches the hard labels."""

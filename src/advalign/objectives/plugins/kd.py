@@ -25,6 +25,7 @@ class KD(PlugIn):
     """
 
     name = "kd"
+    replaces_labels = True
     ROBUST, VANILLA = Need("robust", "adv"), Need("vanilla", "adv")
     needs = (ADV, ROBUST, VANILLA)
 

@@ -27,6 +27,7 @@ class LBGAT(PlugIn):
     """
 
     name = "lbgat"
+    replaces_labels = True
     GUIDE = Need("guide", "clean")
     needs = (ADV, GUIDE)
     learns = ("guide",)
@@ -35,6 +36,7 @@ class LBGAT(PlugIn):
         super().__init__()
         require(weight >= 0, f"lbgat: weight={weight:g} must be at least 0")
         self.weight, self.additive = weight, additive
+        self.replaces_labels = not additive
 
     def reweigh(self, base: Terms) -> Terms:
         """Drop what teaches the hard labels."""

@@ -1,0 +1,212 @@
+"""Generated images in an `.npz` file of any size: mapped into memory, and read row by row as batches draw them."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from shutil import copyfileobj
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advalign.data.cache import cache_folder
+from advalign.data.images import Images
+from advalign.errors import UserError, require
+
+NAMES = ("image", "label"), ("x_train", "y_train")
+"""What the arrays may be called: as in the files of Wang et al. 2023, or as in `npz:PATH`."""
+SAMPLED = 1024
+"""Images that the digest looks at; 50 million would take minutes."""
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Extra:
+    """Images beside a data set's own, of the same shape and classes; they stay in their file until they are drawn."""
+
+    pixels: np.ndarray
+    """(N, C, H, W) uint8, a view of a memory map."""
+    labels: np.ndarray
+    """(N,) integers from 0, a memory map."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Tensor) -> Images:
+        """Return a copy of the images with these row numbers (n,), in this order, on the CPU."""
+        rows = rows.cpu()
+        ascending = rows.argsort(stable=True)  # a disk likes to read forwards
+        places = ascending.argsort(stable=True)
+        at = rows[ascending].numpy()
+        pixels, labels = np.array(self.pixels[at]), self.labels[at].astype(np.int64)
+        return Images(torch.from_numpy(pixels)[places], torch.from_numpy(labels)[places])
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits of the SHA-256 over the shape, all labels, and 1,024 images at equal distances."""
+        total = sha256(repr(self.pixels.shape).encode())
+        for first in range(0, len(self), _CHUNK):
+            total.update(self.labels[first : first + _CHUNK].astype("<i8").tobytes())
+        for row in np.linspace(0, len(self) - 1, min(SAMPLED, len(self))).astype(int):
+            total.update(self.pixels[row].tobytes())
+        return total.hexdigest()[:16]
+
+
+def find_npz(path: Path | str) -> Path:
+    """Return the full path of an `.npz` file.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path).expanduser().resolve()
+    require(path.is_file(), f"extra data {path}: there is no such file")
+    require(zipfile.is_zipfile(path), f"extra data {path} is not an .npz file, or is cut short")
+    return path
+
+
+def load_extra(path: Path | str, shape: tuple[int, int, int], classes: int, name: str) -> Extra:
+    """Map an `.npz` file of generated images into memory: `image` and `label`, or `x_train` and `y_train`.
+
+    Images are uint8, of shape (N, H, W, C) or (N, C, H, W), with one channel also (N, H, W); labels are integers below
+    `classes`, of shape (N,). What `numpy.savez` has stored is mapped where it lies. What `numpy.savez_compressed` has
+    packed is unpacked once, chunk by chunk, to the cache, under the name of its size and checksum, and mapped there.
+
+    Args:
+        path: the file.
+        shape: of the data set's images, (C, H, W).
+        classes: the number of the data set's classes.
+        name: the data set's, for the errors.
+
+    Raises:
+        UserError: whatever of this does not hold, or a cache that cannot be written.
+    """
+    path = find_npz(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            files = archive.namelist()
+            found = [pair for pair in NAMES if all(f"{key}.npy" in files for key in pair)]
+            require(
+                bool(found), f"extra data {path} must hold image and label, or x_train and y_train, not {_list(files)}"
+            )
+            images, labels = (_Member.read(archive, f"{key}.npy", path) for key in found[0])
+            _check_images(images, shape, name)
+            _check_labels(labels, images)
+            extra = Extra(_channels_first(images.map(archive), shape), labels.map(archive))
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"extra data {path} cannot be read: {' '.join(str(error).split())}") from error
+    for first in range(0, len(extra), _CHUNK):
+        part = extra.labels[first : first + _CHUNK]
+        wrong = part[(part < 0) | (part >= classes)]
+        if len(wrong):
+            raise UserError(f"{labels.where} has the label {wrong[0]}, but {name} has the classes 0 to {classes - 1}")
+    return extra
+
+
+@dataclass(frozen=True)
+class _Member:
+    """An array in an archive: what its header says, and where its content begins in the unpacked file."""
+
+    info: zipfile.ZipInfo
+    path: Path
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+    begins: int
+
+    @classmethod
+    def read(cls, archive: zipfile.ZipFile, name: str, path: Path) -> _Member:
+        info = archive.getinfo(name)
+        with archive.open(info) as file:
+            version = np.lib.format.read_magic(file)
+            require(version in ((1, 0), (2, 0)), f"extra data {path}: {name} is of the unknown .npy version {version}")
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            return cls(info, path, *header(file), file.tell())
+
+    @property
+    def where(self) -> str:
+        return f"extra data {self.path}: {self.info.filename.removesuffix('.npy')}"
+
+    def map(self, archive: zipfile.ZipFile) -> np.ndarray:
+        """Return the array as a read-only memory map."""
+        size = self.begins + self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+        require(self.info.file_size >= size, f"{self.where} is cut short")
+        if self.info.compress_type == zipfile.ZIP_STORED:
+            file, begins = self.path, _content(self.path, self.info) + self.begins
+        else:
+            file, begins = _unpacked(archive, self.info), self.begins
+        require(file.stat().st_size >= begins - self.begins + size, f"{self.where} is cut short")
+        return np.memmap(file, self.dtype, "r", begins, self.shape, "F" if self.fortran else "C")
+
+
+def _content(path: Path, info: zipfile.ZipInfo) -> int:
+    """Return where a member's bytes begin in the archive: behind its local header, name and extra field."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        *_, name, extra = struct.unpack("<4s22xHH", file.read(30))
+    return info.header_offset + 30 + name + extra
+
+
+def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Path:
+    """Return the unpacked member in the cache, writing it if it is not there."""
+    cache = cache_folder() / f"extra-{info.CRC:08x}-{info.file_size:x}-{info.compress_size:x}.npy"
+    if cache.is_file():
+        return cache
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache.parent, prefix=cache.stem, delete=False) as draft:
+            try:
+                with archive.open(info) as packed:  # checks the sum at its end
+                    copyfileobj(packed, draft, _CHUNK)
+                draft.flush()
+                os.fsync(draft.fileno())
+                os.replace(draft.name, cache)
+            except BaseException:
+                os.unlink(draft.name)
+                raise
+    except OSError as error:
+        raise UserError(
+            f"{archive.filename} cannot be unpacked to {cache}: free {info.file_size >> 20} MiB there, or set "
+            f"ADVALIGN_CACHE to another folder ({error})"
+        ) from error
+    return cache
+
+
+def _check_images(images: _Member, shape: tuple[int, int, int], name: str) -> None:
+    channels, height, width = shape
+    allowed = [(channels, height, width), (height, width, channels), *([(height, width)] if channels == 1 else [])]
+    n, *each = images.shape or (0,)
+    spelled = " or ".join(f"(N, {', '.join(map(str, one))})" for one in allowed)
+    require(
+        n > 0 and tuple(each) in allowed,
+        f"{images.where} has shape {images.shape}, but with {name} it must be {spelled}",
+    )
+    require(images.dtype == np.uint8, f"{images.where} has {images.dtype} values; generated images are uint8, 0 to 255")
+
+
+def _check_labels(labels: _Member, images: _Member) -> None:
+    require(
+        labels.shape == images.shape[:1],
+        f"{labels.where} has shape {labels.shape}, but there are {images.shape[0]} images, with one label for each",
+    )
+    require(labels.dtype.kind in "iu", f"{labels.where} has {labels.dtype} values; labels are integers from 0")
+
+
+def _channels_first(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return a view of the images as (N, C, H, W)."""
+    if pixels.ndim == 3:
+        return pixels[:, None]
+    return pixels if pixels.shape[1:] == shape else np.moveaxis(pixels, -1, 1)
+
+
+def _list(files: list[str]) -> str:
+    return ", ".join(file.removesuffix(".npy") for file in files) or "nothing"

@@ -1,0 +1,81 @@
+"""Improved KL: the decoupled divergence with gradient to both sides and the weights of whole classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advalign.attacks.ascent import Goal
+from advalign.errors import require
+from advalign.models.split_norm import norm_of
+from advalign.models.taps import Tapped
+from advalign.objectives.bases.trades import TRADES
+from advalign.objectives.distances import pairwise_gap
+from advalign.objectives.parts import ADV, CLEAN, Base, Networks, Outs, Term, Terms, Views
+
+
+@final
+class IKL(Base):
+    """CE(f(x), y) + alpha CE(p, p') + beta mean(1/4 sum_jk q_j q_k ((o_j - o_k) - (o'_j - o'_k))^2). Cui et al. 2024.
+
+    o, o' are clean and adversarial logits, p, p' their predictions; q is the mean prediction, at the temperature, of
+    the image's class. p and q are constants; the squared differences send gradient to both sides. The attack is
+    TRADES'.
+
+    q is computed before each epoch over its clean images, in eval mode, and is uniform until then. The authors
+    accumulate it in train mode during the epoch before, and begin with the uniform one: no extra pass, older weights.
+
+    Raises:
+        UserError: alpha or beta is negative, or the temperature is not above 0.
+    """
+
+    name = "ikl"
+    teaches = ("clean",)
+    needs = (CLEAN, ADV)
+    means: Tensor
+
+    def __init__(self, alpha: float = 3.0, beta: float = 20.0, temperature: float = 4.0) -> None:
+        super().__init__()
+        require(alpha >= 0, f"ikl: alpha={alpha:g} must be at least 0")
+        require(beta >= 0, f"ikl: beta={beta:g} must be at least 0")
+        require(temperature > 0, f"ikl: temperature={temperature:g} must be above 0")
+        self.alpha, self.beta, self.temperature = alpha, beta, temperature
+        self.trades = TRADES()
+        # (K, K), a row for each label; its size is known from logits only, so it is saved as extra state.
+        self.register_buffer("means", torch.zeros(0, 0), persistent=False)
+
+    def get_extra_state(self) -> Tensor:
+        """Return the class means, for the run's state."""
+        return self.means
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the class means back."""
+        self.means = state.to(self.means.device)
+
+    def start_epoch(self, student: Tapped, batches: Iterable[tuple[Tensor, Tensor]], progress: float) -> None:
+        """Average the clean predictions of each class; a class without images stays uniform."""
+        sums = counts = torch.zeros(())
+        with norm_of(student, "clean"):
+            for x, y in batches:
+                p = (student(x).logits / self.temperature).softmax(1)
+                members = F.one_hot(y, p.shape[1]).to(p.dtype)
+                sums, counts = sums + members.T @ p, counts + members.sum(0)[:, None]
+        self.means = torch.where(counts > 0, sums / counts.clamp_min(1), 1 / len(counts))
+
+    def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
+        """Return TRADES' goal."""
+        return self.trades.goal(nets, views, y)
+
+    def terms(self, outs: Outs, y: Tensor) -> Terms:
+        """Return cross entropy on the clean images and the two parts of the divergence."""
+        clean, adv = outs[CLEAN].logits, outs[ADV].logits
+        q = self.means[y] if len(self.means) else torch.full_like(clean, 1 / clean.shape[1])
+        return {
+            "clean": Term(1.0, F.cross_entropy(clean, y), teaches="clean"),
+            "soft": Term(self.alpha, F.cross_entropy(adv, clean.detach().softmax(1))),
+            "pairs": Term(self.beta, pairwise_gap(clean, adv, q).mean()),
+        }

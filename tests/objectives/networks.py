@@ -1,0 +1,52 @@
+"""Tiny networks for every role, and short trainings of any method on them."""
+
+from __future__ import annotations
+
+import torch
+from tests.conftest import batch, tiny
+
+from advalign.errors import UserError
+from advalign.objectives import BASES, PLUGINS, Objective, parse, total
+from advalign.threats import Linf
+
+GUESTS = ("vanilla", "robust", "guide", "extractor")
+
+
+def makes_sense(method: str) -> bool:
+    try:
+        parse(method)
+    except UserError:
+        return False
+    return True
+
+
+def combinations(plugins_at_once: int) -> list[str]:
+    """Every base with so many plug-ins, as far as they make sense together."""
+    names: list[tuple[str, ...]] = [()]
+    for _ in range(plugins_at_once):
+        names = [(*before, name) for before in names for name in PLUGINS if not before or name > before[-1]]
+    return [method for base in BASES for each in names if makes_sense(method := "+".join((base, *each)))]
+
+
+def bound(method: str, seed: int = 0) -> Objective:
+    guests = {name: tiny(k) for k, name in enumerate(GUESTS, start=7)}
+    return Objective(parse(method), tiny(seed), guests).train()
+
+
+def losses(objective: Objective, steps: int) -> list[float]:
+    """Train by plain SGD in float64; the loss of each step."""
+    objective.double()
+    x, y = batch()
+    x = x.double()
+    optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], 0.02, momentum=0.9)
+    objective.start_epoch([(x, y)], progress=0.5)
+    found = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        x_adv = objective.perturb(x, y, Linf(), second=x.flip(3), steps=2)
+        loss = total(objective(x, x_adv, y, x.flip(3)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found

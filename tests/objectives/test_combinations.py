@@ -1,0 +1,148 @@
+"""Any base with any plug-in and any pair of them: they train, they commute, and what makes no sense is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import batch
+from tests.objectives.networks import bound, combinations, losses
+
+from advalign.errors import UserError
+from advalign.objectives import BASES, PLUGINS, Method, parse, total
+
+SINGLE, PAIRS = combinations(0) + combinations(1), combinations(2)
+
+
+@pytest.mark.parametrize("method", SINGLE + PAIRS)
+def test_trains_three_steps_and_gradient_reaches_exactly_what_learns(method: str):
+    objective = bound(method)
+    before = {key: value.clone() for key, value in objective.double().state_dict().items()}
+    assert all(map(math.isfinite, losses(objective, 3)))
+    trainable = dict(objective.named_parameters())
+    assert all((p.grad is not None) == p.requires_grad for p in trainable.values())
+    after = objective.state_dict()
+    idle = [f"nets.{guest}." for guest in objective.method.guests if guest not in objective.method.learners]
+    for key, value in before.items():
+        if key.startswith(tuple(idle)):
+            assert torch.equal(value, after[key]), key
+    moved = [key for key, p in trainable.items() if p.requires_grad and not torch.equal(before[key], after[key])]
+    assert moved
+
+
+@pytest.mark.parametrize("method", PAIRS)
+def test_the_order_of_plug_ins_does_not_matter(method: str):
+    base, first, second = method.split("+")
+    turned = Method(BASES[base](), [PLUGINS[second](), PLUGINS[first]()])
+    assert str(turned) == str(parse(method)) == str(parse(f"{base}+{second}+{first}"))
+    x, y = batch()
+    x_adv, found = (x + 0.02).clamp(0, 1).double(), []
+    for reverse in (False, True):
+        objective = bound(method).double()
+        objective.method.plugins = tuple(sorted(objective.method.plugins, key=lambda p: p.name, reverse=reverse))
+        found.append(total(objective(x.double(), x_adv, y, x.flip(3).double())).item())
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("trades+bgat+lbgat", "bgat and lbgat each decide what teaches the labels; take one"),
+        ("trades+kd+ar-at", "ar-at and kd each decide what teaches the labels; take one"),
+        ("rslad+kd", "'kd' takes the place of hard labels, but rslad has none"),
+        ("adaad+bgat", "'bgat' takes the place of hard labels, but adaad has none"),
+        ("natural+kd", "'kd' reads adversarial examples, but 'natural' makes none"),
+        ("natural+part", "'part' reads adversarial examples, but 'natural' makes none"),
+        ("at+part+ar-at(noisy_clean=true)", "ar-at and part each set the attack's budget; take one"),
+        ("contrast+vfd", "'contrast' is the first stage of afa, so no plug-in joins it"),
+        ("afa+ar-at", "'afa' trains the last layer alone, so no plug-in joins it"),
+        ("trades+vfd(eq6=true)", "eq6 adds clean cross entropy, which trades has"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_reason(method: str, reason: str):
+    with pytest.raises(UserError) as caught:
+        parse(method)
+    assert reason in str(caught.value)
+
+
+def test_what_is_allowed_is_no_accident():
+    """The table of combinations: who joins whom. A new part changes it knowingly."""
+    joins = {base: [name for name in PLUGINS if f"{base}+{name}" in SINGLE] for base in BASES}
+    every = sorted(PLUGINS)
+    without_labels = [name for name in every if name not in ("ar-at", "bgat", "kd", "lbgat")]
+    none = ("natural", "contrast", "afa")
+    for base, names in joins.items():
+        taught = bool(BASES[base]().teaches)
+        assert sorted(names) == ([] if base in none else every if taught else without_labels), base
+
+
+GOLDEN = Path(__file__).parent / "golden.json"
+
+
+@pytest.mark.parametrize("method", SINGLE)
+def test_five_steps_give_the_losses_they_always_gave(method: str):
+    """Against refactorings that change what is computed; `python -m tests.objectives.test_combinations` writes anew."""
+    assert losses(bound(method), 5) == pytest.approx(json.loads(GOLDEN.read_text())[method], rel=1e-6)
+
+
+# A worker of two: half of a batch each through DDP, then the gradient that both must hold.
+WORKER = """
+import sys, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tests.conftest import batch
+from tests.objectives.networks import bound
+from advalign.objectives import total
+from advalign.threats import Linf
+rank, method, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+objective = bound(method).double()
+whole, labels = batch(16)
+x, y = whole[rank::2].double(), labels[rank::2]
+objective.start_epoch([(whole.double(), labels)])
+parallel = DistributedDataParallel(objective, broadcast_buffers=False)
+torch.manual_seed(rank)
+x_adv = objective.perturb(x, y, Linf(), second=x.flip(3), steps=2)
+total(parallel(x, x_adv, y, x.flip(3))).backward()
+grads = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+torch.save({"x_adv": x_adv, "grads": grads}, f"{out}/{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("method", ["trades+vfd", "at+ar-at", "hat+lbgat", "mart+kd", "trades+afa", "rslad+vfd"])
+def test_two_processes_hold_the_mean_of_their_gradients(method: str, tmp_path: Path):
+    root = Path(__file__).parents[2]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(rank), method, str(tmp_path / "store"), str(tmp_path)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+            stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for worker in workers:
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors
+    saved = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    alone: list[dict[str, torch.Tensor]] = []
+    whole, labels = batch(16)
+    for rank in range(2):
+        objective = bound(method).double()
+        x, y = whole[rank::2].double(), labels[rank::2]
+        objective.start_epoch([(whole.double(), labels)])
+        total(objective(x, saved[rank]["x_adv"], y, x.flip(3))).backward()
+        alone.append({name: p.grad for name, p in objective.named_parameters() if p.grad is not None})
+    assert saved[0]["grads"].keys() == alone[0].keys()
+    for name, grad in saved[0]["grads"].items():
+        assert torch.equal(grad, saved[1]["grads"][name])
+        torch.testing.assert_close(grad, (alone[0][name] + alone[1][name]) / 2, atol=1e-10, rtol=1e-8)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps({method: losses(bound(method), 5) for method in SINGLE}, indent=1) + "\n")
