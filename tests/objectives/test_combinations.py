@@ -8,11 +8,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.conftest import batch
-from tests.objectives.networks import bound, combinations, losses
+from tests.objectives.networks import bound, combinations, losses, step
 
 from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, Method, parse, total
@@ -82,6 +83,11 @@ def test_what_is_allowed_is_no_accident():
         assert sorted(names) == ([] if base in none else every if taught else without_labels), base
 
 
+PROCESS: Any = {
+    "env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+    "stderr": subprocess.PIPE,
+    "text": True,
+}
 GOLDEN = Path(__file__).parent / "golden.json"
 
 
@@ -89,6 +95,37 @@ GOLDEN = Path(__file__).parent / "golden.json"
 def test_five_steps_give_the_losses_they_always_gave(method: str):
     """Against refactorings that change what is computed; `python -m tests.objectives.test_combinations` writes anew."""
     assert losses(bound(method), 5) == pytest.approx(json.loads(GOLDEN.read_text())[method], rel=1e-6)
+
+
+# In a process of its own: the shape checks of these tests are nothing that dynamo can trace.
+COMPILED = """
+import sys, torch
+from tests.conftest import batch
+from tests.objectives.networks import bound, step
+for method in sys.argv[1:]:
+    torch._dynamo.reset()
+    plain, compiled = bound(method), bound(method)
+    compiled.compile(backend="eager")
+    for objective in (plain, compiled):
+        objective.start_epoch([batch()])
+    for seed in range(2):
+        assert step(plain, seed) == step(compiled, seed), method
+"""
+
+
+def test_compiled_gives_the_same_to_the_bit():
+    methods = ("hat+ar-at", "trades+afa", "at+part", "mtard", "ikl", "adaad", "mart+kd")
+    done = subprocess.run([sys.executable, "-c", COMPILED, *methods], **PROCESS, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("method", SINGLE)
+def test_mixed_precision_gives_finite_losses_and_gradients(method: str):
+    objective = bound(method)
+    with torch.autocast("cpu", torch.bfloat16):
+        objective.start_epoch([batch()])
+        assert math.isfinite(step(objective, 0))
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters() if p.requires_grad)
 
 
 # A worker of two: half of a batch each through DDP, then the gradient that both must hold.
@@ -117,15 +154,11 @@ dist.destroy_process_group()
 
 @pytest.mark.parametrize("method", ["trades+vfd", "at+ar-at", "hat+lbgat", "mart+kd", "trades+afa", "rslad+vfd"])
 def test_two_processes_hold_the_mean_of_their_gradients(method: str, tmp_path: Path):
-    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", WORKER]
     workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), method, str(tmp_path / "store"), str(tmp_path)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-            stderr=subprocess.PIPE, text=True,
-        )
+        subprocess.Popen([*command, str(rank), method, str(tmp_path / "store"), str(tmp_path)], **PROCESS)
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     for worker in workers:
         _, errors = worker.communicate(timeout=120)
         assert worker.returncode == 0, errors

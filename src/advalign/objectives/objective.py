@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from typing import Any, Literal, final
 
@@ -16,7 +16,7 @@ from advalign.attacks.ascent import Start, ascend
 from advalign.errors import UserError, require, unknown
 from advalign.models.fold import Folded
 from advalign.models.modes import buffers_kept, evaluating, training
-from advalign.models.split_norm import norm_of
+from advalign.models.split_norm import SplitNorm, norm_of
 from advalign.models.taps import Out, Tapped
 from advalign.objectives.parts import Base, Calibration, Method, Need, Network, PlugIn, Term, Terms, union
 from advalign.threats import Threat, check_images
@@ -48,6 +48,7 @@ class Objective(nn.Module):
                 _copy_weights(guests[part.begins_as], student, f"{method}: the student begins as the {part.begins_as}")
             student = part.adapt(student)
         layers = union(part.layers(student) for part in method.parts)
+        self._splits = any(isinstance(module, SplitNorm) for module in student.modules())
         self.nets = nn.ModuleDict({"student": Tapped(student, layers)})
         for name in union((need.net,) for need in method.needs):
             if name != "student":
@@ -178,7 +179,8 @@ class Objective(nn.Module):
             views = plugin.views(views)
         outs: dict[Need, Out] = {}
         for need in self.method.needs:
-            with norm_of(self.nets["student"], "clean" if need.view in ("clean", "second") else "adv"):
+            view = "clean" if need.view in ("clean", "second") else "adv"
+            with norm_of(self.nets["student"], view) if self._splits else nullcontext():
                 outs[need] = self.nets[need.net](views[need.view])
         return outs
 
