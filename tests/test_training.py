@@ -307,7 +307,7 @@ def test_a_network_that_fails_in_training_is_refused_before_anything_is_written(
         "def two_outputs(): return Two()\n"
         "def no_batch_of_one(): return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))\n"
     )
-    with pytest.raises(UserError, match="fails in training"):
+    with pytest.raises(UserError, match=f"at on odd_nets:{broken} fails"):
         train(
             "at",
             data="digits",

@@ -6,9 +6,9 @@ import copy
 
 import torch
 
-from advalign.objectives import total
+from advalign.objectives import compose, parse, total
 from advalign.weight_perturbation import adversarial_weights
-from tests.conftest import batch
+from tests.conftest import batch, tiny
 from tests.objectives.networks import bound
 
 
@@ -47,3 +47,13 @@ def test_climbs():
     plain = total(objective(x, x, y)).item()
     with adversarial_weights(objective, 0.05, lambda: objective(x, x, y)):
         assert total(objective(x, x, y)).item() > plain
+
+
+def test_a_weight_that_takes_no_part_stays():
+    x, y = batch()
+    net = tiny(0)
+    net.auxiliary = torch.nn.Linear(3, 3)
+    objective = compose(parse("at"), student=net)
+    before = net.auxiliary.weight.clone()
+    with adversarial_weights(objective, 0.05, lambda: objective(x, x, y)):
+        assert torch.equal(net.auxiliary.weight, before)

@@ -65,9 +65,9 @@ class Average:
         live = [p.detach().clone() for p in student.parameters()]
         with buffers_kept(student):
             _copy(self.weights, student)
-            if self.recipe.average == "swa":
-                self._estimate_statistics(epoch)
             try:
+                if self.recipe.average == "swa":
+                    self._estimate_statistics(epoch)
                 yield self.objective.restored()
             finally:
                 _copy(live, student)
@@ -94,7 +94,7 @@ class Average:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the cumulative mean
-        for x, _ in batches:
+        for x, _ in batches if norms else ():
             student(x)
         for norm, was in zip(norms, momentum, strict=True):
             norm.momentum = was
@@ -106,7 +106,11 @@ class Average:
         for step, (x, y) in enumerate(epoch):
             torch.manual_seed(mixed_seed(r.seed, epoch.epoch, step, "statistics"))
             budget = threat(r.norm, r.eps)
-            yield self.objective.perturb(x, y, budget, second=x, steps=r.steps, step_size=r.step_size, start=r.start), y
+            # In train mode: the statistics that eval mode would use are those of other weights.
+            x_adv = self.objective.perturb(
+                x, y, budget, second=x, steps=r.steps, step_size=r.step_size, start=r.start, mode="train"
+            )
+            yield x_adv, y
 
 
 @torch.no_grad()

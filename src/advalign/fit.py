@@ -44,7 +44,7 @@ class Standing:
     best: list[float] = field(default_factory=list)  # validation accuracies of the best checkpoint: robust, clean
     log: list[Row] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the loss and its terms over the epoch, on the device
-    calibration: dict[str, dict[str, float]] = field(default_factory=dict)  # of the epoch's first batch
+    calibration: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # of the epoch's first batch
 
     def add(self, loss: Tensor, terms: Terms) -> None:
         """Count one step; nothing leaves the device."""
@@ -113,7 +113,8 @@ def fit(
                     x, y, budget, second=second, steps=r.steps, step_size=r.step_size, start=r.start, mode=r.mode
                 )
             if standing.step == 0:
-                standing.calibration = _floats(objective.calibrate(x, x_adv, y, second))
+                calibration = objective.calibrate(x, x_adv, y, second)
+                standing.calibration = {name: _floats(told) for name, told in calibration.items()}
             standing.add(*_update(objective, optimizer, r, epoch, (x, x_adv, y, second)))
             average.update(at + 1)
             on_step(standing, batches.steps)

@@ -73,14 +73,14 @@ class Plan:
         objective, budget = self._blank.train(), threat(self.recipe.norm, self.recipe.eps)
         try:
             with seeded(0):
-                objective.start_epoch([(x, y)])
+                objective.start_epoch([(x, y)], progress=0.99)  # when everything that begins late has begun
                 x_adv = objective.perturb(x, y, budget, second=second, steps=1, start=self.recipe.start)
                 total(objective(x, x_adv, y, second)).backward()
         except UserError:
             raise
         except Exception as error:  # somebody's forward may raise anything
             line = str(error).strip().partition("\n")[0]
-            raise UserError(f"{self.model} fails in training: {type(error).__name__}: {line}") from error
+            raise UserError(f"{self.method} on {self.model} fails: {type(error).__name__}: {line}") from error
 
     @cached_property
     def run(self) -> Run:
@@ -126,7 +126,7 @@ class Plan:
             "classes": self.dataset.classes,
             "channels": self.dataset.shape[0],
             "shape": self.dataset.shape,
-            "recipe": digest({**asdict(self.recipe), "seed": None}),
+            "recipe": digest({**asdict(self.recipe), "seed": None, **self._extra, **_own(self.method)}),
             **against,
             "epochs": self.recipe.epochs,
             "seed": self.recipe.seed,
@@ -143,8 +143,8 @@ class Plan:
     @property
     def space(self) -> int:
         """The bytes on disk: two weights files, the state with momentum, that once more while it is written, a log."""
-        state = self._blank.learned_state().values()
-        return 6 * sum(tensor.numel() * tensor.element_size() for tensor in state) + (1 << 20)
+        tensors = [value for value in self._blank.learned_state().values() if isinstance(value, torch.Tensor)]
+        return 6 * sum(tensor.numel() * tensor.element_size() for tensor in tensors) + (1 << 20)
 
     def in_order(self) -> list[Plan]:
         """Return what is to be trained: nothing if the run is finished, else unfinished guests first, then the run."""
@@ -222,9 +222,16 @@ def plan(
 def _own(method: Method) -> dict[str, dict[str, str]]:
     """Tell the parts that are not ours by their source, which may change under one name."""
     own = {part.name: type(part) for part in method.parts if not type(part).__module__.startswith("advalign.")}
-    sources = {name: Path(inspect.getsourcefile(part) or "").read_bytes() for name, part in own.items()}
-    digests = {name: hashlib.sha256(source).hexdigest()[:10] for name, source in sources.items()}
+    digests = {name: hashlib.sha256(_source(part)).hexdigest()[:10] for name, part in own.items()}
     return {"own": digests} if digests else {}
+
+
+def _source(part: type) -> bytes:
+    """Return the file in which a class is written or, of one that is in no file, what tells it from others."""
+    try:
+        return Path(inspect.getsourcefile(part) or "").read_bytes()
+    except (OSError, TypeError):  # typed into a shell or a notebook
+        return f"{part.__module__}:{part.__qualname__}".encode()
 
 
 def _weights(source: Path | Plan | None) -> Path | None:

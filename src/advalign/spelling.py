@@ -35,6 +35,8 @@ def parse_calls(text: str) -> list[Call]:
         UserError: the text is not names with keyword arguments joined by `+`.
     """
     wrong = UserError(f"cannot read {text!r}: write names joined by '+', as in 'trades(beta=6)+vfd(layer=\"layer4\")'")
+    if "#" in _QUOTED_OR_JOINED.sub("", text):  # to Python the rest would be a comment
+        raise wrong
     try:
         node = ast.parse(_joined_words(text.strip()), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -208,7 +210,8 @@ def _fits(value: Any, hint: Any) -> bool:
 def _readings(value: Any) -> tuple[Any, ...]:
     """Return what a value may stand for: a whole number also for a float, in a tuple too, or for a word."""
     if type(value) is tuple:
-        return value, tuple(float(each) if _is_whole(each) else each for each in value)
+        numbers = tuple(float(each) if _is_whole(each) else each for each in value)
+        return value, numbers, tuple(str(each) if _is_whole(each) else each for each in value)
     return (value, float(value), str(value)) if _is_whole(value) else (value,)
 
 

@@ -26,7 +26,7 @@ def adversarial_weights(objective: Objective, size: float, forward: Callable[[],
     """
     weights: list[Tensor] = [p for p in objective.student.parameters() if p.requires_grad and p.ndim > 1]
     with buffers_kept(objective):
-        grads = torch.autograd.grad(total(forward()), weights)
+        grads = torch.autograd.grad(total(forward()), weights, allow_unused=True, materialize_grads=True)
     steps = [size * w.detach().norm() / (g.norm() + 1e-20) * g for w, g in zip(weights, grads, strict=True)]
     with torch.no_grad():
         torch._foreach_add_(weights, steps)

@@ -155,3 +155,25 @@ def test_nothing_joins_a_stage():
         parse("afa+vfd")
     with pytest.raises(UserError, match="first stage of afa"):
         parse("contrast+afa")
+
+
+@pytest.mark.parametrize("method", ["contrast", "afa"])
+def test_the_restored_network_learns_as_any_other(method: str, x_y):
+    x, y = x_y
+    objective = Objective(parse(method), tiny(0), {"extractor": tiny(3)}).train()
+    total(objective(x, x, y, x)).backward()
+    again = compose(parse("at"), student=objective.restored()).train()
+    total(again(x, x, y)).backward()
+    assert all(p.grad is not None for p in again.student.parameters())
+    objective(x, x, y, x)[
+        "probe" if method == "contrast" else "clean"
+    ].value.backward()  # and the first goes on as it was
+    assert objective.student.training == (method == "contrast")
+
+
+def test_the_contrast_is_not_rounded_by_autocast():
+    torch.manual_seed(0)
+    u, y = F.normalize(torch.randn(8, 16)), torch.arange(8) % 3
+    exact = supervised_contrast(u, y, u, y, 0.1, left_out=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(supervised_contrast(u, y, u, y, 0.1, left_out=8), exact)

@@ -174,3 +174,10 @@ def test_refusals():
         compose(parse("at+ar-at(layer=layer2)"), student=tiny(0))
     with pytest.raises(UserError, match=r"'ar-at' and|ar-at and"):
         parse("at+ar-at+bgat")
+
+
+def test_a_network_is_split_once():
+    student = tiny(0)
+    compose(parse("at+ar-at"), student=student)
+    with pytest.raises(UserError, match="split by view already"):
+        compose(parse("at+ar-at"), student=student)

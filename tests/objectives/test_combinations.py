@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,17 @@ def test_trains_three_steps_and_gradient_reaches_exactly_what_learns(method: str
             assert torch.equal(value, after[key]), key
     moved = [key for key, p in trainable.items() if p.requires_grad and not torch.equal(before[key], after[key])]
     assert moved
+
+
+@pytest.mark.parametrize("method", SINGLE + PAIRS)
+def test_each_declared_pass_runs_once(method: str):
+    objective, count = bound(method), Counter[str]()
+    for name, net in objective.nets.items():
+        net.register_forward_hook(lambda *_, name=name: count.update([name]))
+    x, y = batch()
+    objective(x, x.flip(2), y, x.flip(3))
+    assert count == Counter(need.net for need in objective.method.needs)
+    assert len(set(objective.method.needs)) == len(objective.method.needs)
 
 
 @pytest.mark.parametrize("method", PAIRS)

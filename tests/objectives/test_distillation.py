@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests.conftest import batch, tiny
+from tests.objectives.networks import bound
 from tests.objectives.test_formulas import Case, ce, kl, softmax
 from torch import Tensor, nn
 
@@ -329,3 +330,11 @@ def test_refusals(spelled: str, words: str):
 def test_what_has_labels_or_adds_only_joins():
     for spelled in ("ard(alpha=0.5)+bgat", "iad2+kd", "rslad+vfd", "rslad+bgat(additive=true)", "mtard+vfd"):
         parse(spelled)
+
+
+def test_a_folded_teacher_follows_its_network_in_a_train_mode_attack_too():
+    x, y = batch()
+    objective = bound("rslad")
+    objective.perturb(x, y, Linf(), mode="train", steps=1)
+    objective.double()
+    assert objective.perturb(x.double(), y, Linf(), mode="train", steps=1).dtype == torch.float64

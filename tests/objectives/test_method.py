@@ -18,6 +18,10 @@ from advalign.objectives.parts import ADV, Need, Outs, PlugIn, Term, Terms
     [
         ("trades", "trades"),
         ("trades(beta=6)", "trades"),
+        ("at+kd(robust=0.9, vanilla=0.1)", "at+kd(robust=0.9)"),
+        ("at+kd(robust=0.8, vanilla=0.2)", "at+kd(robust=0.8, vanilla=0.2)"),
+        ("at+vfd(layer=(layer3, layer4.1.bn2))", 'at+vfd(layer=("layer3", "layer4.1.bn2"))'),
+        ("at+vfd(layer=(0, 1))", 'at+vfd(layer=("0", "1"))'),
         ("trades( beta = 3.0 )", "trades(beta=3)"),
         ("trades(beta=1/2)+vfd(layer=layer3, weight=0.02)", 'trades(beta=0.5)+vfd(layer="layer3")'),
         ("alp(mix=0.5,beta=0.5)", "alp(beta=0.5, mix=0.5)"),
@@ -56,6 +60,9 @@ def test_plus_composes():
         ("trades+vfd+vfd", "named twice"),
         ("natural+vfd", "'natural' makes none"),
         ("hat(reach=1)", "reach=1 must be above 1"),
+        ("at+kd(robust=0.9, vanilla=0.2)", "vanilla=0.2 must be in [0, 0.1], beside robust=0.9"),
+        ("at+ar-at(layer=(layer1, layer1))", "must name layers, each once"),
+        ("at # +vfd", "cannot read"),
     ],
 )
 def test_refusals_name_the_value_and_what_is_allowed(spelled: str, words: str):

@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from advalign import objectives
 from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, parse, register
+from advalign.objectives.bases.trades import TRADES
+from advalign.objectives.parts import Outs, PlugIn, Terms
 from advalign.runs import Run
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +96,17 @@ HEAD = "from advalign.objectives.parts import ADV, Base, PlugIn, Term\n\n"
         ),
         ("wrong_h:Own", "class Own(PlugIn):\n    name = 'own'", "cannot be made without arguments"),
         ("wrong_i:Own", "class Own(PlugIn):\n    def terms(self, outs, y): return {}", "name"),
+        (
+            "wrong_j:Own",
+            "class Own(PlugIn):\n    name = 'own'\n    def __init__(self, weight=1.0):\n        super().__init__()\n"
+            "        self.scale = weight\n    def terms(self, outs, y): return {}",
+            "must keep its argument ['weight'] under that name",
+        ),
+        (
+            "wrong_k:Own",
+            "class Own(PlugIn):\n    name = 'my_own'\n    def terms(self, outs, y): return {}",
+            "is called 'my_own': a name is letters and digits, joined by hyphens",
+        ),
     ],
 )
 def test_what_is_no_plug_in_is_refused_in_one_line(registries: Path, spelling: str, source: str | None, message: str):
@@ -112,3 +126,31 @@ def test_a_base_of_ones_own_is_registered_too(registries: Path):
     register("own_base:Own")
     register("own_base:Own")  # twice is once
     assert str(parse("own+vfd")) == "own+vfd"
+
+
+def test_an_argument_that_is_not_spelled_is_refused_from_python_too():
+    """Two weights would have one spelling, and one run."""
+
+    class Hides(PlugIn):
+        name = "hides"
+
+        def __init__(self, weight: float = 1.0) -> None:
+            super().__init__()
+            self.scale = weight
+
+        def terms(self, outs: Outs, y: Tensor) -> Terms:
+            return {}
+
+    with pytest.raises(UserError, match="must keep its argument"):
+        str(TRADES() + Hides(2.0))
+
+
+def test_a_class_typed_into_a_shell_trains_too(tmp_path: Path):
+    code = (
+        "import advalign as aa\nfrom advalign.recipes import Recipe\n"
+        "class Own(aa.PlugIn):\n    name = 'own'\n    def terms(self, outs, y): return {}\n"
+        "recipe = Recipe(epochs=1, steps=1, subset=64, validation=32, batch_size=32)\n"
+        "print(aa.train(aa.AT() + Own(), data='digits', model='small-cnn(width=2)', recipe=recipe).finished)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True", done.stderr

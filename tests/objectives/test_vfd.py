@@ -12,6 +12,7 @@ from advalign import models
 from advalign.errors import UserError
 from advalign.models import Tapped
 from advalign.objectives import compose, parse, total
+from advalign.threats import Linf
 
 READINGS = {
     "euclidean": lambda gap: np.mean([np.sqrt((g**2).sum()) for g in gap]),
@@ -87,7 +88,7 @@ def test_calibration_is_what_finite_differences_say_and_changes_nothing():
     x, x_adv = x.double(), (x + 0.05).clamp(0, 1).double()
     objective.double()
     before = {key: value.clone() for key, value in objective.state_dict().items()}
-    told = objective.calibrate(x, x_adv, y)["layer2"]
+    told = objective.calibrate(x, x_adv, y)["vfd"]["layer2"]
     assert all(torch.equal(value, before[key]) for key, value in objective.state_dict().items())
     assert all(p.grad is None for p in objective.parameters())
     # The term's gradient is known in closed form: a unit vector for each of the two views, times the weight.
@@ -104,6 +105,28 @@ def test_calibration_is_what_finite_differences_say_and_changes_nothing():
     assert told["gradient_ties"] > 0
     terms = objective(x, x_adv, y)
     assert (told["distance_clean"] + told["distance_adv"]).item() == pytest.approx(terms["vfd"].value.item(), rel=1e-9)
+
+
+def test_calibration_has_no_ratio_where_nothing_teaches_labels(x_y):
+    x, y = x_y
+    objective = compose(parse("rslad+vfd"), student=tiny(0), vanilla=tiny(7), robust=tiny(8)).train()
+    told = objective.calibrate(x, x, y)["vfd"]["layer2"]
+    assert "ratio" not in told
+    assert all(value.isfinite() for value in told.values())
+
+
+def test_other_guests_need_not_have_the_layer(x_y):
+    """A robust teacher of another architecture, as the distillation papers have it, beside a vanilla one."""
+    x, y = x_y
+    teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
+    objective = compose(parse("rslad+vfd"), student=tiny(0), vanilla=tiny(7), robust=teacher).train()
+    total(objective(x, objective.perturb(x, y, Linf()), y)).backward()
+
+
+def test_the_student_of_ar_at_may_begin_as_the_vanilla_model_too():
+    objective = compose(parse("at+ar-at+vfd(init=vanilla)"), student=tiny(0), vanilla=tiny(7))
+    begun = objective.restored().state_dict()
+    assert all(torch.equal(value, begun[key]) for key, value in tiny(7).state_dict().items())
 
 
 def test_only_methods_that_log_something_pay_for_it(x_y):

@@ -32,6 +32,16 @@ def records():
     ]
 
 
+def test_two_runs_of_one_seed_are_two_rows():
+    """They differ in something that no record tells, such as the guests they were given."""
+    other = [replace(record, run="other", accuracy=0.1) for record in records() if record.method == "trades+vfd"]
+    table = accuracy_table([*records(), *other])
+    rows = [row for row in table.rows if row[0] == "trades+vfd"]
+    assert [row[1] for row in rows] == ["94.0", "10.0"]
+    assert table.columns[-1] == "run"
+    assert {row[-1] for row in rows} == {"trades+vfd0", "other"}
+
+
 def test_means_spreads_and_bests_are_right():
     table = accuracy_table(records())
     assert table.columns == ("method", "clean", "worst case")
@@ -129,7 +139,7 @@ def test_calibration_shows_both_distances_and_the_ratio_of_each_layer():
         return {"distance_clean": epoch + layer, "distance_adv": 2 * epoch + layer, "ratio": 0.1 * epoch}
 
     layers = ("layer3", "layer4")
-    log = [{"epoch": e, "calibration": {name: told(e, i) for i, name in enumerate(layers)}} for e in (1, 2, 3)]
+    log = [{"epoch": e, "calibration": {"vfd": {name: told(e, i) for i, name in enumerate(layers)}}} for e in (1, 2, 3)]
     left, right = calibration_curves({"trades+vfd": log}).axes
     drawn = [np.array(line.get_ydata()) for line in left.lines]
     np.testing.assert_allclose(drawn, [[1, 2, 3], [2, 4, 6], [2, 3, 4], [3, 5, 7]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from advalign.errors import UserError, require
@@ -102,12 +103,13 @@ def register(spelling: str) -> None:
     if registry is None:
         raise UserError(f"{spelling} must be a class derived from advalign.PlugIn or advalign.Base")
     try:
-        known_as = str(part())
+        str(part())
     except Exception as error:  # somebody's constructor may raise anything
         raise UserError(f"{spelling} cannot be made without arguments: {type(error).__name__}: {error}") from error
+    plain = isinstance(part.name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*", part.name)
+    require(bool(plain), f"{spelling} is called {part.name!r}: a name is letters and digits, joined by hyphens")
     taken = (BASES | PLUGINS).get(part.name, part)
     require(taken is part, f"{spelling} is called {part.name!r}, as {taken.__module__}:{taken.__name__} is: rename it")
-    require(known_as == part.name, f"{spelling} spells itself {known_as!r}: keep each argument under its own name")
     registry[part.name] = part
 
 

@@ -75,7 +75,8 @@ def supervised_contrast(
         temperature: t.
         left_out: the last so many of the others are the anchors themselves, and no anchor is compared with itself.
     """
-    similar = anchors @ others.T / temperature
+    with torch.autocast(anchors.device.type, enabled=False):  # bf16 is too coarse to divide by a temperature
+        similar = anchors @ others.T / temperature
     positive = y[:, None] == labels[None, :]
     if left_out:
         itself = torch.eye(left_out, dtype=torch.bool, device=y.device)

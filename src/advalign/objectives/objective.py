@@ -46,13 +46,15 @@ class Objective(nn.Module):
         for part in method.parts:
             if part.begins_as:
                 _copy_weights(guests[part.begins_as], student, f"{method}: the student begins as the {part.begins_as}")
+        for part in method.parts:
             student = part.adapt(student)
-        layers = union(part.layers(student) for part in method.parts)
+        layers = {part: part.layers(student) for part in method.parts}
         self._splits = any(isinstance(module, SplitNorm) for module in student.modules())
-        self.nets = nn.ModuleDict({"student": Tapped(student, layers)})
+        self.nets = nn.ModuleDict({"student": Tapped(student, union(layers.values()))})
         for name in union((need.net,) for need in method.needs):
             if name != "student":
-                self.nets[name] = Tapped(guests[name], layers, frozen=name not in method.learners)
+                read = union(layers[part] for part in method.parts if any(need.net == name for need in part.needs))
+                self.nets[name] = Tapped(guests[name], read, frozen=name not in method.learners)
 
     @property
     def student(self) -> nn.Module:
@@ -110,6 +112,8 @@ class Objective(nn.Module):
         if mode not in (None, "eval", "train"):
             raise unknown("mode", mode, ("eval", "train"))
         step_size = threat.eps / 4 if step_size is None else step_size
+        for guest in self._folded_guests.values():
+            guest.refresh()
         network = self._train_mode() if (mode or craft.mode) == "train" else self._eval_mode()
         with network as student, torch.enable_grad():
             nets: dict[str, Network] = {"student": student}
@@ -141,20 +145,18 @@ class Objective(nn.Module):
         """
         return self._terms(self._passes(x, x_adv, second), y)
 
-    def calibrate(self, x: Tensor, x_adv: Tensor, y: Tensor, second: Tensor | None = None) -> Calibration:
-        """Return what the plug-ins tell of themselves on one batch, by layer and name; nothing is changed.
+    def calibrate(self, x: Tensor, x_adv: Tensor, y: Tensor, second: Tensor | None = None) -> dict[str, Calibration]:
+        """Return what each plug-in tells of itself on one batch, by layer and name; nothing is changed.
 
         Outside of autocast, which would cut the graph between the features and the logits.
         """
-        if all(type(plugin).calibrate is PlugIn.calibrate for plugin in self.method.plugins):
+        telling = [plugin for plugin in self.method.plugins if type(plugin).calibrate is not PlugIn.calibrate]
+        if not telling:
             return {}
         with buffers_kept(self):
             outs = self._passes(x, x_adv, second)
             terms = self._terms(outs, y)
-            told = {}
-            for plugin in self.method.plugins:
-                told |= plugin.calibrate(outs, terms)
-        return told
+            return {plugin.name: plugin.calibrate(outs, terms) for plugin in telling}
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the training passes and the attack's network with `torch.compile`, which takes the arguments."""
@@ -179,6 +181,7 @@ class Objective(nn.Module):
             views = plugin.views(views)
         outs: dict[Need, Out] = {}
         for need in self.method.needs:
+            require(need.view in views, f"{self.method} has no view {need.view!r}: choose from {', '.join(views)}")
             view = "clean" if need.view in ("clean", "second") else "adv"
             with norm_of(self.nets["student"], view) if self._splits else nullcontext():
                 outs[need] = self.nets[need.net](views[need.view])
@@ -193,13 +196,16 @@ class Objective(nn.Module):
             clash = sorted(terms.keys() & added.keys())
             require(not clash, f"{self.method}: {clash} named by two parts")
             terms |= added
+        require("loss" not in terms, f"{self.method}: a term is called 'loss', which is the name of their sum")
         return {name: self._smoothed(term, outs) for name, term in terms.items()}
 
     def _smoothed(self, term: Term, outs: Mapping[Need, Out]) -> Term:
         """Mix a uniform label into what teaches hard ones: Szegedy et al. 2016, for any label term."""
         if not (self.label_smoothing and term.teaches):
             return term
-        uniform = -F.log_softmax(outs[Need("student", term.teaches)].logits, 1).mean()
+        need = Need("student", term.teaches)
+        require(need in outs, f"{self.method}: a term teaches {term.teaches!r}, which the student does not see")
+        uniform = -F.log_softmax(outs[need].logits, 1).mean()
         return term._replace(value=(1 - self.label_smoothing) * term.value + self.label_smoothing * uniform)
 
     def _guest(self, name: str, x: Tensor) -> Out:
@@ -225,8 +231,6 @@ class Objective(nn.Module):
     def _eval_mode(self):
         # The twin has BatchNorm folded into the convolutions and frozen weights; folded anew once a step.
         self._folded.refresh()
-        for guest in self._folded_guests.values():
-            guest.refresh()
         yield self._folded
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ class Part(nn.Module, ABC):
         super().__init__()
 
     def __str__(self) -> str:
+        lost = [name for name in inspect.signature(type(self)).parameters if name not in vars(self)]
+        require(not lost, f"{self.name} must keep its argument {lost[:1]} under that name, or it cannot be told apart")
         return spell(self.name, type(self), vars(self))
 
     def adapt(self, student: nn.Module) -> nn.Module:
@@ -102,7 +105,7 @@ class Part(nn.Module, ABC):
 class Base(Part):
     """An adversarial-training method: how examples are crafted, which passes it reads, which terms it sums."""
 
-    teaches: tuple[str, ...]  # the views whose hard labels its terms teach
+    teaches: tuple[str, ...] = ()  # the views whose hard labels its terms teach
     craft: Craft | None = Craft(start="gaussian")  # None: no adversarial examples
     alone: str = ""  # why no plug-in joins it; any may if empty
 
@@ -184,6 +187,9 @@ class Method:
             not takers or bool(base.teaches),
             f"{self}: {takers[0] if takers else ''!r} takes the place of hard labels, but {base} has none",
         )
+        for plugin in self.plugins:
+            unread = sorted(set(plugin.learns) - {need.net for need in plugin.needs})
+            require(not unread, f"{plugin.name}: {unread} learns, but is none of the networks that it needs")
         climbs = [plugin.name for plugin in self.plugins if plugin.replaces_goal]
         require(len(climbs) <= 1, f"{self}: {' and '.join(climbs)} each replace what the attack climbs; take one")
         budgets = [plugin.name for plugin in self.plugins if plugin.replaces_budget]

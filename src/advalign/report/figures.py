@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from math import nan
 from statistics import mean
 from typing import Any
 
@@ -83,12 +84,12 @@ def calibration_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figur
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         right.axhspan(0.05, 0.5, color="0.92")
-        for i, (name, layer) in enumerate((n, k) for n, log in logs.items() for k in log[0].get("calibration", {})):
-            rows = [(row["epoch"], row["calibration"][layer]) for row in logs[name]]
+        for i, (name, layer) in enumerate((n, k) for n, log in logs.items() for k in log[0]["calibration"]["vfd"]):
+            rows = [(row["epoch"], row["calibration"]["vfd"][layer]) for row in logs[name]]
             epochs = [epoch for epoch, _ in rows]
             for view, style in (("clean", "--"), ("adv", "-")):
                 left.plot(epochs, [told[f"distance_{view}"] for _, told in rows], style, color=f"C{i}")
-            right.plot(epochs, [told["ratio"] for _, told in rows], color=f"C{i}", label=f"{name}, {layer}")
+            right.plot(epochs, [told.get("ratio", nan) for _, told in rows], color=f"C{i}", label=f"{name}, {layer}")
         left.set(xlabel="epoch", ylabel="distance of features", yscale="log", title="dashed: clean, solid: adversarial")
         right.set(xlabel="epoch", ylabel="gradient, VFD / labels", yscale="log", title="band: sound, .05 to .5")
         right.legend(frameon=False, fontsize=7)

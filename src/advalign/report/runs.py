@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from advalign.errors import require
 from advalign.report.figures import calibration_curves, trade_off, training_curves
@@ -44,14 +45,14 @@ def report_on(paths: Sequence[str | Path], out: str | Path) -> Table:
         logs = _labelled(runs)
         curves = training_curves(logs)
         plates.append(Plate("Training", curves, "Loss on the training images, accuracy on held-out ones."))
-        if calibrated := {name: log for name, log in logs.items() if "calibration" in log[0]}:
+        if calibrated := {name: log for name, log in logs.items() if "vfd" in log[0].get("calibration", {})}:
             plates.append(Plate("Calibration of VFD", calibration_curves(calibrated), CALIBRATION))
     introduction = [f"{len(runs)} runs, {len(records)} records."]
     write_page(Path(out), "advalign report", introduction, table, plates, environment())
     return table
 
 
-def _labelled(runs: Sequence[Run]) -> dict[str, list[dict[str, object]]]:
+def _labelled(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
     """Return the runs' logs by method, and by id where a method was trained more than once."""
     methods = [run.setting["method"] for run in runs]
     return {

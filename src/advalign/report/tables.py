@@ -78,14 +78,26 @@ def rows_of(records: Sequence[Record]) -> tuple[list[Row], list[str]]:
     groups: dict[tuple[object, ...], list[Record]] = {}
     for record in dict.fromkeys(records):
         groups.setdefault((record.method, *(getattr(record, key) for key in keys)), []).append(record)
+    groups = {(*key, *run): part for key, group in groups.items() for run, part in _by_run(group).items()}
     first = [group[0] for group in groups.values()]
     shown = [key for key in _TOLD if len({getattr(record, key) for record in first}) > 1]
-    for key in _AT_NEED:
+    for key in (*_AT_NEED, "run"):
         if len({_tell(record, shown) for record in first}) < len(first):
             shown.append(key)
-    labels = {**_TOLD, **_AT_NEED}
+    labels = {**_TOLD, **_AT_NEED, "run": "run"}
     rows = [Row(group[0].method, _tell(group[0], shown)[1:], tuple(group)) for group in groups.values()]
     return rows, [labels[key] for key in shown]
+
+
+def _by_run(group: Sequence[Record]) -> dict[tuple[str, ...], list[Record]]:
+    """Split records by run where one seed has several: they differ in what no record tells, such as their guests."""
+    runs_of = {(record.seed, record.run) for record in group}
+    if len(runs_of) == len({seed for seed, _ in runs_of}):
+        return {(): list(group)}
+    runs: dict[tuple[str, ...], list[Record]] = {}
+    for record in group:
+        runs.setdefault((record.run,), []).append(record)
+    return runs
 
 
 def worst_cases(records: Sequence[Record]) -> list[str]:

@@ -100,7 +100,9 @@ def _demo(out: Path, seed: int, time_budget: float | None, console: Console) -> 
         ),
         Plate(
             "Calibration of VFD",
-            calibration_curves({str(run.setting["method"]): run.log for run in runs if "calibration" in run.log[0]}),
+            calibration_curves(
+                {str(run.setting["method"]): run.log for run in runs if "vfd" in run.log[0].get("calibration", {})}
+            ),
             CALIBRATION,
         ),
     )

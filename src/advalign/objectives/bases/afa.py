@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import final
 
 import torch.nn.functional as F
@@ -45,9 +46,9 @@ class LinearAFA(Base):
         return _Still(student)
 
     def restore(self, student: nn.Module) -> nn.Module:
-        """Return the network inside."""
+        """Return a copy of the network inside, of which everything may learn again."""
         assert isinstance(student, _Still)
-        return student.net
+        return copy.deepcopy(student.net).requires_grad_(True)
 
     def terms(self, outs: Outs, y: Tensor) -> Terms:
         """Return the cross entropy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, final
 
 import torch
@@ -44,6 +45,14 @@ class Contrast(Base):
     def adapt(self, student: nn.Module) -> nn.Module:
         """Keep the gradient of the probe from the extractor."""
         last_linear(student).register_forward_pre_hook(_detached)
+        return student
+
+    def restore(self, student: nn.Module) -> nn.Module:
+        """Return a copy whose last layer sends gradient to the extractor again."""
+        student = copy.deepcopy(student)
+        hooks = last_linear(student)._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if hook is _detached]:
+            del hooks[key]
         return student
 
     def layers(self, student: nn.Module) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from advalign.attacks.ascent import Goal
 from advalign.errors import require
-from advalign.objectives.bases.trades import TRADES
+from advalign.objectives.bases.trades import from_clean
 from advalign.objectives.distances import pairwise_gap
 from advalign.objectives.parts import ADV, CLEAN, Base, Networks, Outs, Term, Terms, Views
 
@@ -35,11 +35,10 @@ class DKL(Base):
         require(alpha >= 0, f"dkl: alpha={alpha:g} must be at least 0")
         require(beta >= 0, f"dkl: beta={beta:g} must be at least 0")
         self.alpha, self.beta = alpha, beta
-        self.trades = TRADES()
 
     def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
         """Return TRADES' goal."""
-        return self.trades.goal(nets, views, y)
+        return from_clean(nets["student"], views["clean"])
 
     def terms(self, outs: Outs, y: Tensor) -> Terms:
         """Return cross entropy on the clean images and the two sides of the KL."""

@@ -13,7 +13,7 @@ from advalign.attacks.ascent import Goal
 from advalign.errors import require
 from advalign.models.split_norm import norm_of
 from advalign.models.taps import Tapped
-from advalign.objectives.bases.trades import TRADES
+from advalign.objectives.bases.trades import from_clean
 from advalign.objectives.distances import pairwise_gap
 from advalign.objectives.parts import ADV, CLEAN, Base, Networks, Outs, Term, Terms, Views
 
@@ -44,7 +44,6 @@ class IKL(Base):
         require(beta >= 0, f"ikl: beta={beta:g} must be at least 0")
         require(temperature > 0, f"ikl: temperature={temperature:g} must be above 0")
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
-        self.trades = TRADES()
         # (K, K), a row for each label; its size is known from logits only, so it is saved as extra state.
         self.register_buffer("means", torch.zeros(0, 0), persistent=False)
 
@@ -64,11 +63,12 @@ class IKL(Base):
                 p = (student(x).logits / self.temperature).softmax(1)
                 members = F.one_hot(y, p.shape[1]).to(p.dtype)
                 sums, counts = sums + members.T @ p, counts + members.sum(0)[:, None]
+        require(counts.ndim > 0, "ikl averages its predictions over the epoch's batches, and there are none")
         self.means = torch.where(counts > 0, sums / counts.clamp_min(1), 1 / len(counts))
 
     def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
         """Return TRADES' goal."""
-        return self.trades.goal(nets, views, y)
+        return from_clean(nets["student"], views["clean"])
 
     def terms(self, outs: Outs, y: Tensor) -> Terms:
         """Return cross entropy on the clean images and the two parts of the divergence."""

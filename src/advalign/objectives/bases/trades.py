@@ -11,7 +11,7 @@ from torch import Tensor
 from advalign.attacks.ascent import Goal
 from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
-from advalign.objectives.parts import ADV, CLEAN, Base, Networks, Outs, Term, Terms, Views
+from advalign.objectives.parts import ADV, CLEAN, Base, Network, Networks, Outs, Term, Terms, Views
 
 
 @final
@@ -35,11 +35,8 @@ class TRADES(Base):
         self.beta = beta
 
     def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
-        """Return the KL divergence from the clean prediction, which is a constant of the attack."""
-        student = nets["student"]
-        with torch.no_grad():
-            clean = student(views["clean"]).logits
-        return Goal(lambda x_adv: student(x_adv).logits, kl_divergence, clean)
+        """Return the KL divergence from the clean prediction."""
+        return from_clean(nets["student"], views["clean"])
 
     def terms(self, outs: Outs, y: Tensor) -> Terms:
         """Return cross entropy on the clean images and the KL that ties the adversarial ones to them."""
@@ -48,3 +45,10 @@ class TRADES(Base):
             "clean": Term(1.0, F.cross_entropy(clean, y), teaches="clean"),
             "kl": Term(self.beta, kl_divergence(adv, clean).mean()),
         }
+
+
+def from_clean(student: Network, x: Tensor) -> Goal:
+    """Return the KL divergence from the student's prediction of the clean images x, a constant of the attack."""
+    with torch.no_grad():
+        clean = student(x).logits
+    return Goal(lambda x_adv: student(x_adv).logits, kl_divergence, clean)

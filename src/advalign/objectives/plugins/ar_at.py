@@ -60,6 +60,8 @@ class ARAT(PlugIn):
     ) -> None:
         super().__init__()
         require(weight >= 0, f"ar-at: weight={weight:g} must be at least 0")
+        several = isinstance(layer, tuple)
+        require(not several or 0 < len(set(layer)) == len(layer), f"ar-at: layer={layer} must name layers, each once")
         self.weight, self.layer, self.predictor, self.symmetric = weight, layer, predictor, symmetric
         self.noisy_clean = self.replaces_budget = noisy_clean
         self.predictors = nn.ModuleList()
@@ -67,8 +69,8 @@ class ARAT(PlugIn):
 
     def adapt(self, student: nn.Module) -> nn.Module:
         """Split every BatchNorm in two, and make a predictor for each aligned layer."""
-        given = (self.layer,) if isinstance(self.layer, str) else self.layer
-        self.aligned = given or _last_norms(student)
+        layer = _last_norms(student) if self.layer is None else self.layer
+        self.aligned = layer if isinstance(layer, tuple) else (layer,)
         if self.predictor:
             self.predictors = nn.ModuleList(_predictor(_width(student, layer)) for layer in self.aligned)
         return split_norms(student)
@@ -85,6 +87,7 @@ class ARAT(PlugIn):
         """Measure a, the training accuracy of the clean path."""
         with norm_of(student, "clean"):
             right = [student(x).logits.argmax(1) == y for x, y in islice(batches, MEASURED)]
+        require(bool(right), "ar-at measures its share on the epoch's batches, and there are none")
         self.share.copy_(torch.cat(right).float().mean())
 
     def budget(self, student: Network, x: Tensor, threat: Threat) -> Threat:
@@ -97,7 +100,10 @@ class ARAT(PlugIn):
 
     def views(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the views, the clean one with the attack's noise if it is to be noisy."""
-        return views | {"clean": views["clean"] + self.noise} if self.noisy_clean else views
+        if not self.noisy_clean:
+            return views
+        require(hasattr(self, "noise"), "ar-at: noisy_clean takes its noise from the attack: call perturb first")
+        return views | {"clean": views["clean"] + self.noise}
 
     def reweigh(self, base: Terms) -> Terms:
         """Drop what teaches the hard labels."""

@@ -43,29 +43,42 @@ class PART(PlugIn):
     name = "part"
     replaces_budget = True
     needs = (ADV,)
-    warming: Tensor
+    warming = False
 
     def __init__(self, low: float = 7 / 8, warmup: float = 0.25, layer: str | None = None) -> None:
         super().__init__()
         require(0 <= low <= 1, f"part: low={low:g} must be in [0, 1], a share of the threat's eps")
         require(0 <= warmup < 1, f"part: warmup={warmup:g} must be in [0, 1), a share of the epochs")
         self.low, self.warmup, self.layer = low, warmup, layer
-        self.register_buffer("warming", torch.tensor(False))  # a buffer, so that a resumed run knows
+
+    def get_extra_state(self) -> Tensor:
+        """Return whether it is early, so that a resumed run knows."""
+        return torch.tensor(self.warming)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take it back."""
+        self.warming = bool(state)
+
+    def adapt(self, student: nn.Module) -> nn.Module:
+        """Choose the layer."""
+        self.mapped = last_stage(student) if self.layer is None else self.layer
+        return student
 
     def layers(self, student: nn.Module) -> tuple[str, ...]:
         """Return the one layer whose activations the map is made of."""
-        self.mapped = self.layer or last_stage(student)
         return (self.mapped,)
 
     def start_epoch(self, student: Tapped, batches: Iterable[tuple[Tensor, Tensor]], progress: float) -> None:
         """Note whether the epoch belongs to the warm-up."""
-        self.warming.fill_(progress < self.warmup)
+        self.warming = progress < self.warmup
 
     def budget(self, student: Network, x: Tensor, threat: Threat) -> Threat:
         """Return the box around images (N, C, H, W): the whole radius where they are important or it is early."""
         require(isinstance(threat, Linf), f"part is defined for linf, not for {threat}: it sets the radius of pixels")
-        full = important(self._map(student, x), x.shape) | self.warming
-        radii = torch.full_like(x, self.low * threat.eps).masked_fill_(full, threat.eps)
+        if self.warming:
+            return threat
+        radii = torch.full_like(x, self.low * threat.eps)
+        radii.masked_fill_(important(self._map(student, x), x.shape), threat.eps)
         return PixelLinf(threat.eps, radii)
 
     def terms(self, outs: Outs, y: Tensor) -> Terms:

@@ -61,12 +61,14 @@ class VFD(PlugIn):
         has_clean = self.eq6 and "clean" in base.teaches
         require(not has_clean, f"{base}+vfd: eq6 adds clean cross entropy, which {base} has: leave it out")
 
+    def adapt(self, student: nn.Module) -> nn.Module:
+        """Choose the layers."""
+        layer = last_stage(student) if self.layer is None else self.layer
+        self.aligned = layer if isinstance(layer, tuple) else (layer,)
+        return student
+
     def layers(self, student: nn.Module) -> tuple[str, ...]:
         """Return the layers that are aligned."""
-        if isinstance(self.layer, tuple):
-            self.aligned = self.layer
-        else:
-            self.aligned = (self.layer or last_stage(student),)
         return self.aligned
 
     def terms(self, outs: Outs, y: Tensor) -> Terms:
@@ -80,7 +82,8 @@ class VFD(PlugIn):
         """Return, by layer, the two distances and how strongly each kind of term pulls at the features.
 
         A gradient is that of one image's loss with respect to its clean and adversarial features, its norm averaged
-        over the batch; `ratio` is that of this term to what teaches labels. The method is sound between .05 and .5.
+        over the batch; `ratio`, where something teaches labels, is that of this term to it. The method is sound
+        between .05 and .5.
         """
         told = {}
         labels = [term for term in terms.values() if term.teaches]
@@ -95,7 +98,7 @@ class VFD(PlugIn):
                 "distance_clean": clean.detach(),
                 "distance_adv": adv.detach(),
                 **{f"gradient_{kind}": norm for kind, norm in pull.items()},
-                "ratio": pull["vfd"] / pull["labels"],
+                **({"ratio": pull["vfd"] / pull["labels"]} if labels else {}),
             }
         return told
 
