@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -49,6 +50,7 @@ class Stub:
     """An attack that does as it is told, and counts."""
 
     name: ClassVar[str] = "stub"
+    bounded: ClassVar[bool] = True
     threat: Threat
     act: Callable[[nn.Module, Tensor, Tensor], Tensor]
     label: str = "a"
@@ -238,7 +240,9 @@ class Watched(TinyNet):
         return logits
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
 def test_attacks_run_in_the_given_precision_and_the_verdict_in_fp32(precision: str, dtype: torch.dtype):
     plain, images = case()
     net = Watched().eval()
@@ -275,3 +279,140 @@ def test_progress_adds_up_to_every_image():
 
     evaluate(net, images, [FGSM(BUDGET), PGD(BUDGET, steps=1)], batch_size=8, advance=advance)
     assert done == {"clean": N, "fgsm": N, "pgd(steps=1)": N}
+
+
+def test_passes_are_counted_by_image():
+    """FGSM runs each image forth and back once; PGD at most its steps, and fewer for those it fools early."""
+    net, images = case()
+    found = evaluate(net, images, [FGSM(BUDGET), PGD(BUDGET, steps=7, until_fooled=False), PGD(BUDGET, steps=9)])
+    alive = int(found.correct["clean"].sum())
+    assert found.passes["clean"] == (N, 0)
+    assert found.passes["fgsm"] == (alive, alive)
+    assert found.passes["pgd(steps=7, until_fooled=False)"] == (7 * alive, 7 * alive)
+    forward, backward = found.passes["pgd(steps=9)"]
+    assert alive < backward < 9 * alive
+    assert forward == backward
+
+
+@dataclass(frozen=True)
+class Several:
+    """An ensemble of stubs."""
+
+    name: ClassVar[str] = "several"
+    bounded: ClassVar[bool] = True
+    threat: Threat
+    members: tuple[Stub, ...]
+    label: str = "several"
+
+
+def worse(fools: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """An attack that moves the images that it is told to move, far enough to fool."""
+
+    def act(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        moved = PGD(L2(3.0), steps=20, start="clean")(model, x, y)
+        return torch.where(fools(x)[:, None, None, None], moved, x)
+
+    return act
+
+
+def test_members_of_an_ensemble_attack_what_is_left_in_full_batches(monkeypatch: pytest.MonkeyPatch):
+    net, images = case()
+    budget = L2(3.0)
+    first = Stub(budget, worse(lambda x: x[:, 0, 0, 0] > 0.5), "first")
+    second = Stub(budget, worse(lambda x: x[:, 0, 0, 1] > 0.5), "second")
+    monkeypatch.setattr("advalign.evaluation.spelled", lambda attack: attack.label)
+    found = evaluate(net, images, [Several(budget, (first, second))], batch_size=8)  # pyright: ignore[reportArgumentType]
+    clean = found.correct["clean"]
+    seen = [torch.cat(stub.seen) for stub in (first, second)]
+    x = images.floats()
+    assert torch.equal(seen[0], x[clean])
+    left = clean & ~(PGD(budget, steps=20, start="clean")(net, x, images.labels) != x).flatten(1).any(1) | (
+        clean & (x[:, 0, 0, 0] <= 0.5)
+    )
+    assert torch.equal(seen[1], x[left])
+    assert {len(each) for each in second.seen[:-1]} <= {8}
+    assert found.trails == {"several": {"first": float(left.double().mean()), "second": found.accuracies()["several"]}}
+    assert found.accuracies()["several"] < float(left.double().mean())
+
+
+def test_unbounded_attacks_take_no_part_in_the_worst_case():
+    @dataclass(frozen=True)
+    class Unbounded(Stub):
+        bounded: ClassVar[bool] = False
+
+    net, images = case()
+    far = Unbounded(BUDGET, lambda model, x, y: 1 - x)
+    found = evaluate(net, images, [FGSM(BUDGET), far])
+    assert torch.equal(found.outcomes[WORST_CASE], found.correct["clean"] & found.correct["fgsm"])
+    assert found.unbounded == {"a"}
+    assert set(evaluate(net, images, [far]).accuracies()) == {"clean", "a"}
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_interrupted_evaluation_goes_on_to_the_same_bits(
+    keep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("advalign.evaluation.SAVE_SECONDS", 0.0)
+    net, images = case()
+    attacks: Sequence[Attack] = [FGSM(BUDGET), PGD(BUDGET, steps=3), MIM(BUDGET, steps=2)]
+    whole = evaluate(net, images, attacks, batch_size=8, keep_examples=keep)
+    state, calls = tmp_path / "state", 0
+
+    def impatient(name: str, n: int) -> None:
+        nonlocal budget
+        budget -= 1
+        if budget < 0:
+            raise Interrupted
+
+    while True:
+        budget, calls = 3 + calls, calls + 1
+        try:
+            found = evaluate(net, images, attacks, batch_size=8, keep_examples=keep, state=state, advance=impatient)
+            break
+        except Interrupted:
+            assert calls < 30
+    assert calls > 3
+    assert found.passes == whole.passes
+    for name, flags in whole.correct.items():
+        assert torch.equal(found.correct[name], flags), name
+    assert (
+        found.examples.keys() == whole.examples.keys() == ({"fgsm", "pgd(steps=3)", "mim(steps=2)"} if keep else set())
+    )
+    for name, examples in whole.examples.items():
+        assert torch.equal(found.examples[name], examples)
+
+
+def test_examples_are_what_fooled_the_model():
+    net, images = case()
+    found = evaluate(net, images, [PGD(BUDGET)], batch_size=16, keep_examples=True)
+    (examples,) = found.examples.values()
+    right = net(examples).argmax(1) == images.labels
+    assert torch.equal(right, found.correct["pgd(steps=20)"])
+    lost = ~found.correct["clean"]
+    assert torch.equal(examples[lost], images.floats()[lost])
+    assert float(BUDGET.distance(examples, images.floats()).max()) <= BUDGET.eps + 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch.compile itself imports it
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, lambda net: torch.compile(nn.DataParallel(net))])
+def test_wrapped_models_are_evaluated_by_the_network_inside(wrap: Callable[[nn.Module], nn.Module]):
+    net, images = case()
+    expected = evaluate(net, images, [PGD(BUDGET)])
+    found = evaluate(wrap(net), images, [PGD(BUDGET)])
+    assert torch.equal(found.correct["pgd(steps=20)"], expected.correct["pgd(steps=20)"])
+
+
+def test_a_network_that_cannot_be_copied_is_evaluated_as_it_is():
+    class Stubborn(TinyNet):
+        def __deepcopy__(self, memo: object) -> nn.Module:
+            raise TypeError("no copies")
+
+    plain, images = case()
+    net = Stubborn().eval()
+    net.load_state_dict(plain.state_dict())
+    found, expected = (evaluate(each, images, [FGSM(BUDGET)]).correct["fgsm"] for each in (net, plain))
+    assert torch.equal(found, expected)

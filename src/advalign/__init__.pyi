@@ -1,4 +1,5 @@
 from . import attacks, data, models
+from .diagnosis import diagnose
 from .errors import TrainingError, UserError
 from .evaluation import evaluate
 from .objectives import Base, Method, Objective, PlugIn, compose, parse, total
@@ -66,6 +67,7 @@ __all__ = [
     "attacks",
     "compose",
     "data",
+    "diagnose",
     "evaluate",
     "load",
     "models",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from advalign.errors import TrainingError, UserError, unknown
-from advalign.options import Demo, Evaluate, List, Report, Train
+from advalign.options import Compare, Demo, Diagnose, Evaluate, List, Report, Train, Transfer
 from advalign.recipes import RECIPES, Recipe
 from advalign.spelling import parse_number, spell_number
 
@@ -58,9 +59,10 @@ def run_train(options: Train) -> None:
 def run_evaluate(options: Evaluate) -> None:
     """Evaluate, print the table, and write JSON, Markdown and HTML."""
     from advalign.measure import measure
+    from advalign.report.card import robustbench_card
     from advalign.report.page import write_page
     from advalign.report.tables import accuracy_table, print_table
-    from advalign.runs.files import write_atomically
+    from advalign.runs.files import write_atomically, write_json
     from advalign.runtime import environment
     from advalign.terminal import say
 
@@ -68,13 +70,81 @@ def run_evaluate(options: Evaluate) -> None:
         options.source, options.attacks, checkpoint=options.checkpoint, data=options.data, model=options.model,
         n=options.n, norm=options.norm, eps=options.eps, batch_size=options.batch_size, precision=options.precision,
         seed=options.seed, device=options.device, data_dir=options.data_dir, image_size=options.image_size,
-        out=options.out, console=_console(),
+        mean=options.mean, std=options.std, surrogate=options.surrogate, out=options.out,
+        save_examples=options.save_examples, console=_console(),
     )  # fmt: skip
     table = accuracy_table(result.records)
     print_table(_console(), table)
     write_atomically(result.path.with_suffix(".md"), table.markdown() + "\n")
+    write_atomically(result.path.with_suffix(".tex"), table.latex() + "\n")
     write_page(result.path.with_suffix(".html"), f"Evaluation of {options.source}", [], table, [], environment())
-    say(_console(), f"Written: {result.path} (per image), .md, .html")
+    if any(record.attack == "autoattack" for record in result.records):
+        card = robustbench_card(result.records, extra_data=result.extra_data)
+        write_json(result.path.with_suffix(".robustbench.json"), card)
+    for name, (forward, backward) in result.evaluation.passes.items():
+        n = len(result.evaluation)
+        say(_console(), f"{name}: {forward / n:.1f} forward and {backward / n:.1f} backward passes an image")
+    say(_console(), f"Written: {result.path} (per image), .md, .tex, .html")
+
+
+def run_diagnose(options: Diagnose) -> None:
+    """Diagnose, print the verdicts, and write JSON and HTML."""
+    import hashlib
+
+    from advalign.diagnosis import diagnose
+    from advalign.measure import opened
+    from advalign.report.diagnosis import summary, verdict_table, write_diagnosis
+    from advalign.report.tables import print_table
+    from advalign.runs.files import require_folder, write_json
+    from advalign.runtime import environment
+    from advalign.terminal import say
+
+    console = _console()
+    subject = opened(
+        options.source, checkpoint=options.checkpoint, data=options.data, model=options.model, norm=options.norm,
+        eps=options.eps, device=options.device, data_dir=options.data_dir, image_size=options.image_size,
+        mean=options.mean, std=options.std, console=console,
+    )  # fmt: skip
+    folder = options.out or subject.path.parent / "diagnosis"
+    require_folder(folder)
+    with console.status("") as status:
+        diagnosis = diagnose(
+            subject.net, subject.images, subject.threat, n=options.n, batch_size=options.batch_size,
+            seed=options.seed, advance=lambda what: status.update(f"diagnosing: {what}"),
+        )  # fmt: skip
+    print_table(console, verdict_table(diagnosis))
+    setting = {
+        "source": str(subject.path), "model": subject.model, "data": subject.dataset.name,
+        "images": subject.dataset.digest, "seed": options.seed, "batch_size": options.batch_size,
+    }  # fmt: skip
+    made = repr([*setting.values(), diagnosis.n, diagnosis.threat])
+    file = folder / f"{subject.path.stem}-{hashlib.sha256(made.encode()).hexdigest()[:8]}.json"
+    write_json(file, {**setting, **diagnosis.content(), "environment": environment()})
+    introduction = [f"{subject.model} on {subject.dataset.name}.", *filter(None, [subject.dataset.note])]
+    page = file.with_suffix(".html")
+    write_diagnosis(page, f"Diagnosis of {options.source}", introduction, diagnosis, environment())
+    say(console, f"{summary(diagnosis)}\nWritten: {file}, .html")
+
+
+def run_compare(options: Compare) -> None:
+    """Print the table of differences."""
+    from advalign.comparison import compare, comparison_table
+    from advalign.report.tables import print_table
+
+    differences = compare(options.first, options.second)
+    print_table(_console(), comparison_table(differences, str(options.first), str(options.second)))
+
+
+def run_transfer(options: Transfer) -> None:
+    """Print the transfer matrix."""
+    from advalign.comparison import transfer_matrix
+    from advalign.report.tables import print_table
+
+    table = transfer_matrix(
+        options.sources, options.attack, n=options.n, norm=options.norm, eps=options.eps, data_dir=options.data_dir,
+        device=options.device, console=_console(),
+    )  # fmt: skip
+    print_table(_console(), table)
 
 
 def run_demo(options: Demo) -> None:
@@ -118,6 +188,9 @@ def run_list(options: List) -> None:
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (Train, run_train),
     "evaluate": (Evaluate, run_evaluate),
+    "diagnose": (Diagnose, run_diagnose),
+    "compare": (Compare, run_compare),
+    "transfer": (Transfer, run_transfer),
     "demo": (Demo, run_demo),
     "report": (Report, run_report),
     "list": (List, run_list),
@@ -132,6 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"advalign: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("advalign: stopped at once; what was saved last is kept", file=sys.stderr)
         sys.exit(130)

@@ -30,7 +30,8 @@ class Train:
     vanilla: str | None = None
     """run folder or weights of the vanilla model, where the method needs one; trained first if not given"""
     robust: str | None = None
-    """run folder or weights of the robust teacher, where the method needs one; the base, trained first, if not given"""
+    """run folder or weights of the robust teacher, MODEL@FILE for those of another architecture; the base (TRADES for
+    distillation), trained first, if not given"""
     extractor: str | None = None
     """run folder or weights of `contrast`, where the method is afa; trained first if not given"""
     extra: Path | None = None
@@ -78,17 +79,91 @@ class Evaluate:
     batch_size: int = 512
     """images attacked at once"""
     precision: str = "fp32"
-    """fp32 or bf16 for the attacks; the verdict is always fp32"""
+    """fp32, bf16 or fp16 for the attacks; the verdict is always fp32"""
     seed: int = 0
     """seed of the attacks' random starts"""
     data_dir: Path | None = None
     """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
     image_size: int | None = None
     """side to which folder:PATH resizes its images; what the model was trained on if not given"""
+    surrogate: str | None = None
+    """run folder or weights of another model: the attacks are made on it (black box by transfer) and kept for others"""
+    mean: tuple[float, ...] = ()
+    """mean of each channel, for weights from elsewhere whose network reads normalised images"""
+    std: tuple[float, ...] = ()
+    """standard deviation of each channel, as for --mean"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     out: Path | None = None
     """folder of the results; evaluations/ beside the weights if not given"""
+    save_examples: bool = False
+    """also write the adversarial images, as .npz"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnose:
+    """Tell whether attacks on a run or on a weights file are to be believed: gradient masking and its kin."""
+
+    source: Annotated[Positional[str], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")]
+    """run folder, or weights file (.safetensors, .pt)"""
+    checkpoint: str = "best"
+    """best or last, of a run folder"""
+    data: str | None = None
+    """data set; what the model was trained on if not given"""
+    model: str | None = None
+    """architecture of a weights file that does not name it"""
+    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 500
+    """test images at most, a stratified draw that is the same for every model"""
+    norm: str | None = None
+    """linf or l2; what the model was trained against, else linf"""
+    eps: float | None = None
+    """radius; what the model was trained against, else 8/255"""
+    batch_size: int = 512
+    """images attacked at once"""
+    seed: int = 0
+    """seed of the attacks' random starts"""
+    data_dir: Path | None = None
+    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
+    image_size: int | None = None
+    """side to which folder:PATH resizes its images; what the model was trained on if not given"""
+    mean: tuple[float, ...] = ()
+    """mean of each channel, for weights from elsewhere whose network reads normalised images"""
+    std: tuple[float, ...] = ()
+    """standard deviation of each channel, as for --mean"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    out: Path | None = None
+    """folder of the results; diagnosis/ beside the weights if not given"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Compare two evaluated models image by image: differences with confidence intervals, McNemar's test."""
+
+    first: Annotated[Positional[Path], tyro.conf.arg(metavar="A")]
+    """run folder, or result file of `advalign evaluate`"""
+    second: Annotated[Positional[Path], tyro.conf.arg(metavar="B")]
+    """run folder, or result file of `advalign evaluate`"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """Show every model the adversarial images made on every other: the transfer matrix."""
+
+    sources: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")]
+    """run folders or weights files, at least two"""
+    attack: str = "pgd(steps=20)"
+    """the attack; it goes on to its last step"""
+    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
+    """test images, a stratified draw that is the same for every model; all if not given"""
+    norm: str | None = None
+    """linf or l2; what each target was trained against, else linf"""
+    eps: float | None = None
+    """radius; what each target was trained against, else 8/255"""
+    data_dir: Path | None = None
+    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -34,6 +34,27 @@ GUEST_METHODS: dict[str, Callable[[Method], Method]] = {
     "robust": lambda method: Method(TRADES() if "robust" in Method(method.base).guests else method.base),
     "extractor": lambda method: Method(Contrast(vars(method.base)["temperature"])),
 }
+
+
+class Weights(NamedTuple):
+    """A guest that is given: its weights file, and its architecture where the file does not tell it."""
+
+    path: Path
+    model: str | None
+
+    @classmethod
+    def of(cls, source: str | Path) -> Weights:
+        """Read a run folder, a weights file, or `MODEL@FILE`.
+
+        Raises:
+            UserError: no such folder or file, or an unknown model.
+        """
+        model, at, path = str(source).rpartition("@")
+        if at and not Path(source).exists():
+            return cls(weights_of(path), models.canonical(model))
+        return cls(weights_of(source), None)
+
+
 _ATTACK_FIELDS = ("norm", "eps", "steps", "step_size", "start", "mode")
 
 
@@ -52,7 +73,7 @@ class Plan:
     recipe: Recipe
     runs: Path
     name: str | None
-    guests: Mapping[str, Path | Plan | None]  # None: it learns with the student, from scratch
+    guests: Mapping[str, Weights | Plan | None]  # None: it learns with the student, from scratch
     extra: Extra | None = None
 
     def __post_init__(self) -> None:
@@ -126,7 +147,7 @@ class Plan:
             "classes": self.dataset.classes,
             "channels": self.dataset.shape[0],
             "shape": self.dataset.shape,
-            "recipe": digest({**asdict(self.recipe), "seed": None, **self._extra, **_own(self.method)}),
+            "recipe": self.kind,
             **against,
             "epochs": self.recipe.epochs,
             "seed": self.recipe.seed,
@@ -139,6 +160,12 @@ class Plan:
     def _extra(self) -> dict[str, str]:
         """What tells the run from one without extra data, which is to keep its name."""
         return {} if self.extra is None else {"extra": self.extra.digest}
+
+    @property
+    def kind(self) -> str:
+        """What tells the run from others of its method beside the seed: recipe, extra data, own parts, and guests."""
+        guests = {name: _kind(source) for name, source in self.guests.items()}
+        return digest({**asdict(self.recipe), "seed": None, **self._extra, **_own(self.method), "guests": guests})
 
     @property
     def space(self) -> int:
@@ -162,20 +189,25 @@ class Plan:
         """The objective as far as it is there: a guest still to be trained is as it was initialised."""
         return self._compose({k: None if isinstance(source, Plan) else source for k, source in self.guests.items()})
 
-    def _compose(self, weights: Mapping[str, Path | None]) -> Objective:
-        guests = {name: self._guest(name, path) for name, path in weights.items()}
+    def _compose(self, weights: Mapping[str, Weights | None]) -> Objective:
+        guests = {name: self._guest(name, source) for name, source in weights.items()}
         student = self._network("student", self.model)
         return Objective(self.method, student, guests, self.recipe.label_smoothing).eval()
 
-    def _guest(self, name: str, path: Path | None) -> nn.Module:
-        if path is None:
+    def _guest(self, name: str, source: Weights | None) -> nn.Module:
+        if source is None:
             return self._network(name, self.model)
+        path = source.path
         state, card = load_weights(path)
         require_classes(path, card, self.dataset.classes, self.dataset.name)
         data = card.get("data", self.dataset.name)
         require(data == self.dataset.name, f"{path} was trained on {data}, not on {self.dataset.name}")
-        net = self._network(name, card.get("model", self.model))
-        load_into(net, state, str(path))
+        net = self._network(name, source.model or card.get("model", self.model))
+        try:
+            load_into(net, state, str(path))
+        except UserError as error:
+            hint = f"; if its architecture is another, write --{name} MODEL@{path.name}"
+            raise UserError(f"{error}{'' if source.model or card else hint}") from None
         models.check_output(net, self.dataset.shape, self.dataset.classes)
         return net
 
@@ -206,10 +238,10 @@ def plan(
         )
     if not method.defends:  # what a natural run does not use must not name it, or guests would not be shared
         recipe = replace(recipe, **{f.name: f.default for f in fields(Recipe) if f.name in _ATTACK_FIELDS})
-    guests: dict[str, Path | Plan | None] = {}
+    guests: dict[str, Weights | Plan | None] = {}
     for guest in method.guests:
         if guest in given:
-            guests[guest] = weights_of(given[guest])
+            guests[guest] = Weights.of(given[guest])
         elif guest in method.learners:
             guests[guest] = None
         else:
@@ -234,17 +266,28 @@ def _source(part: type) -> bytes:
         return f"{part.__module__}:{part.__qualname__}".encode()
 
 
-def _weights(source: Path | Plan | None) -> Path | None:
-    return source.run.weights("best") if isinstance(source, Plan) else source
+def _weights(source: Weights | Plan | None) -> Weights | None:
+    return Weights(source.run.weights("best"), None) if isinstance(source, Plan) else source
 
 
-def _identity(source: Path | Plan | None) -> str:
+def _identity(source: Weights | Plan | None) -> str:
     if source is None:
         return "learns"
     if isinstance(source, Plan):
         return source.run.id
-    if source.name == "best.safetensors" and (source.parent / "run.json").exists():
-        run = Run.read(source.parent)
+    path = source.path
+    if path.name == "best.safetensors" and (path.parent / "run.json").exists():
+        run = Run.read(path.parent)
         if run.finished:  # then a guest that is given and one that was trained on the way are the same
             return run.id
-    return hashlib.sha256(source.read_bytes()).hexdigest()[:10]
+    return hashlib.sha256(path.read_bytes() + (source.model or "").encode()).hexdigest()[:10]
+
+
+def _kind(source: Weights | Plan | None) -> list[str | None]:
+    """Tell a guest but for its seed: runs with teachers of one kind are seeds of one method."""
+    if source is None:
+        return ["learns"]
+    if isinstance(source, Plan):
+        return [str(source.method), source.model, source.kind]
+    card = load_weights(source.path)[1]
+    return [card[key] for key in ("method", "model", "recipe")] if "recipe" in card else [_identity(source)]

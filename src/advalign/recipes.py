@@ -117,9 +117,11 @@ class Recipe:
         )
         begin = self.average_start
         require(begin is None or 0 <= begin < 1, f"average_start={begin} must be at least 0 and below 1")
+        unused = [name for name in ("average_start", "swa_every") if getattr(self, name) is not None]
+        require(self.average != "none" or not unused, f"{unused[:1]} is given, but average=none")
         require(0 < self.ema_decay < 1, f"ema_decay={self.ema_decay:g} must be between 0 and 1")
         require(self.swa_every is None or self.swa_every >= 1, f"swa_every={self.swa_every} must be at least 1")
-        require(0 < self.extra_share < 1, f"extra_share={self.extra_share:g} must be between 0 and 1")
+        require(0 < self.extra_share < 1, f"extra_share={self.extra_share:g} must be above 0 and below 1")
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be at least 0 and below 2**63")
 
 

@@ -62,9 +62,10 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     Raises:
         UserError: another precision.
     """
-    if precision not in ("fp32", "bf16"):
-        raise unknown("precision", precision, ("fp32", "bf16"))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    kinds = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision not in kinds:
+        raise unknown("precision", precision, kinds)
+    return torch.autocast(device.type, dtype=kinds[precision], enabled=precision != "fp32")
 
 
 def mixed_seed(*parts: int | str) -> int:

@@ -18,9 +18,9 @@ from advalign.errors import UserError, require
 from advalign.fit import Row, Standing, fit
 from advalign.interrupts import Interrupts
 from advalign.objectives import Base, Method, as_method
-from advalign.plan import Plan, plan
+from advalign.plan import Plan, Weights, plan
 from advalign.recipes import Recipe
-from advalign.runs import Run, weights_of
+from advalign.runs import Run
 from advalign.runtime import environment, pick_device, place, seeded
 from advalign.terminal import progress_bars, say
 
@@ -55,6 +55,7 @@ def train(
         data: a name, see `advalign.data.load`, or a data set.
         model: a name with arguments, `resnet18(width=16)`, or `package.module:function` of your own.
         guests: run folders or weights files by the guest's name, `{"vanilla": "runs/..."}`; the run's `best` is taken.
+            Weights from elsewhere, of another architecture than the student's, are given as `MODEL@FILE`.
         extra: an `.npz` file of generated images, of which each batch takes the recipe's `extra_share`, in the runs of
             guests as well; see `advalign.data.load_extra`.
         name: the run's folder below `runs`; named by its content if not given.
@@ -70,7 +71,7 @@ def train(
     where = pick_device(device)
     models.canonical(model)  # data may take a download: what is cheap to refuse is refused before
     for source in (guests or {}).values():
-        weights_of(source)
+        Weights.of(source)
     if extra is not None:
         find_npz(extra)
     dataset = load(data, directory=data_dir, image_size=image_size) if isinstance(data, str) else data

@@ -193,7 +193,7 @@ def test_a_line_that_is_no_object_is_named(line: str, tmp_path: Path):
 @pytest.mark.parametrize("state", [{}, [], 3, {"objective": {}}, {"optimizer": {}}, torch.zeros(2)], ids=repr)
 def test_a_state_of_something_else_is_refused(state: object, tmp_path: Path):
     torch.save(state, tmp_path / "state.pt")
-    with pytest.raises(UserError, match=r"state\.pt is damaged or no state of a run"):
+    with pytest.raises(UserError, match=r"state\.pt is damaged or no state to go on from"):
         load_state(tmp_path / "state.pt")
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from advalign.objectives import parse
 from advalign.recipes import digits
+from advalign.report.tables import Row
 from advalign.runs import Record, read_records
 from advalign.studies import methods as study
 
@@ -52,6 +53,21 @@ def test_noise_is_twice_the_pooled_standard_error():
     noise = 2 * sqrt(2 * sum(variances) / 4 / 2)
     assert 2 < noise < 10
     table = study.comparison(records)
-    assert f"{noise:.1f} points" in table.caption
+    assert f"{noise:.1f} points, twice" in table.caption
     changes = {row[0]: row[-1] for row in table.rows}
     assert changes == {"natural": "", "at": "", "at+vfd": "+10.0", "at+kd": "(+2.0)"}
+
+
+def test_a_change_counts_if_every_seed_agrees():
+    def row(*accuracies: float) -> Row:
+        common = dict.fromkeys(Record.__dataclass_fields__, "")
+        records = [
+            Record(**{**common, "attack": "clean", "accuracy": a, "seed": seed})  # pyright: ignore[reportArgumentType]
+            for seed, a in enumerate(accuracies)
+        ]
+        return Row("", (), tuple(records))
+
+    base = row(0.50, 0.60, 0.70)
+    assert study._change(row(0.55, 0.62, 0.79), base, "clean", 5.0) == "+5.3"
+    assert study._change(row(0.45, 0.69, 0.82), base, "clean", 5.0) == "(+5.3)"
+    assert study._change(row(0.55, 0.62, 0.79), base, "clean", 6.0) == "(+5.3)"

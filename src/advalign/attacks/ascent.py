@@ -77,7 +77,7 @@ def ascend(
         (grad,) = torch.autograd.grad(goal.loss(outputs, goal.target).sum(), x_adv)
         x_adv = x_adv.detach()
         kept = step > 0 or start != "gaussian"  # which may lie outside the threat model
-        if labels is not None and kept and (fooled := _fooled(goal.network, outputs, x_adv, labels)).any():
+        if labels is not None and kept and (fooled := fooled_in(goal.network, outputs, x_adv, labels)).any():
             result = result.index_copy(0, rows[fooled], x_adv[fooled])
             if fooled.all():
                 return result
@@ -92,7 +92,7 @@ def ascend(
     return result.index_copy(0, rows, x_adv) if labels is not None else x_adv
 
 
-def _fooled(network: Callable[[Tensor], Tensor], outputs: Tensor, x_adv: Tensor, labels: Tensor) -> Tensor:
+def fooled_in(network: Callable[[Tensor], Tensor], outputs: Tensor, x_adv: Tensor, labels: Tensor) -> Tensor:
     """Tell which images have left their class; under autocast, fp32 confirms it, or climbs would end too early."""
     fooled = outputs.argmax(1) != labels
     if torch.is_autocast_enabled(x_adv.device.type) and fooled.any():

@@ -49,6 +49,7 @@ class FGSM:
     """One step of the whole radius from the clean image. Goodfellow et al. 2015; no random start."""
 
     name: ClassVar[str] = "fgsm"
+    bounded: ClassVar[bool] = True
     threat: Threat
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -74,6 +75,7 @@ class PGD:
     """
 
     name: ClassVar[str] = "pgd"
+    bounded: ClassVar[bool] = True
     threat: Threat
     steps: int = 20
     step_size: float | None = None
@@ -118,17 +120,19 @@ class PGD:
 
 @dataclass(frozen=True)
 class MIM:
-    """Momentum iterative FGSM from the clean image. Dong et al. 2018, with decay 1.
+    """Momentum iterative FGSM from the clean image. Dong et al. 2018, with decay 1; `until_fooled` as for PGD.
 
     Raises:
         UserError: steps, step_size or decay out of range.
     """
 
     name: ClassVar[str] = "mim"
+    bounded: ClassVar[bool] = True
     threat: Threat
     steps: int = 20
     step_size: float | None = None
     decay: float = 1.0
+    until_fooled: bool = True
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -148,5 +152,5 @@ class MIM:
                 step_size=step_size,
                 start="clean",
                 momentum=self.decay,
-                labels=y,
+                labels=y if self.until_fooled else None,
             )

@@ -28,6 +28,31 @@ def rival(scores: Logits, y: Labels) -> PerImage:
     return scores.masked_fill(F.one_hot(y, scores.shape[1]).bool(), -torch.inf).amax(1)
 
 
+def dlr(logits: Logits, y: Labels) -> PerImage:
+    """Return the difference of logits ratio, (max_{k != y} z_k - z_y) / (z_(1) - z_(3)), z_(i) the i-th largest logit.
+
+    Croce and Hein 2020. Unlike the cross entropy it stays as it is when all logits grow; at least -1, positive once
+    fooled. With two classes, where the ratio could only be -1 or 1, the margin alone.
+    """
+    if logits.shape[1] < 3:
+        return margin(logits, y)
+    largest = logits.topk(3).values
+    return margin(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)
+
+
+def targeted_dlr(logits: Logits, y: Labels, target: Labels) -> PerImage:
+    """Return (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2), z_(i) the i-th largest logit and t the target class.
+
+    Croce and Hein 2020. With fewer than four classes z_t - z_y alone: over z_(1) - z_(3), the best that three logits
+    have, it would be -1 and flat wherever the target comes last.
+    """
+    gap = logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])
+    if logits.shape[1] < 4:
+        return gap.squeeze(1)
+    largest = logits.topk(4).values
+    return gap.squeeze(1) / (largest[:, 0] - largest[:, 2:].mean(1) + 1e-12)
+
+
 def kl_divergence(logits: Logits, towards: Logits) -> PerImage:
     """Return KL(softmax(towards) || softmax(logits)); TRADES, Zhang et al. 2019, with `towards` the clean logits.
 

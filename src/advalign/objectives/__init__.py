@@ -103,7 +103,11 @@ def register(spelling: str) -> None:
     if registry is None:
         raise UserError(f"{spelling} must be a class derived from advalign.PlugIn or advalign.Base")
     try:
-        str(part())
+        made = part()
+        require("_modules" in vars(made), f"{spelling} must call super().__init__() first")
+        str(made)
+    except UserError:
+        raise
     except Exception as error:  # somebody's constructor may raise anything
         raise UserError(f"{spelling} cannot be made without arguments: {type(error).__name__}: {error}") from error
     plain = isinstance(part.name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*", part.name)

@@ -179,7 +179,7 @@ class Objective(nn.Module):
         views = self.method.base.views(x, x_adv) | self._clean_views(x, second)
         for plugin in self.method.plugins:
             views = plugin.views(views)
-        outs: dict[Need, Out] = {}
+        outs = _Outs()
         for need in self.method.needs:
             require(need.view in views, f"{self.method} has no view {need.view!r}: choose from {', '.join(views)}")
             view = "clean" if need.view in ("clean", "second") else "adv"
@@ -189,10 +189,12 @@ class Objective(nn.Module):
 
     def _terms(self, outs: Mapping[Need, Out], y: Tensor) -> Terms:
         terms = self.method.base.terms(outs, y)
+        _check(self.method.base.name, terms)
         for plugin in self.method.plugins:
             terms = plugin.reweigh(terms)
         for plugin in self.method.plugins:
             added = plugin.terms(outs, y)
+            _check(plugin.name, added)
             clash = sorted(terms.keys() & added.keys())
             require(not clash, f"{self.method}: {clash} named by two parts")
             terms |= added
@@ -238,6 +240,21 @@ class Objective(nn.Module):
         # Batch statistics cannot be folded: this is the plain path.
         with training(self.nets["student"]):
             yield self.nets["student"]
+
+
+class _Outs(dict[Need, Out]):
+    """The passes of a step; one that nobody declared is somebody's mistake."""
+
+    def __missing__(self, need: Need) -> Out:
+        raise UserError(f"{need} is read but not declared: add it to the part's needs")
+
+
+def _check(name: str, terms: Any) -> None:
+    """Refuse what is not terms: a plug-in's first mistakes."""
+    require(isinstance(terms, dict), f"{name}: terms() must return a dict of Terms by name, not {type(terms).__name__}")
+    for key, term in terms.items():
+        require(isinstance(term, Term), f"{name}: term {key!r} must be Term(weight, value), not {type(term).__name__}")
+        require(term.value.ndim == 0, f"{name}: term {key!r} has shape {tuple(term.value.shape)}, not that of a scalar")
 
 
 def compose(

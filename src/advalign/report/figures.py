@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from math import nan
+from math import nan, sqrt
 from statistics import mean
 from typing import Any
 
@@ -14,9 +14,11 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from advalign.diagnosis import Diagnosis, Surfaces
 from advalign.report.tables import rows_of, worst_cases
 from advalign.runs import Record
 
+_FEW = 10  # curves that a legend inside the axes, and matplotlib's colours, are enough for
 _MARKERS = "osD^vP*X"
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -61,18 +63,27 @@ def trade_off(records: Sequence[Record]) -> Figure:
 def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Plot loss and validation accuracies over the epochs, a colour per run."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        figure = Figure(figsize=(9 if len(logs) <= _FEW else 12, max(3.4, 0.17 * len(logs))), layout="constrained")
         left, right = figure.subplots(1, 2)
         for i, (name, log) in enumerate(logs.items()):
-            left.plot([row["epoch"] for row in log], [row["loss"] for row in log], color=f"C{i}", label=name)
+            color = _color(i, len(logs))
+            left.plot([row["epoch"] for row in log], [row["loss"] for row in log], color=color, label=name)
             for key, style in (("clean", "--"), ("robust", "-")):
                 rows = [row for row in log if key in row.get("validation", {})]
                 shares = [100 * row["validation"][key] for row in rows]
-                right.plot([row["epoch"] for row in rows], shares, style, color=f"C{i}")
+                right.plot([row["epoch"] for row in rows], shares, style, color=color)
         left.set(xlabel="epoch", ylabel="training loss", yscale="log")
         right.set(xlabel="epoch", ylabel="validation accuracy, %", title="dashed: clean, solid: PGD-10")
-        left.legend(frameon=False, fontsize=7)
+        if len(logs) <= _FEW:
+            left.legend(frameon=False, fontsize=7)
+        else:
+            figure.legend(frameon=False, fontsize=6, loc="outside right upper")
     return figure
+
+
+def _color(i: int, n: int) -> Any:
+    """Return a colour of its own for each of n curves."""
+    return f"C{i}" if n <= _FEW else mpl.colormaps["turbo"]((i + 0.5) / n)
 
 
 def calibration_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
@@ -91,7 +102,7 @@ def calibration_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figur
                 left.plot(epochs, [told[f"distance_{view}"] for _, told in rows], style, color=f"C{i}")
             right.plot(epochs, [told.get("ratio", nan) for _, told in rows], color=f"C{i}", label=f"{name}, {layer}")
         left.set(xlabel="epoch", ylabel="distance of features", yscale="log", title="dashed: clean, solid: adversarial")
-        right.set(xlabel="epoch", ylabel="gradient, VFD / labels", yscale="log", title="band: sound, .05 to .5")
+        right.set(xlabel="epoch", ylabel="gradient, VFD / labels", yscale="log", title="band: .05 to .5")
         right.legend(frameon=False, fontsize=7)
     return figure
 
@@ -119,6 +130,43 @@ def gallery(rows: Mapping[str, tuple[Tensor, Tensor, Sequence[str]]], amplify: f
                     if k == 1:
                         axes.set_xlabel(caption, fontsize=7)
                 grid[3 * band + k][0].set_ylabel(title, rotation=0, ha="right", va="center")
+    return figure
+
+
+def accuracy_curves(diagnosis: Diagnosis) -> Figure:
+    """Plot accuracy over PGD's steps and over its radius, with one standard error of the binomial."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for axes, curve in ((left, diagnosis.by_steps), (right, diagnosis.by_radius)):
+            errors = [100 * sqrt(share * (1 - share) / diagnosis.n) for share in curve.values()]
+            axes.errorbar(list(curve), [100 * share for share in curve.values()], errors, marker="o", capsize=3)
+            axes.set_ylim(-2, 102)
+        left.set(xlabel="steps", ylabel="accuracy, %", xscale="log", title=f"PGD, {diagnosis.threat}")
+        left.set_xticks(list(diagnosis.by_steps), labels=[str(steps) for steps in diagnosis.by_steps])
+        left.minorticks_off()
+        right.set_xscale("symlog", linthresh=min(eps for eps in diagnosis.by_radius if eps > 0))
+        right.set(xlabel="radius", title="PGD-20")
+        right.set_xticks(list(diagnosis.by_radius), labels=[f"{eps:.2g}" for eps in diagnosis.by_radius])
+        right.minorticks_off()
+        right.set_xlim(0, 1.1 * max(diagnosis.by_radius))
+    return figure
+
+
+def loss_surfaces(surfaces: Surfaces) -> Figure:
+    """Draw cross entropy around each image; the white line is where the image leaves its class."""
+    many = len(surfaces.loss)
+    with mpl.rc_context({"font.size": 8}):
+        figure = Figure(figsize=(2.3 * max(many, 1) + 0.7, 2.6), layout="constrained")
+        grid = figure.subplots(1, max(many, 1), squeeze=False)[0]
+        offsets = surfaces.offsets.numpy()
+        for axes, loss, margin in zip(grid, surfaces.loss, surfaces.margin, strict=False):
+            drawn = axes.pcolormesh(offsets, offsets, loss.T.numpy(), shading="nearest", rasterized=True)
+            if bool((margin > 0).any() and (margin < 0).any()):
+                axes.contour(offsets, offsets, margin.T.numpy(), levels=[0], colors="white", linewidths=1)
+            axes.set(xlabel="along the gradient", aspect="equal")
+            figure.colorbar(drawn, ax=axes, shrink=0.7)
+        grid[0].set_ylabel("random direction")
     return figure
 
 

@@ -30,6 +30,10 @@ _AT_NEED = {
     "batch_size": "batch",
 }
 
+_LATEX = str.maketrans(
+    {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--", "Δ": r"$\Delta$"}
+)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -61,6 +65,8 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     best: frozenset[tuple[int, int]]
     caption: str
+    prose: bool = False
+    """Cells are words, not numbers: set left, and wrapped."""
 
     def markdown(self) -> str:
         """Return the table as Markdown, each column's best number in bold, and the caption below."""
@@ -70,6 +76,16 @@ class Table:
         ]
         lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *marked]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{self.caption}"
+
+    def latex(self) -> str:
+        """Return the table as LaTeX with the rules of booktabs, each column's best number in bold."""
+        lines = [[cell.translate(_LATEX) for cell in row] for row in (self.columns, *self.rows)]
+        for i, j in self.best:
+            lines[i + 1][j] = rf"\textbf{{{lines[i + 1][j]}}}"
+        head, *body = (" & ".join(line) + r" \\" for line in lines)
+        columns = "l" + "r" * (len(self.columns) - 1)
+        begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
+        return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end, f"% {self.caption}"])
 
 
 def rows_of(records: Sequence[Record]) -> tuple[list[Row], list[str]]:
@@ -137,7 +153,7 @@ def print_table(console: Console, table: Table) -> None:
     """Print the table to a terminal, each column's best number in bold."""
     shown = RichTable(caption=table.caption, caption_justify="left")
     for j, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if j == 0 else "right", overflow="fold")
+        shown.add_column(column, justify="left" if j == 0 or table.prose else "right", overflow="fold")
     for i, row in enumerate(table.rows):
         shown.add_row(*(f"[bold]{cell}[/]" if (i, j) in table.best else cell for j, cell in enumerate(row)))
     console.print(shown, highlight=False)

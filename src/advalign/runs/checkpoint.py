@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +74,15 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """Read what a run resumes from.
+def load_state(path: Path, expected: Collection[str] = ("objective", "optimizer")) -> dict[str, Any]:
+    """Read what a run, or an evaluation, resumes from.
 
     Raises:
         UserError: the file is damaged or something else.
     """
     state = _load_tensors(path)
-    known = isinstance(state, dict) and {"objective", "optimizer"} <= state.keys()
-    require(known, f"{path} is damaged or no state of a run")
+    known = isinstance(state, dict) and set(expected) <= state.keys()
+    require(known, f"{path} is damaged or no state to go on from")
     return state
 
 

@@ -65,8 +65,9 @@ def methods(
 def comparison(records: Sequence[Record]) -> Table:
     """Tabulate clean, PGD-20 and worst-case accuracy, and what a plug-in changes beside its base alone.
 
-    A change is told apart from noise by one threshold a column: twice the standard error of the difference of two means
-    over seeds, its standard deviation pooled over all methods. Changes inside it are in parentheses.
+    A change counts if it has the same sign with every seed, and lies outside of one threshold a column: twice the
+    standard error of the difference of two means over seeds, its standard deviation pooled over all methods. The others
+    are in parentheses.
     """
     rows = {row.method: row for row in rows_of(records)[0]}
     attacks = ("clean", "pgd(steps=20)", worst_cases(records)[0])
@@ -82,8 +83,9 @@ def comparison(records: Sequence[Record]) -> Table:
         f"Accuracy in %, mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))}), of the best "
         f"checkpoint on {first.n} test images; data: {first.data}; model: {first.model}; training images: "
         f"{first.training_images}; epochs: {first.epochs}; threat: {rows['at'].records[0].threat}; worst case: "
-        f"{attacks[-1]}. Δ: change from the base alone; in parentheses if inside the noise, "
-        f"{', '.join(f'{noise[attack]:.1f}' for attack in attacks)} points."
+        f"{attacks[-1]}. Δ: change from the base alone, of the same seed; in parentheses unless it has one sign with "
+        f"all seeds and is larger than {', '.join(f'{noise[attack]:.1f}' for attack in attacks)} points, twice the standard "
+        "error."
     )
     columns = ("method", "clean", "PGD-20", "worst case", "Δ clean", "Δ PGD-20", "Δ worst case")
     return Table(columns, tuple(cells), frozenset(), caption)
@@ -100,8 +102,10 @@ def _noise(rows: Sequence[Row], attack: str) -> float:
 
 
 def _change(row: Row, base: Row, attack: str, noise: float) -> str:
-    change = mean(row.accuracies(attack).values()) - mean(base.accuracies(attack).values())
-    return f"{change:+.1f}" if abs(change) > noise else f"({change:+.1f})"
+    ours, theirs = row.accuracies(attack), base.accuracies(attack)
+    changes = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
+    change, agree = mean(changes), min(changes) > 0 or max(changes) < 0
+    return f"{change:+.1f}" if agree and abs(change) > noise else f"({change:+.1f})"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,246 @@
+"""Auto-PGD: ascent that finds its own step sizes, on three losses. Croce and Hein 2020 (ICML, arXiv 2003.01690)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from advalign.attacks.ascent import Goal, fooled_in, misclassified
+from advalign.attacks.gradient import attacking
+from advalign.attacks.losses import cross_entropy, dlr, targeted_dlr
+from advalign.errors import require
+from advalign.spelling import check_arguments
+from advalign.threats import L2, Projection, Threat
+
+
+@dataclass(frozen=True)
+class APGDCE:
+    """Auto-PGD on the cross entropy. Croce and Hein 2020; part of AutoAttack.
+
+    Args:
+        restarts: each attacks what withstood the one before, from a new random start.
+
+    Raises:
+        UserError: steps or restarts out of range.
+    """
+
+    name: ClassVar[str] = "apgd-ce"
+    bounded: ClassVar[bool] = True
+    threat: Threat
+    steps: int = 100
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
+        with attacking(model, x):
+            return _in_turn([Goal(model, cross_entropy, y)] * self.restarts, x, y, self.threat, self.steps)
+
+
+@dataclass(frozen=True)
+class APGDDLR:
+    """Auto-PGD on the difference of logits ratio, which a network that is too sure does not flatten. As `apgd-ce`.
+
+    Raises:
+        UserError: steps or restarts out of range.
+    """
+
+    name: ClassVar[str] = "apgd-dlr"
+    bounded: ClassVar[bool] = True
+    threat: Threat
+    steps: int = 100
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
+        with attacking(model, x):
+            return _in_turn([Goal(model, dlr, y)] * self.restarts, x, y, self.threat, self.steps)
+
+
+@dataclass(frozen=True)
+class APGDT:
+    """Auto-PGD towards one wrong class after another, the likeliest first. Croce and Hein 2020; part of AutoAttack.
+
+    Args:
+        targets: how many classes to try; at most all that are wrong.
+        restarts: for each target.
+
+    Raises:
+        UserError: steps, targets or restarts out of range.
+    """
+
+    name: ClassVar[str] = "apgd-t"
+    bounded: ClassVar[bool] = True
+    threat: Threat
+    steps: int = 100
+    targets: int = 9
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self)
+        require(self.targets >= 1, f"apgd-t: targets={self.targets} must be at least 1")
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
+        with attacking(model, x):
+            return _in_turn(self._goals(model, x, y), x, y, self.threat, self.steps)
+
+    def _goals(self, model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Goal]:
+        with torch.no_grad():
+            others = model(x).scatter(1, y[:, None], -torch.inf)
+        for target in others.argsort(1, descending=True)[:, :-1].unbind(1)[: self.targets]:  # y is last
+            for _ in range(self.restarts):
+                yield Goal(model, _from_to, torch.stack((y, target), 1))
+
+
+def _from_to(logits: Tensor, classes: Tensor) -> Tensor:
+    return targeted_dlr(logits, *classes.unbind(1))
+
+
+def _check(attack: APGDCE | APGDDLR | APGDT) -> None:
+    arguments = {name: value for name, value in vars(attack).items() if name != "threat"}
+    check_arguments(attack.name, type(attack), arguments)
+    require(attack.steps >= 1, f"{attack.name}: steps={attack.steps} must be at least 1")
+    require(attack.restarts >= 1, f"{attack.name}: restarts={attack.restarts} must be at least 1")
+
+
+def _in_turn(goals: Iterable[Goal], x: Tensor, y: Tensor, threat: Threat, steps: int) -> Tensor:
+    """Climb one goal after another, each with the images that are still classified correctly."""
+    x_adv, rows = x.detach().clone(), torch.arange(len(x), device=x.device)
+    for goal in goals if len(x) else ():
+        rows = rows[~misclassified(goal.network, x_adv[rows], y[rows])]
+        if not len(rows):
+            break
+        x_adv[rows] = climb(goal._replace(target=goal.target[rows]), x[rows], y[rows], threat, steps=steps)
+    return x_adv
+
+
+def checkpoints(steps: int) -> dict[int, int]:
+    """Return after which steps the step sizes are reconsidered, each with the number of steps since the last time."""
+    period, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    found, step = {}, period
+    while step <= steps:
+        found[step] = period
+        period = max(period - shrink, least)
+        step += period
+    return found
+
+
+class _Images(NamedTuple):
+    """The N images that still withstand, and all that the climb knows of them; rows do not depend on each other."""
+
+    rows: Tensor  # (N,) their place in the batch
+    labels: Tensor  # (N,)
+    target: Tensor  # (N, ...) of the goal
+    x: Tensor  # (N, C, H, W), clean; so are the next five
+    x_adv: Tensor
+    earlier: Tensor  # the iterate before x_adv
+    grad: Tensor  # at x_adv
+    best: Tensor  # the iterate of the highest loss
+    best_grad: Tensor
+    loss: Tensor  # (N, 1, 1, 1), at x_adv; so are the rest
+    best_loss: Tensor
+    best_then: Tensor  # the best loss at the last checkpoint
+    rises: Tensor  # how many steps since then have raised the loss
+    halved: Tensor  # the step size, then
+    step_size: Tensor
+
+
+def climb(goal: Goal, x: Tensor, labels: Tensor, threat: Threat, *, steps: int) -> Tensor:
+    """Climb a goal from a random start, in `steps` + 1 forward and backward passes. Croce and Hein 2020, algorithm 1.
+
+    An image that leaves its class is climbed no further, which changes nothing for the others. Costs one
+    synchronisation a step.
+
+    Args:
+        x: images (N, C, H, W) in [0, 1]; left as they were.
+        labels: (N,) true classes.
+
+    Returns:
+        Of each image the first iterate that leaves its class, else the one of the highest loss; (N, C, H, W).
+    """
+    x = x.detach()
+    project, checks = threat.ball(x), checkpoints(steps)
+    now = _begin(goal, x, _start(x, threat), labels, 2 * threat.eps)
+    result = now.x_adv.clone()
+    for step in range(steps + 1):
+        x_adv = now.x_adv.detach().requires_grad_()
+        logits = goal.network(x_adv)
+        # In bf16 most steps would seem to leave the loss as it was.
+        loss = goal.loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), now.target).view_as(now.loss)
+        (grad,) = torch.autograd.grad(loss.sum(), x_adv)
+        # Not in the paper, but in the authors' code: the first loss is compared with 0, not with that of the start.
+        rose = loss.detach() > (0 if step == 1 else now.loss)
+        now = now._replace(grad=grad, loss=loss.detach(), rises=now.rises + rose)
+        still = (~fooled_in(goal.network, logits, now.x_adv, now.labels)).nonzero().squeeze(1)
+        if len(still) < len(now.rows):
+            result[now.rows] = now.x_adv
+            now = _Images(*(each[still] for each in now))
+            project = threat.ball(now.x)
+        now = _remember(now)
+        if step == steps or not len(still):
+            break
+        if step in checks:
+            now = _reconsider(now, period=checks[step])
+        now = _step(now, threat, project, momentum=0.25 if step else 0.0)
+    result[now.rows] = now.best
+    return result
+
+
+def _start(x: Tensor, threat: Threat) -> Tensor:
+    """Return x moved by noise (N, C, H, W) as long as the radius: a point of the sphere in L2, not of the ball."""
+    if isinstance(threat, L2):
+        noise = threat.steepest(torch.randn_like(x))
+    else:
+        noise = torch.rand_like(x) * 2 - 1
+        noise = noise / noise.abs().amax(tuple(range(1, x.ndim)), keepdim=True)
+    return threat.ball(x)(x + threat.eps * noise)
+
+
+def _begin(goal: Goal, x: Tensor, x_adv: Tensor, labels: Tensor, step_size: float) -> _Images:
+    rows, none = torch.arange(len(x), device=x.device), torch.zeros_like(x)
+    zero = x.new_zeros(len(x), *[1] * (x.ndim - 1))
+    # An endless loss, so that the start is no rise; as if halved, for the first checkpoint has none to compare with.
+    losses = {"loss": zero + torch.inf, "best_loss": zero - torch.inf, "best_then": zero}
+    steps = {"rises": zero, "halved": zero == 0, "step_size": zero + step_size}
+    return _Images(rows, labels, goal.target, x, x_adv, x_adv, none, x_adv, none, **losses, **steps)
+
+
+def _remember(now: _Images) -> _Images:
+    better = now.loss > now.best_loss
+    return now._replace(
+        best=torch.where(better, now.x_adv, now.best),
+        best_grad=torch.where(better, now.grad, now.best_grad),
+        best_loss=torch.where(better, now.loss, now.best_loss),
+    )
+
+
+def _reconsider(now: _Images, period: int) -> _Images:
+    """Halve the step size and go back to the best iterate where too few steps rose, or where a whole step gained none.
+
+    The latter means: the step size was not halved at the last checkpoint, and the best loss is what it was then.
+    """
+    halve = (now.rises <= 0.75 * period) | (~now.halved & (now.best_loss <= now.best_then))
+    return now._replace(
+        x_adv=torch.where(halve, now.best, now.x_adv),
+        grad=torch.where(halve, now.best_grad, now.grad),
+        best_then=now.best_loss,
+        rises=torch.zeros_like(now.rises),
+        halved=halve,
+        step_size=torch.where(halve, now.step_size / 2, now.step_size),
+    )
+
+
+def _step(now: _Images, threat: Threat, project: Projection, momentum: float) -> _Images:
+    ahead = project(now.x_adv + now.step_size * threat.steepest(now.grad))
+    ahead = now.x_adv + (1 - momentum) * (ahead - now.x_adv) + momentum * (now.x_adv - now.earlier)
+    return now._replace(x_adv=project(ahead), earlier=now.x_adv)

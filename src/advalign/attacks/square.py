@@ -1,0 +1,196 @@
+"""Square: random search by square patches, with queries alone. Images (N, C, H, W) in [0, 1]; n of N are left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advalign.attacks.ascent import fooled_in, misclassified
+from advalign.attacks.gradient import attacking
+from advalign.attacks.losses import cross_entropy, margin
+from advalign.errors import require
+from advalign.spelling import check_arguments
+from advalign.threats import L2, Linf, Threat
+
+SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""After each of these proposals the patches have half the area: the schedule of 10,000 queries, never rescaled."""
+
+Draw = Callable[..., Tensor]  # (*shape) -> (n, *shape), uniform in [0, 1)
+
+
+@dataclass(frozen=True)
+class Square:
+    """Random search that changes one square a query, and needs no gradient. Andriushchenko et al. 2020.
+
+    As in AutoAttack but for three details. Windows reach the last row and column, as in the paper, which the code
+    there leaves out. Each image has a window of its own, and its draws do not depend on when other images are fooled
+    and leave the batch; they do depend on its place in the batch. The starting point is one of the queries.
+
+    Args:
+        queries: forward passes an image and restart, at most.
+        p_init: share of the image's area that the first squares cover.
+        loss: what a proposal has to raise: `margin`, or `ce`. One that fools is accepted in any case.
+
+    Raises:
+        UserError: queries, restarts or p_init out of range, unknown loss, a threat that is neither Linf nor L2.
+    """
+
+    name: ClassVar[str] = "square"
+    bounded: ClassVar[bool] = True
+    threat: Threat
+    queries: int = 5000
+    p_init: float = 0.8
+    restarts: int = 1
+    loss: Literal["margin", "ce"] = "margin"
+
+    def __post_init__(self) -> None:
+        check_arguments(self.name, type(self), {k: value for k, value in vars(self).items() if k != "threat"})
+        require(self.queries >= 1, f"square: queries={self.queries} must be at least 1")
+        require(self.restarts >= 1, f"square: restarts={self.restarts} must be at least 1")
+        require(0 < self.p_init <= 1, f"square: p_init={self.p_init} must be above 0 and at most 1")
+        require(isinstance(self.threat, Linf | L2), f"square attacks in Linf and L2, not in {self.threat}")
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
+        with attacking(model, x), torch.no_grad():
+            x_adv, rows = x.detach().clone(), torch.arange(len(x), device=x.device)
+            for restart in range(self.restarts):
+                if restart:
+                    rows = rows[~misclassified(model, x_adv[rows], y[rows])]
+                if not len(rows):
+                    break
+                x_adv[rows] = self._search(model, x[rows], y[rows])
+            return x_adv
+
+    def area(self, step: int) -> float:
+        """Return the share of the image that the squares of a proposal (0 the first) cover."""
+        return self.p_init / 2 ** sum(step > shrink for shrink in SHRINKS)
+
+    def _search(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        start, propose = (_stripes, _squares) if isinstance(self.threat, Linf) else (_tiles, _bumps)
+        climbed = {"margin": margin, "ce": cross_entropy}[self.loss]
+        best, highest = x, x.new_full((len(x),), -torch.inf)
+        result, rows = x.clone(), torch.arange(len(x), device=x.device)
+
+        def draw(*shape: int) -> Tensor:  # for every image, so that those that have left take no part in the luck
+            return torch.rand(len(result), *shape, dtype=x.dtype, device=x.device)[rows]
+
+        for query in range(self.queries):
+            if query:
+                candidate = propose(x, best, self.threat.eps, self.area(query - 1), draw)
+            else:
+                candidate = start(x, self.threat.eps, draw)
+            logits = model(candidate)
+            value, fooled = climbed(logits, y).to(x.dtype), fooled_in(model, logits, candidate, y)
+            better = (value > highest) | fooled
+            best = torch.where(better.view(-1, 1, 1, 1), candidate, best)
+            highest = torch.where(better, value, highest)
+            if fooled.any():
+                result[rows[fooled]] = best[fooled]
+                if fooled.all():
+                    return result
+                still = ~fooled
+                x, y, best, highest, rows = x[still], y[still], best[still], highest[still], rows[still]
+        result[rows] = best
+        return result
+
+
+def _stripes(x: Tensor, eps: float, draw: Draw) -> Tensor:
+    """Return x with every column of every channel at one side of the Linf ball."""
+    return (x + eps * _signs(draw(x.shape[1], 1, x.shape[3]))).clamp_(0, 1)
+
+
+def _squares(x: Tensor, best: Tensor, eps: float, area: float, draw: Draw) -> Tensor:
+    """Return the best images with one square, in each channel, at one side of the Linf ball.
+
+    What the paper writes, to add 2 eps or take it away and to project, ends there from anywhere in the ball.
+    """
+    height, width = x.shape[2:]
+    side = min(max(round(math.sqrt(area * height * width)), 1), height, width)
+    inside = _inside(*_offsets(x, side, draw), side)
+    return torch.where(inside, (x + eps * _signs(draw(x.shape[1], 1, 1))).clamp_(0, 1), best)
+
+
+def _tiles(x: Tensor, eps: float, draw: Draw) -> Tensor:
+    """Return x moved by eps in the L2 norm along a grid of bumps, five by five or finer, with signs by channel."""
+    channels, height, width = x.shape[1:]
+    side = max(min(height, width) // 5, 1)
+    down, across = height // side, width // side
+    signs, turned = _signs(draw(channels, down, across)), draw(1, down, across) < 0.5
+    upright, lying = (bump.repeat(down, across) for bump in _eta(side, x.dtype, x.device))
+    delta = _enlarged(signs, side) * torch.where(_enlarged(turned, side), lying, upright)
+    top, left = (height - down * side) // 2, (width - across * side) // 2
+    delta = F.pad(delta, (left, width - across * side - left, top, height - down * side - top))
+    return _moved(x, delta, eps)
+
+
+def _bumps(x: Tensor, best: Tensor, eps: float, area: float, draw: Draw) -> Tensor:
+    """Return the best images with the length of two windows spent on one, where a bump joins what was there.
+
+    Length in the L2 norm; what clamping has cost is spent there, too. Algorithm 3 of the paper.
+    """
+    channels, height, width = x.shape[1:]
+    side = max(round(math.sqrt(area * height * width)), 3)
+    side = min(side + 1 - side % 2, height, width)
+    i, j = _offsets(x, side, draw)
+    here, there = _inside(i, j, side), _inside(*_offsets(x, side, draw), side)
+    turned = (draw(1, 1) < 0.5).long()
+    bump = _eta(side, x.dtype, x.device)[turned, i.clamp(0, side - 1), j.clamp(0, side - 1)].unsqueeze(1)
+    delta = best - x
+    old = delta * here
+    new = bump * here * _signs(draw(channels, 1, 1)) + old / _length(old)
+    spare = (eps**2 - delta.square().sum((1, 2, 3), keepdim=True)).clamp_(min=0) / channels
+    length = (spare + (delta * (here | there)).square().sum((2, 3), keepdim=True)).sqrt()
+    return _moved(x, torch.where(here, new * (length / _length(new)), delta * ~there), eps)
+
+
+@cache
+def _eta(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the patch (2, side, side) of unit length, a hill beside a hollow, and the same lying. Equation 3."""
+
+    def hill(height: int) -> Tensor:
+        rows, columns = (torch.arange(n, device=device) - n // 2 for n in (height, side))
+        ring = torch.maximum(rows.abs()[:, None], columns.abs()[None, :])
+        heights = torch.arange(side // 2 + 1, 0, -1, device=device, dtype=dtype).pow(-2).cumsum(0).flip(0)
+        return heights[ring] / heights[ring].norm().clamp_min(1e-12)  # of 0 rows where the side is 1
+
+    eta = torch.cat([hill(side // 2), -hill(side - side // 2)])
+    eta /= eta.norm()
+    return torch.stack([eta, eta.T])
+
+
+def _offsets(x: Tensor, side: int, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Place a window in each image; return how far rows (n, H, 1) and columns (n, 1, W) are from its corner."""
+    height, width = x.shape[2:]
+    top, left = (draw(1, 1) * (height - side + 1)).long(), (draw(1, 1) * (width - side + 1)).long()
+    rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+    return rows[:, None] - top, columns - left
+
+
+def _inside(i: Tensor, j: Tensor, side: int) -> Tensor:
+    """Tell which pixels (n, 1, H, W) lie in the windows of that side, from their offsets."""
+    return ((i >= 0) & (i < side) & (j >= 0) & (j < side)).unsqueeze(1)
+
+
+def _signs(uniform: Tensor) -> Tensor:
+    return 2 * (uniform < 0.5).to(uniform.dtype) - 1
+
+
+def _enlarged(tiles: Tensor, side: int) -> Tensor:
+    return tiles.repeat_interleave(side, 2).repeat_interleave(side, 3)
+
+
+def _length(delta: Tensor) -> Tensor:
+    """Return the L2 norm of each channel (n, C, 1, 1), never 0."""
+    return delta.square().sum((2, 3), keepdim=True).sqrt_().clamp_(min=1e-12)
+
+
+def _moved(x: Tensor, delta: Tensor, eps: float) -> Tensor:
+    return (x + eps * L2(eps).steepest(delta)).clamp_(0, 1)

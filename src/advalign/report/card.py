@@ -1,0 +1,42 @@
+"""A model card with the fields of RobustBench's JSON, filled as far as an evaluation knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from advalign.errors import require
+from advalign.runs import Record
+
+
+def robustbench_card(records: Sequence[Record], *, extra_data: bool) -> dict[str, Any]:
+    """Return the fields of a RobustBench entry; what only the authors know is None.
+
+    Args:
+        records: of one evaluation, with `clean` and `autoattack` among its attacks.
+        extra_data: whether the model was trained on more than the data set.
+
+    Raises:
+        UserError: AutoAttack was not run.
+    """
+    accuracies = {record.attack: record for record in records}
+    require("autoattack" in accuracies, "RobustBench's card needs an evaluation with --attacks autoattack")
+    clean, robust = accuracies["clean"], accuracies["autoattack"]
+    norm, _, eps = robust.threat.removesuffix(")").partition("(")
+    return {
+        "link": None,
+        "name": robust.method or robust.checkpoint,
+        "authors": None,
+        "additional_data": extra_data,
+        "number_forward_passes": 1,
+        "dataset": robust.data,
+        "venue": None,
+        "architecture": robust.model,
+        "threat_model": norm,
+        "eps": eps,
+        "clean_acc": f"{100 * clean.accuracy:.2f}",
+        "reported": f"{100 * robust.accuracy:.2f}",
+        "autoattack_acc": f"{100 * robust.accuracy:.2f}",
+        "unreliable": None,
+        "footnote": f"{robust.n} test images, checkpoint {robust.checkpoint}, commit {robust.commit}",
+    }

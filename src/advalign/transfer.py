@@ -1,0 +1,85 @@
+"""Transfer: adversarial images made on one network, kept in a file, and shown to others."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from advalign.attacks import Attack, spelled
+from advalign.data import Images
+from advalign.errors import UserError
+from advalign.models.fold import Folded
+from advalign.models.modes import evaluating
+from advalign.runs.files import write_atomically
+from advalign.runtime import autocast, seeded
+
+
+def crafted(
+    surrogate: nn.Module,
+    images: Images,
+    attack: Attack,
+    *,
+    batch_size: int,
+    precision: str,
+    seed: int,
+    file: Path,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """Return adversarial images (N, C, H, W) made on a surrogate, from the file if they were made before.
+
+    All images are attacked, also those that the surrogate gets wrong, and to the last step: an attack that stops at the
+    surrogate's boundary would not carry over it. On the CPU.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if file.exists():
+        advance(len(images))
+        return _read(file, len(images))
+    attack = to_the_end(attack)
+    made = []
+    with evaluating(surrogate):
+        fast = Folded(surrogate)
+        for k, rows in enumerate(torch.arange(len(images), device=images.labels.device).split(batch_size)):
+            x, y = images.floats(rows), images.labels[rows]
+            with seeded(seed, spelled(attack), k), autocast(x.device, precision):
+                made.append(attack(fast, x, y).float().cpu())
+            advance(len(rows))
+    from safetensors.torch import save
+
+    examples = torch.cat(made).contiguous()
+    write_atomically(file, save({"x_adv": examples}))
+    return examples
+
+
+def to_the_end(attack: Attack) -> Attack:
+    """Return the attack that goes on after an image is fooled, where it has the choice."""
+    if "until_fooled" in {field.name for field in dataclasses.fields(attack)}:  # pyright: ignore[reportArgumentType]
+        return dataclasses.replace(attack, until_fooled=False)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return attack
+
+
+def place_of(weights: Path, attack: Attack, images: Images, **how: str | int) -> Path:
+    """Return the file of the examples, beside the surrogate's weights and named by all that they depend on."""
+    identity = hashlib.sha256(weights.read_bytes())
+    identity.update(images.pixels.cpu().contiguous().numpy().data)
+    identity.update(repr((spelled(to_the_end(attack)), str(attack.threat), sorted(how.items()))).encode())
+    return weights.parent / "transfer" / f"{weights.stem}-{attack.name}-{identity.hexdigest()[:10]}.safetensors"
+
+
+def _read(file: Path, n: int) -> Tensor:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        examples = load_file(file)["x_adv"]
+    except (SafetensorError, KeyError, OSError):
+        raise UserError(f"{file} is damaged: remove it, and the examples are made again") from None
+    if len(examples) != n:
+        raise UserError(f"{file} holds {len(examples)} images, not {n}: remove it, and they are made again")
+    return examples

@@ -1,0 +1,137 @@
+"""Ensembles: what is spared, what is counted, AutoAttack beside the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from tests.attacks.conftest import Target
+
+from advalign.attacks import APGDCE, APGDT, FGSM, PGD, parse, spelled
+from advalign.attacks.ensemble import AutoAttack, Worst
+from advalign.data import Images
+from advalign.errors import UserError
+from advalign.evaluation import WORST_CASE, evaluate
+from advalign.threats import L2, Linf
+
+BUDGET = Linf(0.2)
+
+
+def images(target: Target, n: int = 200) -> Images:
+    return Images((target.x[:n] * 255).round().byte(), target.y[:n])
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("worst(fgsm)", "worst(fgsm(steps=1))"),
+        (" worst( apgd-ce ,pgd(loss=margin, steps=3)) ", 'worst(apgd-ce(steps=100), pgd(steps=3, loss="margin"))'),
+        ("autoattack", "autoattack"),
+    ],
+)
+def test_spelling(text: str, canonical: str):
+    canonical = canonical.replace("fgsm(steps=1)", "fgsm")
+    attack = parse(text, threat=BUDGET)
+    assert spelled(attack) == canonical
+    assert spelled(parse(canonical, threat=BUDGET)) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("worst()", "name at least one attack"),
+        ("worst(fgsm, squar)", "unknown attack 'squar'"),
+        ("worst(fgsm", "cannot read"),
+        ("worst(cw)", "may leave the threat model"),
+        ("autoattack(steps=10)", "takes no arguments"),
+    ],
+)
+def test_refusals(text: str, message: str):
+    with pytest.raises(UserError, match=message):
+        parse(text, threat=BUDGET)
+
+
+def test_members_share_one_threat():
+    with pytest.raises(UserError, match="not Linf"):
+        Worst(BUDGET, (FGSM(L2(0.5)),))
+
+
+def test_autoattack_is_the_standard():
+    names = [spelled(member) for member in AutoAttack(BUDGET).members]
+    assert names == ["apgd-ce(steps=100)", "apgd-t(steps=100)", "fab-t(steps=100)", "square(queries=5000)"]
+    t, fab = AutoAttack(BUDGET).members[1:3]
+    assert (t.targets, fab.targets) == (9, 9)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_worst_of_several_is_their_conjunction_and_cheaper(target: Target):
+    """Deterministic members, so that going on with what is left changes no verdict."""
+    data = images(target)
+    members = [FGSM(BUDGET), PGD(BUDGET, steps=10, start="clean"), PGD(BUDGET, steps=10, start="clean", loss="margin")]
+    apart = evaluate(target.model, data, members)
+    together = evaluate(target.model, data, [Worst(BUDGET, tuple(members))])
+    (name,) = set(together.correct) - {"clean"}
+    assert torch.equal(together.correct[name], apart.outcomes[WORST_CASE])
+    spent = sum(counts.backward for attack, counts in apart.passes.items() if attack != "clean")
+    assert together.passes[name].backward < spent
+    trail = list(together.trails[name].values())
+    assert trail == sorted(trail, reverse=True)
+    assert trail[0] == apart.accuracies()["fgsm"]
+    assert trail[-1] == apart.accuracies()[WORST_CASE]
+
+
+def test_called_on_a_batch_it_gives_one_fooling_example_each(target: Target):
+    x, y = target.x[:60], target.y[:60]
+    attack = Worst(BUDGET, (FGSM(BUDGET), PGD(BUDGET, steps=10, start="clean")))
+    x_adv = attack(target.model, x, y)
+    fooled = target.model(x_adv).argmax(1) != y
+    each = [target.model(member(target.model, x, y)).argmax(1) != y for member in attack.members]
+    assert torch.equal(fooled, each[0] | each[1])
+    assert float(BUDGET.distance(x_adv, x).max()) <= BUDGET.eps + 1e-6
+
+
+def reference(target: Target, n: int, seed: int, names: Sequence[str]) -> int:
+    """The images that the reference's attacks break, one after another on what is left, as its standard does."""
+    pytest.importorskip("pyautoattack")
+    from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+    from pyautoattack.fab_pt import FABAttack_PT
+    from pyautoattack.square import SquareAttack
+
+    given: dict[str, Any] = {"norm": "Linf", "eps": BUDGET.eps, "seed": seed}
+    model = target.model
+    attacks = {
+        "apgd-ce": lambda: APGDAttack(model, n_iter=100, n_restarts=1, loss="ce", **given),
+        "apgd-t": lambda: APGDAttack_targeted(model, n_iter=100, n_restarts=1, n_target_classes=9, **given),
+        "fab-t": lambda: FABAttack_PT(model, n_iter=100, n_restarts=1, n_target_classes=9, targeted=True, **given),
+        "square": lambda: SquareAttack(model, n_queries=5000, n_restarts=1, resc_schedule=False, **given),
+    }
+    x, y = target.x[:n], target.y[:n]
+    for name in names:
+        found = attacks[name]().perturb(x, y)
+        x_adv = found[-1] if isinstance(found, tuple) else found
+        with torch.no_grad():
+            inside = BUDGET.distance(x_adv, x) <= BUDGET.eps + 1e-6
+            left = (model(x_adv).argmax(1) == y) | ~inside
+        x, y = x[left], y[left]
+    return n - len(y)
+
+
+def test_as_strong_as_the_reference_in_a_short_form(target: Target):
+    n = 100
+    theirs = reference(target, n, 0, ["apgd-ce", "apgd-t"])
+    ours = evaluate(target.model, images(target, n), [Worst(BUDGET, (APGDCE(BUDGET), APGDT(BUDGET)))])
+    (name,) = set(ours.correct) - {"clean"}
+    assert abs(int((~ours.correct[name]).sum()) - theirs) <= 1
+
+
+@pytest.mark.slow
+def test_as_strong_as_the_reference(target: Target):
+    seeds = range(3)
+    theirs = [reference(target, 200, seed, ["apgd-ce", "apgd-t", "fab-t", "square"]) for seed in seeds]
+    ours = []
+    for seed in seeds:
+        found = evaluate(target.model, images(target), [AutoAttack(BUDGET)], seed=seed)
+        ours.append(int((~found.correct["autoattack"]).sum()))
+    print(theirs, ours)
+    assert abs(sum(theirs) - sum(ours)) <= 3
