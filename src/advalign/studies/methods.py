@@ -84,8 +84,8 @@ def comparison(records: Sequence[Record]) -> Table:
         f"checkpoint on {first.n} test images; data: {first.data}; model: {first.model}; training images: "
         f"{first.training_images}; epochs: {first.epochs}; threat: {rows['at'].records[0].threat}; worst case: "
         f"{attacks[-1]}. Δ: change from the base alone, of the same seed; in parentheses unless it has one sign with "
-        f"all seeds and is larger than {', '.join(f'{noise[attack]:.1f}' for attack in attacks)} points, twice the standard "
-        "error."
+        f"all seeds and is larger than {', '.join(f'{noise[attack]:.1f}' for attack in attacks)} points, twice the "
+        "standard error."
     )
     columns = ("method", "clean", "PGD-20", "worst case", "Δ clean", "Δ PGD-20", "Δ worst case")
     return Table(columns, tuple(cells), frozenset(), caption)
