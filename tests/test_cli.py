@@ -335,3 +335,11 @@ def test_help_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(command in done.stdout for command in cli.COMMANDS)
+
+
+def test_a_pipe_that_closes_early_is_no_traceback():
+    done = subprocess.run(
+        f"{sys.executable} -m advalign list methods | head -1", shell=True, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("natural")
+    assert "Traceback" not in done.stderr

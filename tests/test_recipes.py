@@ -61,6 +61,11 @@ def test_a_recipe_cannot_change_but_has_variants():
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"epochs": 0}, "epochs=0 must be at least 1"),
+    ({"average_start": 0.9}, "['average_start'] is given, but average=none"),
+    ({"swa_every": 5}, "['swa_every'] is given, but average=none"),
+    ({"awp": 2.0}, "awp=2 must be at least 0 and below 1"),
+    ({"label_smoothing": 1.0}, "label_smoothing=1 must be at least 0 and below 1"),
+    ({"extra_share": 1.0}, "extra_share=1 must be above 0 and below 1"),
     ({"epochs": -1}, "epochs=-1"),
     ({"batch_size": 0}, "batch_size=0 must be at least 1"),
     ({"steps": 0}, "steps=0 must be at least 1"),

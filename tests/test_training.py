@@ -20,6 +20,7 @@ from filelock import FileLock
 from advalign.data import Dataset, Images
 from advalign.data import load as load_data
 from advalign.errors import TrainingError, UserError
+from advalign.models import build
 from advalign.objectives.bases.trades import TRADES
 from advalign.recipes import Recipe, digits
 from advalign.runs import Run, load
@@ -452,3 +453,29 @@ def test_extra_data_that_cannot_work_are_refused_before_anything_is_written(
     with pytest.raises(UserError, match=words):
         quick("natural", tmp_path / "runs", recipe, extra=path)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_teacher_of_another_architecture_is_given_with_its_model(tmp_path: Path):
+    teacher = build("small-cnn(width=6)", classes=10, channels=1)
+    file = tmp_path / "teacher.pt"
+    torch.save(teacher.state_dict(), file)
+    with pytest.raises(UserError, match=r"does not fit.*write --robust MODEL@teacher\.pt"):
+        quick("rslad", tmp_path, guests={"robust": file})
+    run = quick("rslad", tmp_path / "runs", guests={"robust": f"small-cnn(width=6)@{file}"})
+    assert run.finished
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    with pytest.raises(UserError, match="unknown model 'smal-cnn'"):
+        quick("rslad", tmp_path, guests={"robust": f"smal-cnn@{file}"})
+
+
+def test_records_tell_teachers_apart_but_not_their_seeds(tmp_path: Path):
+    """Seeds of one method have teachers of one kind: given or trained on the way, of any seed."""
+    other = quick("at", tmp_path)
+    runs = [
+        quick("rslad", tmp_path),
+        quick("rslad", tmp_path, replace(QUICK, seed=1)),
+        quick("rslad", tmp_path, guests={"robust": other.path}),
+        quick("rslad", tmp_path, replace(QUICK, seed=1), guests={"robust": quick("trades", tmp_path).path}),
+    ]
+    kinds = [load_weights(run.weights("best"))[1]["recipe"] for run in runs]
+    assert kinds[0] == kinds[1] == kinds[3] != kinds[2]

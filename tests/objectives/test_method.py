@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tests.conftest import batch, tiny
@@ -136,3 +138,35 @@ def test_two_parts_that_name_the_same_term_are_refused():
     x, y = batch()
     with pytest.raises(UserError, match="'kl'"):
         compose(parse("trades") + Clash(), student=tiny(0))(x, x, y)
+
+
+class _Wrong(PlugIn):
+    """Returns what it is given."""
+
+    name = "wrong"
+
+    def __init__(self, gives: Any = None) -> None:
+        super().__init__()
+        self.gives = gives
+
+    def terms(self, outs: Outs, y: Tensor) -> Terms:
+        gives: Any = self.gives
+        return gives(outs) if callable(gives) else gives
+
+
+@pytest.mark.parametrize(
+    ("gives", "words"),
+    [
+        (Term(1.0, torch.zeros(())), r"terms\(\) must return a dict of Terms by name, not Term"),
+        ({"wrong": torch.zeros(())}, r"term 'wrong' must be Term\(weight, value\), not Tensor"),
+        ({"wrong": Term(1.0, torch.zeros(3))}, r"term 'wrong' has shape \(3,\), not that of a scalar"),
+        ({"loss": Term(1.0, torch.zeros(()))}, "called 'loss', which is the name of their sum"),
+        (lambda outs: outs[Need("student", "helper")], "is read but not declared"),
+    ],
+)
+def test_a_plug_ins_first_mistakes_are_named(gives: Any, words: str):
+    x, y = batch()
+    plugin = _Wrong()
+    plugin.gives = gives
+    with pytest.raises(UserError, match=words):
+        compose(BASES["trades"]() + plugin, student=tiny(0))(x, x, y)

@@ -103,6 +103,12 @@ HEAD = "from advalign.objectives.parts import ADV, Base, PlugIn, Term\n\n"
             "must keep its argument ['weight'] under that name",
         ),
         (
+            "wrong_l:Own",
+            "class Own(PlugIn):\n    name = 'own'\n    def __init__(self): pass\n"
+            "    def terms(self, outs, y): return {}",
+            "must call super().__init__() first",
+        ),
+        (
             "wrong_k:Own",
             "class Own(PlugIn):\n    name = 'my_own'\n    def terms(self, outs, y): return {}",
             "is called 'my_own': a name is letters and digits, joined by hyphens",

@@ -168,3 +168,13 @@ def test_markup_in_a_record_is_escaped(tmp_path: Path):
 def test_missing_paths_are_named(tmp_path: Path):
     with pytest.raises(UserError, match="nowhere"):
         report_on([tmp_path / "nowhere"], tmp_path / "page.html")
+
+
+def test_many_curves_stay_readable():
+    log = [{"epoch": e, "loss": 1 / e, "validation": {"clean": 0.5}} for e in (1, 2, 3)]
+    figure = training_curves({f"method {i}": log for i in range(30)})
+    figure.draw_without_rendering()
+    heights = [axes.get_window_extent().height for axes in figure.axes]
+    assert min(heights) > 150
+    colors = {line.get_color() for line in figure.axes[0].lines}
+    assert len(colors) == 30
