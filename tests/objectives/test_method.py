@@ -150,8 +150,8 @@ class _Wrong(PlugIn):
         self.gives = gives
 
     def terms(self, outs: Outs, y: Tensor) -> Terms:
-        gives: Any = self.gives
-        return gives(outs) if callable(gives) else gives
+        given: Any = self.gives(outs) if callable(self.gives) else self.gives
+        return given
 
 
 @pytest.mark.parametrize(
