@@ -66,8 +66,11 @@ def run_evaluate(options: Evaluate) -> None:
     from advalign.runtime import environment
     from advalign.terminal import say
 
+    if (options.source is None) == (options.weights is None):
+        raise UserError("name what to evaluate once: a run folder or weights file, or --weights FILE")
+    source = str(options.source or options.weights)
     result = measure(
-        options.source, options.attacks, checkpoint=options.checkpoint, data=options.data, model=options.model,
+        source, options.attacks, checkpoint=options.checkpoint, data=options.data, model=options.model,
         n=options.n, norm=options.norm, eps=options.eps, batch_size=options.batch_size, precision=options.precision,
         seed=options.seed, device=options.device, data_dir=options.data_dir, image_size=options.image_size,
         mean=options.mean, std=options.std, surrogate=options.surrogate, out=options.out,
@@ -77,7 +80,7 @@ def run_evaluate(options: Evaluate) -> None:
     print_table(_console(), table)
     write_atomically(result.path.with_suffix(".md"), table.markdown() + "\n")
     write_atomically(result.path.with_suffix(".tex"), table.latex() + "\n")
-    write_page(result.path.with_suffix(".html"), f"Evaluation of {options.source}", [], table, [], environment())
+    write_page(result.path.with_suffix(".html"), f"Evaluation of {source}", [], table, [], environment())
     if any(record.attack == "autoattack" for record in result.records):
         card = robustbench_card(result.records, extra_data=result.extra_data)
         write_json(result.path.with_suffix(".robustbench.json"), card)

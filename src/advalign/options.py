@@ -60,8 +60,10 @@ class Train:
 class Evaluate:
     """Measure clean and robust accuracy of a run or of a weights file."""
 
-    source: Annotated[Positional[str], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")]
+    source: Annotated[Positional[str | None], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")] = None
     """run folder, or weights file (.safetensors, .pt)"""
+    weights: str | None = None
+    """the weights file, where one would rather write it as a flag beside --model"""
     attacks: tuple[str, ...] = ("standard",)
     """attacks such as fgsm 'pgd(steps=20, restarts=5)'; standard: the usual ones; none: clean accuracy only"""
     checkpoint: str = "best"

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 from tests.attacks.conftest import Target
+from tests.conftest import batch, tiny
 
 from advalign.attacks import APGDCE, APGDT, FGSM, PGD, parse, spelled
 from advalign.attacks.ensemble import AutoAttack, Worst
+from advalign.attacks.fab import FABT
+from advalign.attacks.square import Square
 from advalign.data import Images
 from advalign.errors import UserError
 from advalign.evaluation import WORST_CASE, evaluate
-from advalign.threats import L2, Linf
+from advalign.threats import L2, Linf, Threat
 
 BUDGET = Linf(0.2)
 
@@ -135,3 +138,20 @@ def test_as_strong_as_the_reference(target: Target):
         ours.append(int((~found.correct["autoattack"]).sum()))
     print(theirs, ours)
     assert abs(sum(theirs) - sum(ours)) <= 3
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 8])
+@pytest.mark.parametrize("threat", [BUDGET, L2(1.0)], ids=str)
+def test_any_number_of_classes(classes: int, threat: Threat, monkeypatch: pytest.MonkeyPatch):
+    """The reference stops with an IndexError for these."""
+    torch.manual_seed(0)
+    net = tiny(0, classes=classes).eval()
+    x, _ = batch(16)
+    with torch.no_grad():
+        net.fc.bias.sub_(net(x).mean(0))  # every class is near
+    y = net(x).argmax(1)
+    short = (APGDCE(threat, steps=10), APGDT(threat, steps=10), FABT(threat, steps=5), Square(threat, queries=50))
+    monkeypatch.setattr(AutoAttack, "members", short)
+    x_adv = AutoAttack(threat)(net, x, y)
+    assert float(threat.distance(x_adv, x).max()) <= threat.eps + 1e-5
+    assert (net(x_adv).argmax(1) != y).any()
