@@ -98,7 +98,7 @@ def reference(net: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict[str, Any]
 def ours(net: nn.Module, images: Any, seed: int) -> dict[str, Any]:
     """Run our AutoAttack member by member, for the cost of each."""
     found = evaluate(net, images, [AutoAttack(BUDGET)], seed=seed)
-    cost = {name: counts._asdict() for name, counts in found.members["autoattack"].items()}
+    cost = {name.partition("(")[0]: counts._asdict() for name, counts in found.members["autoattack"].items()}
     return {"robust": int(found.correct["autoattack"].sum()), "passes": cost}
 
 

@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/findings.md from the committed records: `python results/refresh.py`.
+"""Write the tables of the README and of docs/ from the committed records: `python results/refresh.py`.
 
 A test holds them current.
 """
@@ -13,7 +13,7 @@ from advalign.runs import read_records
 from advalign.studies.methods import comparison
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md", ROOT / "docs" / "evaluation.md")
 _KINDS = {"table": accuracy_table, "comparison": comparison}
 _BLOCK = re.compile(r"(<!-- (table|comparison) of (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
