@@ -130,14 +130,13 @@ def test_as_strong_as_the_reference_in_a_short_form(target: Target):
 
 @pytest.mark.slow
 def test_as_strong_as_the_reference(target: Target):
-    seeds = range(3)
+    seeds = range(8)  # one run of either differs from the next by up to three images
     theirs = [reference(target, 200, seed, ["apgd-ce", "apgd-t", "fab-t", "square"]) for seed in seeds]
     ours = []
     for seed in seeds:
         found = evaluate(target.model, images(target), [AutoAttack(BUDGET)], seed=seed)
         ours.append(int((~found.correct["autoattack"]).sum()))
-    print(theirs, ours)
-    assert abs(sum(theirs) - sum(ours)) <= 3
+    assert abs(sum(theirs) - sum(ours)) <= len(seeds), (theirs, ours)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 8])
