@@ -136,7 +136,8 @@ def test_as_strong_as_the_reference(target: Target):
     for seed in seeds:
         found = evaluate(target.model, images(target), [AutoAttack(BUDGET)], seed=seed)
         ours.append(int((~found.correct["autoattack"]).sum()))
-    assert abs(sum(theirs) - sum(ours)) <= len(seeds), (theirs, ours)
+    # Ours breaks one or two more: on 8 x 8 images it matters that the reference's squares miss the last row and column.
+    assert sum(ours) >= sum(theirs) - len(seeds), (theirs, ours)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 8])
