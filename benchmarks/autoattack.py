@@ -118,7 +118,7 @@ def _each_target(attack: Any, x: Tensor, y: Tensor, targets: int) -> list[Tensor
     found = []
     for k in range(2, targets + 2):
         attack.target_class = k
-        if isinstance(attack, APGDAttack_targeted):
+        if hasattr(attack, "y_target"):
             attack.init_hyperparam(x)
             with torch.no_grad():
                 attack.y_target = attack.model(x).sort(dim=1)[1][:, -k]

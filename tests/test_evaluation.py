@@ -10,7 +10,9 @@ from typing import ClassVar
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from advalign.attacks import FGSM, MIM, PGD, Attack, spelled
 from advalign.data import Images
@@ -404,6 +406,18 @@ def test_wrapped_models_are_evaluated_by_the_network_inside(wrap: Callable[[nn.M
     expected = evaluate(net, images, [PGD(BUDGET)])
     found = evaluate(wrap(net), images, [PGD(BUDGET)])
     assert torch.equal(found.correct["pgd(steps=20)"], expected.correct["pgd(steps=20)"])
+
+
+def test_a_distributed_model_is_evaluated_by_the_network_inside(tmp_path: Path):
+    net, images = case()
+    expected = evaluate(net, images, [PGD(BUDGET)])
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        found = evaluate(DistributedDataParallel(net), images, [PGD(BUDGET)])
+    finally:
+        dist.destroy_process_group()
+    assert torch.equal(found.correct["pgd(steps=20)"], expected.correct["pgd(steps=20)"])
+    assert all(parameter.grad is None for parameter in net.parameters())
 
 
 def test_a_network_that_cannot_be_copied_is_evaluated_as_it_is():

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -109,6 +114,65 @@ def test_what_cannot_work_is_refused_before_the_attacks_run(run: Run, options: d
     monkeypatch.setattr("advalign.measure.evaluate", lambda *_, **__: pytest.fail("the evaluation has begun"))
     with pytest.raises(UserError, match=words):
         measure(run.path, ["fgsm"], device="cpu", **options)
+
+
+@pytest.mark.parametrize("attack", ["pdg", "pgd(stpes=3)", "worst(apgd-ce, sqare)", "worst(cw)"])
+def test_a_misspelt_attack_is_refused_before_data_are_loaded(run: Run, attack: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("advalign.measure.load", lambda *_, **__: pytest.fail("data are being loaded"))
+    with pytest.raises(UserError, match=r"did you mean|worst"):
+        measure(run.path, ["fgsm", attack], device="cpu")
+
+
+# The command line, but with its state on the disk after each batch and not at most every ten seconds.
+HASTY = "import advalign.evaluation as e; e.SAVE_SECONDS = 0.0; from advalign.cli import main; main()"
+
+
+def test_kill_9_and_the_same_command_gives_the_same_outcome_of_every_image(run: Run, tmp_path: Path):
+    def start(out: Path) -> subprocess.Popen[str]:
+        command = [
+            sys.executable,
+            "-c",
+            HASTY,
+            "evaluate",
+            str(run.path),
+            "--attacks",
+            "pgd(steps=10)",
+            "worst(mim, fgsm)",
+        ]
+        return subprocess.Popen(
+            [*command, "--batch-size", "16", "--save-examples", "--device", "cpu", "--out", str(out)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def finished(out: Path) -> tuple[dict, dict]:
+        (file,) = (file for file in out.glob("*.json") if "robustbench" not in file.name)
+        (examples,) = out.glob("*.npz")
+        return json.loads(file.read_text()), dict(np.load(examples))
+
+    whole = start(tmp_path / "whole")
+    output, _ = whole.communicate(timeout=120)
+    assert whole.returncode == 0, output
+    for states in (5, 2, 1):  # on a busy machine this process may sleep through the other's end: then earlier
+        out = tmp_path / str(states)
+        process, seen = start(out), set()
+        while len(seen) < states and process.poll() is None:
+            seen |= {file.stat().st_mtime_ns for file in out.glob(".*.state")} if out.exists() else set()
+            time.sleep(0.001)
+        process.kill()
+        process.communicate(timeout=60)
+        if not list(out.glob("*.json")):
+            break
+    again = start(out)
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert "goes on where it was interrupted" in output
+    (content, examples), (expected, others) = finished(out), finished(tmp_path / "whole")
+    for what in ("outcomes", "passes", "trails", "members"):
+        assert content[what] == expected[what], what
+    assert examples.keys() == others.keys()
+    assert all(np.array_equal(examples[name], others[name]) for name in examples)
+    assert not list(out.glob(".*"))
 
 
 def test_an_unfinished_run_is_recorded_with_the_epochs_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -23,7 +23,7 @@ from advalign.runs.checkpoint import load_into, load_weights
 from advalign.runs.files import require_folder, write_atomically, write_json
 from advalign.runtime import autocast, environment, pick_device, place
 from advalign.terminal import progress_bars, say
-from advalign.threats import THREATS, Threat, threat
+from advalign.threats import THREATS, Linf, Threat, threat
 from advalign.transfer import crafted, place_of
 
 # What a record takes over from the weights' card, and what stands for it in weights from elsewhere.
@@ -101,6 +101,8 @@ def measure(
     require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
     where = pick_device(device)
     autocast(where, precision)
+    for text in _expand(attack_names):
+        attacks.parse(text, threat=Linf())  # data may take a download: what is misspelt in any threat is refused before
     subject = opened(
         source, checkpoint=checkpoint, data=data, model=model, n=n, norm=norm, eps=eps, device=where,
         data_dir=data_dir, image_size=image_size, mean=mean, std=std, console=console,
