@@ -148,3 +148,20 @@ def test_a_wrong_spelling_is_one_clear_line(spelling, message):
 def test_refuses_sizes_that_make_no_classifier(name, classes, channels, message):
     with pytest.raises(UserError, match=f"{message} must be at least"):
         build(name, classes=classes, channels=channels)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_head_computes_in_float32_under_autocast(name):
+    torch.manual_seed(0)
+    net = build(f"{name}(width=4)", classes=5).eval()
+    read: list[torch.Tensor] = []
+    net.get_submodule("fc").register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        logits = net(torch.rand(3, 3, 32, 32))
+    features = read[0].double()
+    head = net.get_submodule("fc").double()
+    assert isinstance(head, nn.Linear)
+    expected = features @ head.weight.T + head.bias
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-6, atol=1e-6)  # bf16 would be off by 1e-3
+    net.double()
+    assert net(torch.rand(1, 3, 32, 32).double()).dtype == torch.float64

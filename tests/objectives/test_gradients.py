@@ -14,8 +14,10 @@ from tests.objectives.networks import bound, combinations
 from torch import nn
 
 from advalign.errors import UserError
-from advalign.models import Out
+from advalign.models import Out, Tapped, build
+from advalign.models.fold import Folded
 from advalign.objectives import BASES, compose, parse, total
+from advalign.objectives.bases.trades import from_clean
 from advalign.objectives.parts import ADV, CLEAN
 from advalign.threats import L2, Linf
 
@@ -272,3 +274,24 @@ def test_images_outside_the_unit_range_are_refused_in_training_too(x_y):
     x, y = x_y
     with pytest.raises(UserError, match=r"need \[0, 1\]"):
         bound("trades").perturb(2 * x, y, Linf())
+
+
+def test_the_attack_compares_the_clean_logits_with_logits_of_the_same_path():
+    """At the clean image itself KL is 0 and at its minimum; a target from fp32 beside logits from bf16 would differ."""
+    torch.manual_seed(0)
+    student = build("resnet18(width=8)", classes=10).eval()
+    x = torch.rand(8, 3, 32, 32)
+    folded = Folded(Tapped(student, ()))
+    with torch.autocast("cpu", torch.bfloat16):
+        goal, moved = from_clean(folded, x), x.clone().requires_grad_()
+        values = goal.loss(goal.network(moved), goal.target)
+        (grad,) = torch.autograd.grad(values.sum(), moved)
+        away = (x + 4 / 255 * torch.randn_like(x)).requires_grad_()
+        (usual,) = torch.autograd.grad(goal.loss(goal.network(away), goal.target).sum(), away)
+    assert float(values.detach().abs().max()) < 1e-6
+    assert float(grad.norm()) < 1e-3 * float(usual.norm())
+    mixed = goal._replace(target=student(x).detach())  # the trap: a better target, and a worse attack
+    with torch.autocast("cpu", torch.bfloat16):
+        moved = x.clone().requires_grad_()
+        (wrong,) = torch.autograd.grad(mixed.loss(mixed.network(moved), mixed.target).sum(), moved)
+    assert float(wrong.norm()) > 1e-2 * float(usual.norm())

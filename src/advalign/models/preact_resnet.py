@@ -7,6 +7,7 @@ from typing import ClassVar, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advalign.models.head import Head
 from advalign.models.sizes import check_sizes
 
 
@@ -54,7 +55,7 @@ class PreActResNet(nn.Module):
         self.layer3 = preact_stage(2 * width, 4 * width, 2, blocks=2)
         self.layer4 = preact_stage(4 * width, 8 * width, 2, blocks=2)
         self.bn = nn.BatchNorm2d(8 * width)
-        self.fc = nn.Linear(8 * width, classes)
+        self.fc = Head(8 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) to logits (N, classes)."""

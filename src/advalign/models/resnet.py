@@ -7,6 +7,7 @@ from typing import ClassVar, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advalign.models.head import Head
 from advalign.models.sizes import check_sizes
 
 
@@ -52,7 +53,7 @@ class ResNet(nn.Module):
         self.layer2 = _stage(width, 2 * width, 2, blocks[1])
         self.layer3 = _stage(2 * width, 4 * width, 2, blocks[2])
         self.layer4 = _stage(4 * width, 8 * width, 2, blocks[3])
-        self.fc = nn.Linear(8 * width, classes)
+        self.fc = Head(8 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) to logits (N, classes)."""

@@ -6,6 +6,7 @@ from typing import ClassVar, final
 
 from torch import Tensor, nn
 
+from advalign.models.head import Head
 from advalign.models.sizes import check_sizes
 
 
@@ -27,7 +28,7 @@ class SmallCNN(nn.Module):
         self.layer1 = _stage(channels, width, stride=1)
         self.layer2 = _stage(width, 2 * width, stride=2)
         self.layer3 = _stage(2 * width, 4 * width, stride=2)
-        self.fc = nn.Linear(4 * width, classes)
+        self.fc = Head(4 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) to logits (N, classes)."""

@@ -16,7 +16,7 @@ class Out(NamedTuple):
     """What one pass of a tapped network gives."""
 
     logits: Tensor
-    """(N, classes), as float32 also under bf16 autocast, as the features are; autocast has rounded them before."""
+    """(N, classes), as float32 also under autocast, as the features are; rounded before, but for built-in heads."""
     features: Mapping[str, Tensor]
     """Layer name to its output, (N, C, H, W) or as the layer gives it."""
 

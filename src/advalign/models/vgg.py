@@ -6,6 +6,7 @@ from typing import ClassVar, final
 
 from torch import Tensor, nn
 
+from advalign.models.head import Head
 from advalign.models.sizes import check_sizes
 
 
@@ -31,7 +32,7 @@ class VGG16(nn.Module):
         self.layer3 = _block(2 * width, 4 * width, convs=3)
         self.layer4 = _block(4 * width, 8 * width, convs=3)
         self.layer5 = _block(8 * width, 8 * width, convs=3)
-        self.fc = nn.Linear(8 * width, classes)
+        self.fc = Head(8 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W), H and W at least 32, to logits (N, classes)."""

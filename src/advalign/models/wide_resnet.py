@@ -8,6 +8,7 @@ from typing import ClassVar, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advalign.models.head import Head
 from advalign.models.preact_resnet import preact_stage
 from advalign.models.sizes import check_sizes
 
@@ -36,7 +37,7 @@ class WideResNet(nn.Module):
         self.layer2 = preact_stage(width, 2 * width, 2, blocks=blocks)
         self.layer3 = preact_stage(2 * width, 4 * width, 2, blocks=blocks)
         self.bn = nn.BatchNorm2d(4 * width)
-        self.fc = nn.Linear(4 * width, classes)
+        self.fc = Head(4 * width, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
