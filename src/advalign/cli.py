@@ -49,6 +49,7 @@ def run_train(options: Train) -> None:
         device=options.device,
         time_budget=parse_duration(options.time_budget) if options.time_budget else None,
         checkpoint_seconds=options.checkpoint_seconds,
+        cuda_graphs=options.cuda_graphs,
         sinks=(lambda run: [tensorboard_sink(run.path)]) if options.tensorboard else lambda run: [],
         console=_console(),
     )

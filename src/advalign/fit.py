@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
@@ -20,16 +19,15 @@ from advalign.data.batches import Epoch
 from advalign.errors import TrainingError, UserError
 from advalign.evaluation import WORST_CASE, evaluate
 from advalign.interrupts import Interrupts
-from advalign.objectives import Objective, total
+from advalign.objectives import Objective
 from advalign.objectives.parts import Calibration, Terms
 from advalign.recipes import Recipe
 from advalign.runs import Run
 from advalign.runs.checkpoint import load_state, save_state, save_weights
 from advalign.runs.files import write_lines
-from advalign.runtime import autocast, mixed_seed
-from advalign.schedule import learning_rate, momentum
+from advalign.runtime import mixed_seed
+from advalign.step import Step
 from advalign.threats import threat
-from advalign.weight_perturbation import adversarial_weights
 
 Row = dict[str, Any]
 
@@ -64,6 +62,7 @@ def fit(
     card: dict[str, Any],
     interrupts: Interrupts,
     checkpoint_seconds: float,
+    cuda_graphs: bool = False,
     on_step: Callable[[Standing, int], None],
     on_epoch: Callable[[Row], None],
 ) -> bool:
@@ -80,17 +79,9 @@ def fit(
     r = recipe
     device = train.labels.device
     batches = Batches(train, r.batch_size, augment=r.augment, seed=r.seed, extra=extra, extra_share=r.extra_share)
-    optimizer = torch.optim.SGD(
-        [parameter for parameter in objective.parameters() if parameter.requires_grad],
-        r.lr,
-        momentum=r.momentum,
-        weight_decay=r.weight_decay,
-        nesterov=r.nesterov,
-        fused=device.type != "mps",
-    )
+    step = Step(objective, r, batches.steps, device, cuda_graphs=cuda_graphs)
     average = Average(objective, r, batches.steps)
-    standing = _resume(run, objective, optimizer, average, device)
-    budget = threat(r.norm, r.eps)
+    standing = _resume(run, objective, step.optimizer, average, device)
     if r.compile:
         objective.compile()
     on_step(standing, batches.steps)
@@ -101,67 +92,38 @@ def fit(
         objective.train()
         if standing.step == 0:
             objective.start_epoch(Epoch(batches, epoch), epoch / r.epochs)
+        step.start_epoch(epoch)
         seconds = batches.epoch(epoch, standing.step, second=True) if objective.method.second else repeat((None, None))
         for (x, y), (second, _) in zip(batches.epoch(epoch, standing.step), seconds, strict=False):
             at = epoch * batches.steps + standing.step
             torch.manual_seed(mixed_seed(r.seed, epoch, standing.step))
-            optimizer.param_groups[0].update(
-                lr=learning_rate(r, at, batches.steps), momentum=momentum(r, at, batches.steps)
-            )
-            with autocast(device, r.precision):
-                x_adv = objective.perturb(
-                    x, y, budget, second=second, steps=r.steps, step_size=r.step_size, start=r.start, mode=r.mode
-                )
+            step.schedule(at)
+            x_adv = step.craft(x, y, second)
             if standing.step == 0:
                 calibration = objective.calibrate(x, x_adv, y, second)
                 standing.calibration = {name: _floats(told) for name, told in calibration.items()}
-            standing.add(*_update(objective, optimizer, r, epoch, (x, x_adv, y, second)))
+            standing.add(*step.update(x, x_adv, y, second))
             average.update(at + 1)
             on_step(standing, batches.steps)
             if interrupts.reason or time.monotonic() - saved > checkpoint_seconds:
                 standing.seconds = time.monotonic() - began
-                _save(run, objective, optimizer, average, standing)
+                _save(run, objective, step.optimizer, average, standing)
                 saved = time.monotonic()
             if interrupts.reason:
                 return False
-        row = _close_epoch(run, standing, optimizer)
+        row = _close_epoch(run, standing, step.optimizer)
         with average.in_charge(Epoch(batches, epoch)) as student:
             if standing.epoch % r.validate_every == 0 or standing.epoch == r.epochs:
                 row["validation"] = _validate(objective, student, validation, r)
             _keep(run, standing, student, card, row)
         standing.seconds = row["seconds"] = time.monotonic() - began
         write_lines(run.path / "log.jsonl", standing.log)
-        _save(run, objective, optimizer, average, standing)
+        _save(run, objective, step.optimizer, average, standing)
         saved = time.monotonic()
         on_epoch(row)
         if interrupts.reason and standing.epoch < r.epochs:
             return False
     return True
-
-
-def _update(
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    epoch: int,
-    batch: tuple[Tensor, Tensor, Tensor, Tensor | None],
-) -> tuple[Tensor, Terms]:
-    """Make one step of the optimiser; return the loss and its terms."""
-
-    def terms_of_batch() -> Terms:
-        with autocast(batch[0].device, recipe.precision):
-            return objective(*batch)
-
-    perturb = recipe.awp > 0 and epoch >= recipe.awp_start
-    with adversarial_weights(objective, recipe.awp, terms_of_batch) if perturb else nullcontext():
-        terms = terms_of_batch()
-        loss = total(terms)
-        loss.backward()
-        if recipe.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], recipe.clip_norm)
-        optimizer.step()
-    optimizer.zero_grad()
-    return loss, terms
 
 
 def _validate(objective: Objective, student: nn.Module, validation: Images, recipe: Recipe) -> dict[str, float]:
@@ -188,7 +150,8 @@ def _close_epoch(run: Run, standing: Standing, optimizer: torch.optim.Optimizer)
     _require_finite(run, standing)
     means = {name: float(value) / standing.step for name, value in standing.sums.items()}
     standing.epoch, standing.step, standing.sums = standing.epoch + 1, 0, {}
-    row = {"epoch": standing.epoch, "lr": optimizer.param_groups[0]["lr"], "loss": means.pop("loss"), "terms": means}
+    lr = float(optimizer.param_groups[0]["lr"])
+    row = {"epoch": standing.epoch, "lr": lr, "loss": means.pop("loss"), "terms": means}
     if standing.calibration:
         row["calibration"] = standing.calibration
     standing.log.append(row)

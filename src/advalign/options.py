@@ -52,6 +52,8 @@ class Train:
     """stop in good order after this long, such as 9m or 1h30m; the same command goes on"""
     checkpoint_seconds: float = 120.0
     """longest time between two saved states"""
+    cuda_graphs: bool = False
+    """on a GPU: record attack and update as CUDA graphs, the same kernels without the time to launch each"""
     tensorboard: bool = False
     """also write the log for TensorBoard, into the run folder"""
 

@@ -42,6 +42,7 @@ def train(
     device: str = "auto",
     time_budget: float | None = None,
     checkpoint_seconds: float = 120.0,
+    cuda_graphs: bool = False,
     sinks: Callable[[Run], list[Callable[[Row], None]]] = lambda run: [],
     console: Console | None = None,
 ) -> Run:
@@ -60,6 +61,7 @@ def train(
             guests as well; see `advalign.data.load_extra`.
         name: the run's folder below `runs`; named by its content if not given.
         time_budget: seconds for this call.
+        cuda_graphs: record attack and update as CUDA graphs: the same kernels without the time to launch each.
         sinks: called once per run; what it returns is called with each epoch's row of the log.
 
     Raises:
@@ -69,6 +71,9 @@ def train(
     method, recipe, console = as_method(method), recipe or Recipe(), console or Console(quiet=True)
     require(checkpoint_seconds >= 0, f"checkpoint_seconds={checkpoint_seconds:g} must be at least 0")
     where = pick_device(device)
+    require(not cuda_graphs or where.type == "cuda", f"CUDA graphs need a CUDA device, not {where.type!r}")
+    swings = recipe.cycle_momentum or recipe.compile
+    require(not cuda_graphs or not swings, "CUDA graphs go with neither --cycle-momentum nor --compile")
     models.canonical(model)  # data may take a download: what is cheap to refuse is refused before
     for source in (guests or {}).values():
         Weights.of(source)
@@ -88,7 +93,9 @@ def train(
         for each in todo:
             say(console, f"{each.method} on {dataset.name}, {each.model}: {each.run.path}")
             with _only_here(each.run, wait=each is not planned), seeded(recipe.seed):
-                finished = each.run.finished or _fit(each, where, interrupts, checkpoint_seconds, sinks, bars)
+                finished = each.run.finished or _fit(
+                    each, where, interrupts, checkpoint_seconds, cuda_graphs, sinks, bars
+                )
             if not finished:
                 say(console, f"Stopped: {interrupts.reason}. Saved in {each.run.path}; the same command goes on.")
                 break
@@ -100,6 +107,7 @@ def _fit(
     device: torch.device,
     interrupts: Interrupts,
     checkpoint_seconds: float,
+    cuda_graphs: bool,
     sinks: Callable[[Run], list[Callable[[Row], None]]],
     bars: Progress,
 ) -> bool:
@@ -119,6 +127,7 @@ def _fit(
         card=each.card,
         interrupts=interrupts,
         checkpoint_seconds=checkpoint_seconds,
+        cuda_graphs=cuda_graphs,
         on_step=show.step,
         on_epoch=show.epoch,
     )

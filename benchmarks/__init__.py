@@ -1,0 +1,1 @@
+"""What advalign gains over plain loops, measured side by side: `python -m benchmarks`."""

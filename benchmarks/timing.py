@@ -1,0 +1,100 @@
+"""How ways of doing the same are timed: in turn in one process, with what they cost beside their seconds."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+Way = Callable[[], Any]
+
+
+def in_turn(ways: Mapping[str, Way], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Return each way's seconds of each round, its order reversed from round to round, after one round of warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_ in range(rounds + 1):
+        for name in list(ways) if round_ % 2 else reversed(list(ways)):
+            took = once(ways[name], device)
+            if round_:
+                seconds[name].append(took)
+    return seconds
+
+
+def once(way: Way, device: torch.device) -> float:
+    """Return the seconds of one call, the device's queue included."""
+    _wait(device)
+    began = time.perf_counter()
+    way()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def row(seconds: Mapping[str, list[float]], ours: str = "ours") -> dict[str, Any]:
+    """Return medians, and how many times faster ours is than each other way: the median and range of the rounds."""
+    ratios = {
+        name: [other / mine for other, mine in zip(times, seconds[ours], strict=True)]
+        for name, times in seconds.items()
+        if name != ours
+    }
+    return {
+        "seconds": {name: round(statistics.median(times), 4) for name, times in seconds.items()},
+        "ratio": {name: round(statistics.median(values), 2) for name, values in ratios.items()},
+        "ratio_range": {name: [round(min(values), 2), round(max(values), 2)] for name, values in ratios.items()},
+    }
+
+
+def passes(way: Way, forward_flops: float, images: int) -> dict[str, float]:
+    """Return the forward and backward work of one call, in forwards of one image each; and its FLOPs in all."""
+    with FlopCounterMode(display=False) as counter:
+        way()
+    counts = {str(name): flops for name, flops in counter.get_flop_counts()["Global"].items()}
+    backward = sum(flops for name, flops in counts.items() if "backward" in name)
+    unit = forward_flops * images
+    whole = sum(counts.values())
+    return {
+        "forward": round((whole - backward) / unit, 2),
+        "backward": round(backward / unit, 2),
+        "flops": whole,
+    }
+
+
+def peak_flops(device: torch.device) -> float:
+    """Return the most floating-point operations a second that a product of square matrices reaches here."""
+    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    a @ b
+    return 2 * size**3 / min(once(lambda: a @ b, device) for _ in range(10))
+
+
+def peak_memory(make: Callable[..., Way], arguments: tuple[Any, ...], device: torch.device) -> int:
+    """Return the most MiB that two calls of a way hold, in a process of its own on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        _twice(make, arguments)
+        return torch.cuda.max_memory_allocated() >> 20
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(_resident, (make, arguments, torch.get_num_threads()))
+
+
+def _twice(make: Callable[..., Way], arguments: tuple[Any, ...]) -> None:
+    way = make(*arguments)
+    way()
+    way()
+
+
+def _resident(make: Callable[..., Way], arguments: tuple[Any, ...], threads: int) -> int:
+    torch.set_num_threads(threads)
+    _twice(make, arguments)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
