@@ -324,9 +324,10 @@ def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
         "--runs", "--name", "--data-dir", "--label-smoothing", "--awp", "--awp-start", "--average", "--average-start",
         "--ema-decay", "--swa-every", "--extra", "--extra-share",
         "--image-size", "--device", "--time-budget", "--checkpoint-seconds", "--cuda-graphs", "--tensorboard",
-        "--epochs", "--batch-size", "--lr", "--schedule", "--milestones", "--peak", "--cycle-momentum", "--warmup", "--momentum",
-        "--nesterov", "--weight-decay", "--clip-norm", "--augment", "--norm", "--eps", "--steps", "--step-size",
-        "--start", "--mode", "--validation", "--validate-every", "--subset", "--precision", "--compile", "--seed",
+        "--epochs", "--batch-size", "--lr", "--schedule", "--milestones", "--peak", "--cycle-momentum", "--warmup",
+        "--momentum", "--nesterov", "--weight-decay", "--clip-norm", "--augment", "--norm", "--eps", "--steps",
+        "--step-size", "--start", "--mode", "--validation", "--validate-every", "--subset", "--precision", "--compile",
+        "--seed",
     }  # fmt: skip
 
 

@@ -1,0 +1,158 @@
+"""The benchmark suite: `python -m benchmarks [--data-dir DIR]`, about a quarter of an hour on two CPU cores.
+
+Training steps of five methods beside the plain loops (`plain.py`), and PGD-20 and C&W on a half-robust model, timed in
+turn in one process. The ways of a training step must make the same update in float64 before they are timed. Prints a
+table and writes results/benchmarks/<device>.json. On a GPU the sizes are the papers', and images a second, seconds an
+epoch of 50,000 images and the share of the arithmetic floor are added.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from advalign.runtime import environment, pick_device
+from benchmarks.timing import in_turn, passes, peak_flops, peak_memory, row
+from benchmarks.workloads import TRAINING, equal_updates, evaluations, memory_of, training_step
+
+HERE = Path(__file__).parent
+FLOPS = {64: 1.1108e9, 32: 0.2786e9, 16: 0.0701e9}  # of one image through resnet18; tests/models checks them
+# Workload, width and batch; the headline at all widths.
+ON_CPU = (
+    ("natural", 16, 128), ("at", 16, 128), ("trades", 16, 128), ("trades+lbgat", 16, 128),
+    ("trades+vfd", 16, 128), ("trades+vfd", 32, 64), ("trades+vfd", 64, 32),
+)  # fmt: skip
+ON_GPU = tuple((workload, 64, size) for size in (128, 512) for workload in TRAINING)
+EPOCH = 50_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Time training steps and evaluations beside plain loops."""
+
+    rounds: int = 5
+    """rounds that count, each way once in each"""
+    steps: int = 1
+    """training steps a round and way; 40 on a GPU"""
+    only: tuple[str, ...] = ()
+    """workloads; all if not given"""
+    data_dir: Path | None = None
+    """where CIFAR-10 lies; the evaluations are left out, and said to be, where it is not given"""
+    images: int = 512
+    """test images of PGD-20; C&W takes half as many"""
+    device: str = "auto"
+    """auto, cpu, cuda"""
+    out: Path = Path("results/benchmarks")
+    """folder of the results"""
+
+
+def main(options: Options) -> None:
+    """Measure, print, and write."""
+    device, console = pick_device(options.device), Console()
+    on_gpu = device.type == "cuda"
+    ways = ("authors", "once", "ours", *(("ours, bf16", "ours, bf16, graphs") if on_gpu else ()))
+    fastest = ways[-1]
+    peak, rows = peak_flops(device), []
+    for workload, width, size in ON_GPU if on_gpu else ON_CPU:
+        if options.only and workload not in options.only:
+            continue
+        rows.append(_training(workload, width, size, ways, fastest, device, options, peak))
+        _say(console, rows[-1])
+    wanted = not options.only or {"PGD-20", "C&W-100"} & set(options.only)
+    if options.data_dir is not None and wanted:
+        for name, (both, n) in evaluations(
+            "cifar10", options.data_dir, HERE / ".cache", options.images, device
+        ).items():
+            found = {way: attack() for way, attack in both.items()}
+            measured = row(in_turn(both, options.rounds, device))
+            withstand = {way: round(float(flags.float().mean()), 4) for way, flags in found.items()}
+            differing = int((found["plain"].cpu() != found["ours"].cpu()).sum())
+            rows.append({"workload": name, "images": n, **measured, "withstand": withstand, "differing": differing})
+            _say(console, rows[-1])
+    elif wanted:
+        console.print("PGD-20 and C&W are left out: they need --data-dir, where CIFAR-10 lies")
+    result = {
+        "rounds": options.rounds,
+        "steps": options.steps,
+        "load": os.getloadavg()[0],
+        "peak_gflops": round(peak / 1e9, 1),
+        "environment": environment(),
+        "rows": rows,
+    }
+    console.print(_table(rows))
+    file = options.out / f"{'gpu' if on_gpu else 'cpu'}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    console.print(f"Written: {file}")
+
+
+def _training(
+    workload: str, width: int, size: int, ways: tuple[str, ...], fastest: str, device: torch.device,
+    options: Options, peak: float,
+) -> dict[str, Any]:  # fmt: skip
+    plain_ways = ("once", "ours") if workload == "natural" else ("authors", "once", "ours")
+    difference = equal_updates(workload, plain_ways)
+    ways = tuple(way for way in ways if way in plain_ways or way.startswith("ours"))
+    steps = {way: training_step(workload, way, width, size, str(device))[0] for way in ways}
+
+    def several(way: str) -> None:
+        for _ in range(options.steps):
+            steps[way]()
+
+    measured = row(in_turn({way: lambda way=way: several(way) for way in ways}, options.rounds, device), fastest)
+    work = {way: passes(steps[way], FLOPS[width], size) for way in plain_ways}
+    seconds = {way: value / options.steps for way, value in measured["seconds"].items()}
+    told: dict[str, Any] = {
+        "workload": workload,
+        "model": f"resnet18(width={width})",
+        "batch": size,
+        **measured,
+        "float64_difference": difference,
+        "forward": {way: work[way]["forward"] for way in plain_ways},
+        "backward": {way: work[way]["backward"] for way in plain_ways},
+        "gflops": {way: round(work["ours" if "ours" in way else way]["flops"] / seconds[way] / 1e9, 1) for way in ways},
+        "share_of_peak": {
+            way: round(work["ours" if "ours" in way else way]["flops"] / seconds[way] / peak, 3) for way in ways
+        },
+        "memory_mib": {way: peak_memory(memory_of, (workload, way, width, size, str(device)), device) for way in ways},
+    }
+    if device.type == "cuda":
+        told["images_a_second"] = {way: round(size / value) for way, value in seconds.items()}
+        told["seconds_an_epoch"] = {way: round(EPOCH / size * value, 2) for way, value in seconds.items()}
+        told["share_of_floor"] = {
+            way: round(work["ours"]["flops"] * EPOCH / size / peak / told["seconds_an_epoch"][way], 3) for way in ways
+        }
+    return told
+
+
+def _label(told: dict[str, Any]) -> str:
+    if "batch" in told:
+        return f"{told['workload']}, {told['model']}, batch {told['batch']}"
+    return f"{told['workload']}, {told['images']} images"
+
+
+def _say(console: Console, told: dict[str, Any]) -> None:
+    ratios = "  ".join(f"{way}: {value:.2f}x" for way, value in told["ratio"].items())
+    console.print(f"{_label(told)}: {told['seconds']} s; slower than ours {ratios}", highlight=False)
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("workload", "way", "seconds", "times ours", "forward", "backward", "share of peak", "MiB")
+    for told in rows:
+        for way, seconds in told["seconds"].items():
+            names = ("ratio", "forward", "backward", "share_of_peak", "memory_mib")
+            cells = [str(told.get(name, {}).get(way, "")) for name in names]
+            table.add_row(_label(told) if way == next(iter(told["seconds"])) else "", way, str(seconds), *cells)
+    return table
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,172 @@
+"""What is timed: one step of training, or one evaluation, each in several ways from equal weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advalign import attacks, models
+from advalign.data import Batches, Dataset, Images, load, stratified_subset
+from advalign.evaluation import Evaluation, evaluate
+from advalign.objectives import Objective, compose, parse
+from advalign.recipes import Recipe
+from advalign.runtime import mixed_seed, place, seeded
+from advalign.step import Step
+from advalign.threats import Linf
+from benchmarks import plain
+from benchmarks.timing import Way
+
+RECIPE = Recipe(lr=0.1, schedule="constant", steps=plain.STEPS)  # eps 8/255 in steps of 2/255: the plain loops' setting
+TRAINING = {
+    "natural": "natural",
+    "at": "at",
+    "trades": "trades(beta=6)",
+    "trades+vfd": "trades(beta=6)+vfd(weight=0.02)",
+    "trades+lbgat": "trades(beta=6)+lbgat",
+}
+GUEST = {"trades+vfd": "vanilla", "trades+lbgat": "guide"}
+
+
+def networks(workload: str, width: int, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, nn.Module | None]:
+    """Return the student, and the other network of the workload's method: the same in every way of doing it."""
+    with seeded("benchmark", width):
+        student, guest = (models.build(f"resnet18(width={width})", classes=10) for _ in range(2))
+    student, guest = student.to(device, dtype).train(), guest.to(device, dtype)
+    if GUEST.get(workload) == "vanilla":
+        guest.requires_grad_(False).eval()
+    return student, guest if workload in GUEST else None
+
+
+def training_step(
+    workload: str,
+    way: str,
+    width: int,
+    size: int,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Way, nn.Module]:
+    """Return one training step on a fixed batch in one way, and the student that it trains.
+
+    Ways: `authors` and `once`, the plain loops; `ours`; and on a GPU `ours, bf16` and `ours, bf16, graphs`.
+    """
+    where = torch.device(device)
+    student, guest = networks(workload, width, dtype, where)
+    with seeded("images"):
+        x, y = torch.rand(size, 3, 32, 32).to(where, dtype), (torch.arange(size) % 10).to(where)
+    if way not in ("authors", "once"):
+        return _ours(workload, way, student, guest, x, y), student
+    authors = way == "authors"
+    if workload == "natural":
+        step = plain.natural(student)
+    elif workload == "at":
+        step = plain.at(student, authors=authors)
+    elif workload == "trades+lbgat" and guest is not None:
+        step = plain.lbgat(student, guest.train(), authors=authors)
+    else:
+        step = plain.trades(student, guest, authors=authors)
+    return partial(step, x, y), student
+
+
+def _ours(workload: str, way: str, student: nn.Module, guest: nn.Module | None, x: Tensor, y: Tensor) -> Way:
+    recipe = replace(RECIPE, precision="bf16" if "bf16" in way else "fp32")
+    method = parse(TRAINING[workload])
+    objective = Objective(method, student, {} if guest is None else {GUEST[workload]: guest})
+    objective = place(objective, x.device).train()
+    step = Step(objective, recipe, 1, x.device, cuda_graphs="graphs" in way)
+    if x.dtype == torch.float32:  # as the library's batches are; random starts are drawn in the order of memory
+        x = x.contiguous(memory_format=torch.channels_last)
+
+    def once() -> None:
+        step.schedule(0)
+        step.update(x, step.craft(x, y, None), y, None)
+
+    return once
+
+
+def memory_of(workload: str, way: str, width: int, size: int, device: str) -> Way:
+    """Return the step alone, for a process that measures its memory."""
+    return training_step(workload, way, width, size, device)[0]
+
+
+def equal_updates(workload: str, ways: tuple[str, ...]) -> float:
+    """Return the largest relative difference of the ways' first updates in float64, which must be rounding."""
+    updates = []
+    for way in ways:
+        step, student = training_step(workload, way, 4, 16, dtype=torch.float64)
+        before = _flat(student)
+        torch.manual_seed(1)
+        step()
+        updates.append(_flat(student) - before)
+    worst = max(float((update - updates[0]).norm() / updates[0].norm()) for update in updates)
+    assert worst < 1e-6, f"{workload}: the ways differ by {worst}"
+    return worst
+
+
+def _flat(net: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+
+
+def half_robust(data: Dataset, cache: Path, epochs: int = 8, count: int = 10_000) -> nn.Module:
+    """Return a small network trained against 8/255: of what it gets right, about half withstands PGD."""
+    net = models.build("small-cnn(width=16)", classes=data.classes, channels=data.shape[0])
+    file = cache / f"half-robust-{data.digest[:8]}-{epochs}-{count}.pt"
+    if file.exists():
+        net.load_state_dict(torch.load(file, weights_only=True))
+        return net.eval()
+    recipe = Recipe(epochs=epochs, schedule="onecycle", lr=0.2, nesterov=True, steps=5)
+    with seeded("half-robust"):
+        objective = place(compose(parse("at"), student=net), torch.device("cpu")).train()
+        chosen = stratified_subset(data.train, min(count, len(data.train)), 0)
+        batches = Batches(chosen, recipe.batch_size, augment="flip-crop", seed=0)
+        step = Step(objective, recipe, batches.steps, torch.device("cpu"))
+        for epoch in range(epochs):
+            for k, (x, y) in enumerate(batches.epoch(epoch)):
+                torch.manual_seed(mixed_seed(epoch, k))
+                step.schedule(epoch * batches.steps + k)
+                step.update(x, step.craft(x, y, None), y, None)
+    cache.mkdir(parents=True, exist_ok=True)
+    torch.save(net.state_dict(), file)
+    return net.eval()
+
+
+def evaluations(
+    data_name: str, data_dir: Path | None, cache: Path, n: int, device: torch.device
+) -> dict[str, tuple[dict[str, Callable[[], Any]], int]]:
+    """Return the evaluations by name, each in two ways that tell which images withstand."""
+    data = load(data_name, directory=data_dir)
+    net = half_robust(data, cache).to(device)
+    images = stratified_subset(data.test, n, 0).to(device)
+    few = stratified_subset(data.test, n // 2, 0).to(device)
+    fast = place(copy.deepcopy(net), device)
+    budget = Linf(plain.EPS)
+
+    def ours(spelling: str, images: Images) -> Tensor:
+        found: Evaluation = evaluate(fast, images, [attacks.parse(spelling, threat=budget)], batch_size=256)
+        return list(found.correct.values())[1]
+
+    def theirs(attack: Callable[[nn.Module, Tensor, Tensor], Tensor], images: Images) -> Tensor:
+        flags = []
+        for rows in torch.arange(len(images), device=device).split(256):
+            x, y = images.floats(rows).contiguous(), images.labels[rows]
+            with torch.no_grad():
+                right = net(x).argmax(1) == y
+            flags.append(attack(net, x, y) & right)
+        return torch.cat(flags).cpu()
+
+    return {
+        "PGD-20": (
+            {"plain": partial(theirs, plain.pgd, images), "ours": partial(ours, "pgd(steps=20)", images)},
+            len(images),
+        ),
+        "C&W-100": (
+            {"plain": partial(theirs, plain.carlini_wagner, few), "ours": partial(ours, "cw(steps=100)", few)},
+            len(few),
+        ),
+    }
