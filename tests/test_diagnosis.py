@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tests.attacks.conftest as attacks_conftest
-from advalign import cli, models
+from advalign import cli, models, verdicts
 from advalign import diagnosis as checks
 from advalign.data import Batches, Images, load
 from advalign.diagnosis import Diagnosis, clearly_below, diagnose
@@ -207,8 +207,8 @@ def test_the_test_of_a_difference_is_mcnemars():
         low[:], high[:] = True, True
         low[:lost], high[lost : lost + gained] = False, False
         exact = binomtest(lost, lost + gained, alternative="greater").pvalue
-        assert checks._tail(lost, lost + gained, 0.5) == pytest.approx(exact)
-        assert clearly_below(low, high) == (exact < checks.ALPHA)
+        assert verdicts.tail(lost, lost + gained, 0.5) == pytest.approx(exact)
+        assert clearly_below(low, high) == (exact < verdicts.ALPHA)
 
 
 def test_radii_end_where_everything_can_be_reached():
