@@ -27,8 +27,10 @@ __all__ = [
     "PGD",
     "STANDARD",
     "Attack",
+    "AutoAttack",
     "CarliniWagner",
     "Square",
+    "Worst",
     "parse",
     "spelled",
 ]
