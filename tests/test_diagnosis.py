@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tests.attacks.conftest as attacks_conftest
-from advalign import cli, models
+from advalign import cli, models, verdicts
 from advalign import diagnosis as checks
 from advalign.data import Batches, Images, load
 from advalign.diagnosis import Diagnosis, clearly_below, diagnose
+from advalign.errors import UserError
 from advalign.recipes import digits
 from advalign.runtime import seeded
 from advalign.threats import L2, Linf
@@ -207,8 +208,8 @@ def test_the_test_of_a_difference_is_mcnemars():
         low[:], high[:] = True, True
         low[:lost], high[lost : lost + gained] = False, False
         exact = binomtest(lost, lost + gained, alternative="greater").pvalue
-        assert checks._tail(lost, lost + gained, 0.5) == pytest.approx(exact)
-        assert clearly_below(low, high) == (exact < checks.ALPHA)
+        assert verdicts.tail(lost, lost + gained, 0.5) == pytest.approx(exact)
+        assert clearly_below(low, high) == (exact < verdicts.ALPHA)
 
 
 def test_radii_end_where_everything_can_be_reached():
@@ -235,3 +236,44 @@ def test_the_command_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit, match="2"):
         cli.main(["diagnose", str(run.path), "--device", "cpu", "-n", "0"])
     assert "n=0 must be at least 1" in capsys.readouterr().err
+
+
+def test_verdicts_do_not_contradict_their_numbers():
+    """Digits with a quantised input: noise broke 8 images, PGD 2, and the verdict was a plain pass."""
+    right = torch.ones(100, dtype=torch.bool)
+    noise, pgd = right.clone(), right.clone()
+    noise[:8], pgd[:2] = False, False
+    warned = checks.check_noise(noise, pgd, right)
+    assert (warned.passed, str(warned)) == ("warn", "400.0 % of PGD")
+    assert warned.advice
+    noise[4:] = True
+    told = checks.check_noise(noise, pgd, right)
+    assert told.passed == "pass"
+    assert "too few to tell" in told.sentence
+    assert told.advice == ""
+
+    usual, more = right.clone(), right.clone()
+    more[:2] = False
+    chance = checks.check_convergence({20: usual, 100: more}, usual, usual)
+    assert (chance.passed, str(chance)) == ("pass", "2.0 points")
+    assert "may be chance" in chance.sentence
+    more[:12] = False
+    assert checks.check_convergence({20: usual, 100: more}, usual, usual).passed == "warn"
+
+
+def test_numbers_say_what_they_count():
+    x = torch.rand(4, 1, 2, 2) * 0.5 + 0.25
+    assert str(checks.check_range(x)) == "0 beyond [0, 1]"
+    assert str(checks.check_determinism(x.flatten(1), x.flatten(1))) == "0 of the outputs' spread"
+
+
+def test_every_check_has_its_advice(natural: nn.Module, test_images: Images):
+    names = {verdict.name for verdict in diagnose(natural, test_images, Linf(0.2), n=20).verdicts}
+    assert names == verdicts.ADVICE.keys()
+
+
+def test_what_is_no_logits_is_refused(natural: nn.Module, test_images: Images):
+    with pytest.raises(UserError, match="must return logits"):
+        _look(Around(natural, after=lambda z: z[:, 0]), test_images)
+    with pytest.raises(UserError, match="not finite on 100 of 100 clean images"):
+        _look(Around(natural, after=lambda z: z * torch.nan), test_images)

@@ -6,18 +6,22 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
 
-from advalign.attacks import FGSM, MIM, PGD, Attack, spelled
+from advalign.attacks import FGSM, MIM, PGD, Attack, parse, spelled
+from advalign.attacks.ascent import fooled_in
+from advalign.attacks.counted import Counted
 from advalign.data import Images
+from advalign.diagnosis import diagnose
 from advalign.errors import UserError
-from advalign.evaluation import WORST_CASE, Evaluation, evaluate
+from advalign.evaluation import WORST_CASE, Evaluation, Given, evaluate
 from advalign.threats import L2, Linf, Threat
 from tests.conftest import TinyNet, batch, tiny
 
@@ -430,3 +434,225 @@ def test_a_network_that_cannot_be_copied_is_evaluated_as_it_is():
     net.load_state_dict(plain.state_dict())
     found, expected = (evaluate(each, images, [FGSM(BUDGET)]).correct["fgsm"] for each in (net, plain))
     assert torch.equal(found, expected)
+
+
+class Tampering(TinyNet):
+    """Counts its calls in a buffer, and puts a norm in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.calls: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.layer2[1].train()
+        return super().forward(x)
+
+
+def test_buffers_that_a_forward_changes_come_back():
+    plain, images = case()
+    net = Tampering().eval()
+    net.load_state_dict(plain.state_dict(), strict=False)
+    before = copy.deepcopy(net.state_dict())
+    evaluate(net, images, [PGD(BUDGET, steps=2)], batch_size=16)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert not any(module.training for module in net.modules())
+
+
+class Around(nn.Module):
+    """A network with something before it and something after it."""
+
+    def __init__(
+        self, net: nn.Module, before: Callable[[Tensor], Tensor] = lambda x: x, after: Callable = lambda z: z
+    ) -> None:
+        super().__init__()
+        self.net, self.before, self.after = net, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.net(self.before(x)))
+
+
+def test_a_model_that_draws_at_random_is_repeatable_and_leaves_the_generator():
+    net, images = case()
+    noisy = Around(net, lambda x: x + 0.2 * torch.randn_like(x))
+    given = {"a": Given(images.floats(), BUDGET)}
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        found.append(evaluate(noisy, images, [PGD(BUDGET, steps=2), FGSM(BUDGET)], given=given, batch_size=16))
+        assert torch.equal(torch.get_rng_state(), state)
+    for name, flags in found[0].correct.items():
+        assert torch.equal(flags, found[1].correct[name]), name
+    assert any("Two forward passes differ" in each for each in found[0].warnings)
+
+
+def test_the_verdict_is_in_fp32_inside_a_callers_autocast():
+    plain, images = case()
+    net = Watched().eval()
+    net.load_state_dict(plain.state_dict())
+    expected = evaluate(plain, images, [FGSM(BUDGET)])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = evaluate(net, images, [FGSM(BUDGET)], given={"a": Given(images.floats(), BUDGET)})
+    assert set(net.notes) == {torch.float32}
+    assert torch.equal(found.correct["fgsm"], expected.correct["fgsm"])
+
+
+def test_an_image_with_outputs_that_are_not_finite_does_not_withstand():
+    net, images = case()
+    clean = images.floats()
+    known = set(clean.flatten(1).sum(1).tolist())
+    ill = Around(net, after=lambda z: z)
+    ill.register_forward_hook(
+        lambda module, args, z: z.masked_fill(
+            torch.tensor([value not in known for value in args[0].flatten(1).sum(1).tolist()])[:, None], torch.nan
+        )
+    )
+    found = evaluate(ill, images, [Stub(BUDGET, lambda model, x, y: (x + 0.01).clamp(0, 1))], batch_size=512)
+    n = int(found.correct["clean"].sum())
+    assert n > 0
+    assert found.accuracies()["a"] == 0
+    assert f"Outputs were not finite on {n} images of a: they count as broken." in found.warnings
+
+
+def test_an_honest_model_gets_no_warning():
+    net, images = case(200)
+    found = evaluate(net, images, [FGSM(BUDGET), PGD(BUDGET), parse("square(queries=20)", threat=BUDGET)])
+    assert found.warnings == ()
+
+
+def test_warnings_name_what_makes_numbers_doubtful():
+    net, images = case(200)
+    attacks = [FGSM(BUDGET), parse("square(queries=100)", threat=BUDGET)]
+    n = int(evaluate(net, images).correct["clean"].sum())
+
+    def said(model: nn.Module, given: Images = images) -> str:
+        return " ".join(evaluate(model, given, attacks).warnings)
+
+    assert "Outputs are probabilities" in said(Around(net, after=lambda z: z.softmax(1)).eval())
+    cut = said(Around(net, after=lambda z: z.detach()).eval())
+    assert f"{n} of {n} images have a zero or non-finite gradient" in cut
+    assert "advalign diagnose" in cut
+    assert "square(queries=100) broke" in cut
+    guessing = Images(images.pixels, images.labels.flip(0))
+    assert "no better than guessing" in said(net, guessing)
+    training = copy.deepcopy(net)
+    training.layer2.train()
+    assert "In train mode when handed in: layer2, layer2.0, layer2.1, ..." in said(training)
+    assert training.layer2.training
+
+
+def test_square_inside_an_ensemble_that_breaks_what_gradients_leave_is_a_warning():
+    net, images = case(200)
+    stepped = Around(net, lambda x: (x * 64).round() / 64).eval()
+    found = evaluate(stepped, images, parse("worst(fgsm, square(queries=100))", threat=BUDGET))
+    (trail,) = found.trails.values()
+    before, after = trail.values()
+    left, broken = round(before * 200), round((before - after) * 200)
+    assert broken > 20
+    assert any(f"broke {broken} of the {left} images that gradient attacks leave" in each for each in found.warnings)
+
+
+def test_warnings_survive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("advalign.evaluation.SAVE_SECONDS", 0.0)
+    net, images = case()
+    masked = Around(net, after=lambda z: z.softmax(1).detach()).eval()
+    whole = evaluate(masked, images, [FGSM(BUDGET), MIM(BUDGET)], batch_size=8)
+    calls: list[str] = []
+
+    def impatient(name: str, n: int) -> None:
+        calls.append(name)
+        if len(calls) == 14:
+            raise Interrupted
+
+    state = tmp_path / "state"
+    with pytest.raises(Interrupted):
+        evaluate(masked, images, [FGSM(BUDGET), MIM(BUDGET)], batch_size=8, state=state, advance=impatient)
+    assert state.exists()
+    found = evaluate(masked, images, [FGSM(BUDGET), MIM(BUDGET)], batch_size=8, state=state)
+    assert found.warnings == whole.warnings
+    assert len(whole.warnings) == 2
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (lambda z: z[:, :1], r"must return logits \(N, K\), K classes, not \(53, 1\) for 53 images"),
+        (lambda z: z[:, 0], r"must return logits \(N, K\), K classes, not \(53,\) for 53 images"),
+        (lambda z: (z, z), r"a tensor \(N, K\), not tuple"),
+        (lambda z: z[:, :2], "the model's 2 outputs are classes 0 to 1, but labels are 0 to 3"),
+        (lambda z: z * torch.tensor([1, 1, 1, torch.inf]), "outputs are not finite on 53 of 53 clean images"),
+    ],
+)
+def test_models_that_give_no_logits_are_refused_before_any_attack(after: Callable, words: str):
+    net, images = case()
+    stub = Stub(BUDGET, lambda model, x, y: x)
+    with pytest.raises(UserError, match=words):
+        evaluate(Around(net, after=after), images, stub)
+    assert not stub.seen
+
+
+def test_a_pair_of_floats_is_evaluated_as_it_is():
+    net, images = case()
+    x = (images.floats() * 0.99 + 0.003).double().float()  # on no grid of 1/255
+    found = evaluate(net, (x, images.labels), [FGSM(BUDGET)])
+    right = [int(net(x[i : i + 1]).argmax()) == int(images.labels[i]) for i in range(N)]
+    assert found.correct["clean"].tolist() == right
+    on_grid, same = (evaluate(net, each, [FGSM(BUDGET)]) for each in (images, (images.floats(), images.labels.int())))
+    assert torch.equal(on_grid.correct["fgsm"], same.correct["fgsm"])
+    whole = evaluate(net, (images.pixels, images.labels), FGSM(BUDGET))  # a single attack, and pixels
+    assert torch.equal(whole.correct["fgsm"], same.correct["fgsm"])
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (
+            DataLoader(TensorDataset(torch.rand(4, 3, 8, 8), torch.zeros(4).long())),
+            r"of a DataLoader: x, y = \(torch.cat",
+        ),
+        (torch.rand(4, 3, 8, 8), r"a pair \(x, y\) of tensors, .* not Tensor"),
+        ((torch.rand(4, 3, 8, 8), torch.rand(4)), "whole-numbered labels"),
+        ((torch.rand(4, 3, 8, 8), torch.zeros(3).long()), "whole-numbered labels"),
+        ((torch.rand(4, 8, 8), torch.zeros(4).long()), r"floats \(N, C, H, W\)"),
+        ((255 * torch.rand(4, 3, 8, 8), torch.zeros(4).long()), "images lie in"),
+        ((torch.rand(0, 3, 8, 8), torch.zeros(0).long()), "there are no images"),
+    ],
+)
+def test_what_is_no_images_is_refused_in_a_line(images: Any, words: str):
+    with pytest.raises(UserError, match=words) as caught:
+        evaluate(tiny(0), images)
+    assert "\n" not in str(caught.value)
+    if "lie in" not in words:  # of which a diagnosis makes a verdict
+        with pytest.raises(UserError, match=words):
+            diagnose(tiny(0), images, BUDGET)
+
+
+@pytest.mark.parametrize("attacks", ["fgsm", ["fgsm"]])
+def test_a_spelling_is_no_attack(attacks: Any):
+    with pytest.raises(UserError, match=r'attack \'fgsm\' needs a threat model: write attacks.parse\("fgsm", threat='):
+        evaluate(*case(), attacks)
+
+
+def test_it_is_shown_in_a_line():
+    flags = {"clean": [1, 1, 1, 0], "a": [1, 0, 1, 0], "b": [0, 1, 1, 0]}
+    found = Evaluation({name: torch.tensor(each).bool() for name, each in flags.items()}, {}, warnings=("x",))
+    assert repr(found) == "Evaluation(clean=75.0 %, a=50.0 %, b=50.0 %, worst case=25.0 %, n=4, warnings=1)"
+
+
+def test_candidates_are_confirmed_by_the_original_where_numbers_are_coarse():
+    """Under autocast the network itself says in fp32 whether an image is fooled, not its folded twin."""
+    net, images = case()
+    counted = Counted(net.eval())
+    x, y = images.floats(), images.labels
+    outputs = counted(x)
+    asked: list[int] = []
+    net.register_forward_pre_hook(lambda module, args: asked.append(len(args[0])))
+    wrong = outputs.argmax(1) != y
+    assert torch.equal(fooled_in(counted, outputs, x, y), wrong)
+    assert asked == []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(fooled_in(counted, outputs, x, y), wrong)
+    assert asked == [int(wrong.sum())]
+    assert counted.counts == [len(x) + int(wrong.sum()), 0]

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from advalign.attacks import parse
 from advalign.errors import UserError
-from advalign.threats import L2, Linf, PixelLinf, Threat, check_images, threat
+from advalign.threats import L2, Linf, PixelLinf, Threat, check_budget, check_images, threat
 
 THREATS = [Linf(0.1), L2(0.5), Linf(0.0), L2(0.0), Linf(1.0), L2(9.0)]
 
@@ -245,3 +246,28 @@ def test_normalised_images_are_refused_with_their_range(low: float, high: float,
     assert shown in str(caught.value)
     assert "Normalized" in str(caught.value)
     check_images(torch.linspace(0, 1, 48).view(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("eps", [3.0, 12.0])
+@pytest.mark.parametrize("attack", ["square(queries=3)", "pgd(steps=2)", "fgsm", "apgd-ce(steps=2)"])
+def test_large_images_stay_in_the_l2_ball_by_double_precision(attack: str, eps: float):
+    """224 x 224: lengths are sums over 150,000 numbers, which fp32 rounds."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.3 + 0.4 * torch.rand(2, 3, 224, 224, generator=generator)  # so that no clamp shortens the move
+    net = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 2))
+    y = net(x).argmax(1)
+    torch.manual_seed(1)
+    x_adv = parse(attack, threat=L2(eps))(net, x, y)
+    moved = (x_adv.double() - x.double()).flatten(1).norm(dim=1)
+    assert float(moved.max()) <= eps * (1 + 1e-6)
+    assert float(moved.max()) > 0.9 * eps
+    check_budget(attack, L2(eps), x_adv, x)
+
+
+def test_the_budget_leaves_room_for_rounding_and_no_more():
+    x = torch.full((1, 3, 224, 224), 0.5)
+    for budget in (L2(12.0), Linf(0.1)):
+        edge = budget.ball(x)(x + 0.3)
+        check_budget("a", budget, edge, x)
+        with pytest.raises(UserError, match="a moved an image by"):
+            check_budget("a", budget, x + (edge - x) * 1.0001, x)

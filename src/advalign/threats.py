@@ -77,19 +77,25 @@ class L2:
 
     def ball(self, x: Pixels) -> Projection:
         """Return the projection to the ball around x and then to [0, 1]; it works in place."""
-        # The clamp cannot leave the ball: x is in [0, 1], so each coordinate only comes nearer to x.
-        return lambda x_adv: x_adv.sub_(x).renorm_(2, 0, self.eps).add_(x).clamp_(0, 1)
+        tiny = torch.finfo(x.dtype).tiny
+
+        def project(x_adv: Tensor) -> Tensor:
+            shrink = (self.eps / _length(x_adv.sub_(x)).clamp_min_(tiny)).clamp_max_(1)
+            # The clamp cannot leave the ball: x is in [0, 1], so each coordinate only comes nearer to x.
+            return x_adv.mul_(_per_image(shrink, x)).add_(x).clamp_(0, 1)
+
+        return project
 
     def steepest(self, grad: Pixels) -> Pixels:
         """Return the direction of unit length in which a linear loss with this gradient grows fastest."""
         # Largest entry to 1 first: a sure model's gradient of 1e-25 has a square that fp32 rounds to 0.
         tiny = torch.finfo(grad.dtype).tiny
         grad = grad / _per_image(grad.flatten(1).abs().amax(1).clamp_min(tiny), grad)
-        return grad / _per_image(grad.flatten(1).norm(dim=1).clamp_min(tiny), grad)
+        return grad / _per_image(_length(grad).clamp_min(tiny), grad)
 
     def distance(self, x_adv: Pixels, x: Pixels) -> PerImage:
         """Return how far each image has moved, in this threat's norm."""
-        return (x_adv - x).flatten(1).norm(dim=1)
+        return _length(x_adv - x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +157,26 @@ def check_images(x: Tensor) -> None:
             f"images lie in [{low:.3g}, {high:.3g}], but attacks need [0, 1]: "
             "normalise inside the model (advalign.models.Normalized), not before it"
         )
+
+
+def check_budget(name: str, threat: Threat | None, x_adv: Tensor, x: Tensor) -> None:
+    """Refuse adversarial images outside [0, 1] or, beyond rounding, outside the threat model; None has no bound.
+
+    Raises:
+        UserError: how far an image has moved.
+    """
+    check_images(x_adv)
+    if threat is None or not len(x):
+        return
+    moved = float(threat.distance(x_adv, x).max())
+    # Each pixel is rounded to fp32, by 2^-25 at most, and lengths are sums over all of them.
+    rounding = 2**-24 * (math.sqrt(x[0].numel()) if isinstance(threat, L2) else 1)
+    require(moved <= threat.eps * (1 + 1e-5) + rounding, f"{name} moved an image by {moved:g}, outside {threat}")
+
+
+def _length(delta: Pixels) -> PerImage:
+    # Not Tensor.norm, which on a CPU errs by 1e-6 on large images: enough to leave the ball.
+    return delta.flatten(1).square().sum(1).sqrt()
 
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from advalign.attacks import ATTACKS, FAB, FABT, FGSM, MIM, PGD, STANDARD, Attack, CarliniWagner, Square, parse, spelled
 from advalign.attacks.apgd import APGDCE, APGDDLR, APGDT
-from advalign.attacks.ascent import Goal, ascend
+from advalign.attacks.ascent import Goal, NoGradient, ascend
 from advalign.errors import UserError
 from advalign.objectives import compose
 from advalign.objectives.bases.trades import TRADES
@@ -476,3 +476,141 @@ def test_fgsm_is_one_whole_step_of_pgd(x_y):
     for budget in THREATS:
         pgd = PGD(budget, steps=1, step_size=budget.eps, start="clean", until_fooled=False)
         torch.testing.assert_close(FGSM(budget)(sharp(), x, y), pgd(sharp(), x, y))
+
+
+class Counting(TinyNet):
+    """Changes its buffers in eval mode: counts its calls in place and anew, and keeps a norm in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("anew", torch.zeros(()))
+        self.calls: Tensor
+        self.anew: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.anew = self.anew + 1
+        self.layer2[1].train()
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_buffers_that_a_forward_changes_come_back(spelling: str, x_y):
+    net = Counting()
+    before = copy.deepcopy(state_of(net))
+    parse(spelling, threat=Linf())(net, *x_y)
+    assert state_of(net) == before
+
+
+def test_an_attack_between_forward_and_backward_does_no_harm(x_y):
+    x, y = x_y
+    net = tiny(0).eval()
+    loss = F.cross_entropy(net(x), y)
+    PGD(Linf(), steps=1)(net, x, y)
+    loss.backward()  # autograd refuses where a buffer was written meanwhile
+    assert net.fc.weight.grad is not None
+
+
+class Sick(nn.Module):
+    """A sharp network whose gradient is not a number for images whose first pixel is bright."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = sharp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1
+        if x.requires_grad:
+            x.register_hook(lambda grad: grad.masked_fill(x[:, :1, :1, :1] > 0.5, torch.nan))
+        return self.net(x)
+
+
+GRADIENT = [each for each in SPELLINGS if not each.startswith(("square", "worst"))]
+
+
+@pytest.mark.parametrize("budget", THREATS, ids=str)
+@pytest.mark.parametrize("spelling", GRADIENT)
+def test_a_gradient_that_is_not_finite_counts_as_zero(spelling: str, budget: Threat):
+    """And the other images of the batch are attacked as if it were not there."""
+    x, _ = batch(9)
+    bright = torch.arange(9) % 3 == 0
+    x[:, 0, 0, 0] = bright.float()
+    net = sharp()
+    y = own_labels(net, x)
+    attack = parse(spelling, threat=budget)
+    x_adv = attack(Sick(), x, y)
+    assert_inside(x_adv, x, reach(attack))
+    if spelling in DETERMINISTIC:
+        torch.testing.assert_close(x_adv[~bright], attack(net, x, y)[~bright], atol=1e-5, rtol=0)
+        torch.testing.assert_close(x_adv[bright], x[bright], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("spelling", GRADIENT)
+def test_a_graph_that_is_cut_counts_as_a_gradient_of_zero_and_warns(spelling: str, x_y):
+    x, _ = x_y
+    net = sharp()
+    y = own_labels(net, x)
+    net.register_forward_hook(lambda module, args, logits: logits.detach())
+    attack = parse(spelling, threat=Linf())
+    with pytest.warns(NoGradient, match="no gradient by the image"):
+        assert_inside(attack(net, x, y), x, reach(attack))
+
+
+def test_square_gets_its_turn_after_a_gradient_attack_that_could_do_nothing():
+    x, _ = batch(32)
+    net = sharp()
+    y = own_labels(net, x)
+    net.register_forward_hook(lambda module, args, logits: logits.detach())
+    with pytest.warns(NoGradient):
+        x_adv = parse("worst(fgsm, square(queries=50))", threat=Linf(0.1))(net, x, y)
+    assert fooled(net, x_adv, y).sum() > 5
+
+
+@pytest.mark.parametrize("name", ["pgd", "mim"])
+def test_a_step_that_crosses_the_ball_is_refused(name: str, x_y):
+    x, y = x_y
+    with pytest.raises(UserError, match=rf"{name}: step_size=2 crosses .* in \[0, 1\] write 2/255"):
+        parse(f"{name}(step_size=2)", threat=Linf(8 / 255))(sharp(), x, y)
+    parse(f"{name}(step_size=2)", threat=L2(1.0))(sharp(), x, y)
+
+
+@pytest.mark.parametrize("scale", [1, 3, 10])
+def test_fp16_is_as_strong_as_fp32(scale: float, target):
+    """A natural network is so sure that the gradient of its softmax is below what fp16 holds."""
+    net = nn.Sequential(target.model, Scaled(4 * scale))
+    x, y = target.x[:100], target.y[:100]
+    spellings = ["fgsm", "pgd(steps=10)", "mim(steps=10)", "apgd-ce(steps=10)", "apgd-t(steps=5, targets=2)"]
+    for spelling in [*spellings, "fab-t(steps=5, targets=2)", "cw(c=0.3, steps=40)"]:
+        for budget in THREATS_OF_DIGITS:
+            broken = []
+            for precise in (True, False):
+                torch.manual_seed(0)
+                with torch.autocast("cpu", dtype=torch.float16, enabled=not precise):
+                    x_adv = parse(spelling, threat=budget)(net, x, y)
+                broken.append(int(fooled(net, x_adv, y).sum()))
+            assert abs(broken[0] - broken[1]) <= 2, (spelling, budget, broken)
+            assert broken[0] > 5, (spelling, budget)
+
+
+THREATS_OF_DIGITS = [Linf(0.2), L2(1.0)]
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return self.scale * logits
+
+
+def test_what_overflows_in_fp16_is_taken_in_fp32(x_y):
+    x, _ = x_y
+    net = nn.Sequential(sharp(), Scaled(1e6))
+    y = own_labels(net, x)
+    plain = PGD(Linf(0.1), loss="margin", start="clean")(net, x, y)
+    with torch.autocast("cpu", dtype=torch.float16):
+        half = PGD(Linf(0.1), loss="margin", start="clean")(net, x, y)
+    assert fooled(net, plain, y).any()
+    assert torch.equal(fooled(net, half, y), fooled(net, plain, y))

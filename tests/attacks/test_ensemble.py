@@ -29,7 +29,9 @@ def images(target: Target, n: int = 200) -> Images:
 @pytest.mark.parametrize(
     ("text", "canonical"),
     [
-        ("worst(fgsm)", "worst(fgsm(steps=1))"),
+        ("worst(fgsm)", "fgsm(steps=1)"),
+        ("worst(pgd(until_fooled=false))", "pgd(steps=20, until_fooled=False)"),
+        ("worst(fgsm, pgd)", "worst(fgsm(steps=1), pgd(steps=20))"),
         (" worst( apgd-ce ,pgd(loss=margin, steps=3)) ", 'worst(apgd-ce(steps=100), pgd(steps=3, loss="margin"))'),
         ("autoattack", "autoattack"),
     ],

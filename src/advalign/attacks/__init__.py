@@ -27,8 +27,10 @@ __all__ = [
     "PGD",
     "STANDARD",
     "Attack",
+    "AutoAttack",
     "CarliniWagner",
     "Square",
+    "Worst",
     "parse",
     "spelled",
 ]
@@ -60,7 +62,9 @@ def parse(spelling: str, *, threat: Threat) -> Attack:
     """
     inside = re.fullmatch(r"\s*worst\s*\((.*)\)\s*", spelling, re.DOTALL)
     if inside:
-        return Worst(threat, tuple(parse(each, threat=threat) for each in _members(inside[1])))
+        members = [parse(each, threat=threat) for each in _members(inside[1])]
+        worst = Worst(threat, tuple(members))
+        return worst if len(members) > 1 else members[0]  # which can be told to go on after an image is fooled
     return build("attack", parse_call(spelling), ATTACKS, threat=threat)
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import Goal, fooled_in, misclassified
+from advalign.attacks.ascent import Goal, fooled_in, misclassified, slope
 from advalign.attacks.gradient import attacking
 from advalign.attacks.losses import cross_entropy, dlr, targeted_dlr
 from advalign.errors import require
@@ -173,14 +173,11 @@ def climb(goal: Goal, x: Tensor, labels: Tensor, threat: Threat, *, steps: int) 
     now = _begin(goal, x, _start(x, threat), labels, 2 * threat.eps)
     result = now.x_adv.clone()
     for step in range(steps + 1):
-        x_adv = now.x_adv.detach().requires_grad_()
-        logits = goal.network(x_adv)
-        # In bf16 most steps would seem to leave the loss as it was.
-        loss = goal.loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), now.target).view_as(now.loss)
-        (grad,) = torch.autograd.grad(loss.sum(), x_adv)
+        logits, loss, grad = slope(goal._replace(target=now.target), now.x_adv)
+        loss = loss.view_as(now.loss)
         # Not in the paper, but in the authors' code: the first loss is compared with 0, not with that of the start.
-        rose = loss.detach() > (0 if step == 1 else now.loss)
-        now = now._replace(grad=grad, loss=loss.detach(), rises=now.rises + rose)
+        rose = loss > (0 if step == 1 else now.loss)
+        now = now._replace(grad=grad, loss=loss, rises=now.rises + rose)
         still = (~fooled_in(goal.network, logits, now.x_adv, now.labels)).nonzero().squeeze(1)
         if len(still) < len(now.rows):
             result[now.rows] = now.x_adv

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from advalign.attacks.counted import Counted
 from advalign.errors import require, unknown
 from advalign.threats import Threat
 
@@ -20,6 +23,66 @@ class Goal(NamedTuple):
     network: Callable[[Tensor], Tensor]  # (N, C, H, W) -> outputs (N, ...); a row must not depend on the others
     loss: Callable[[Tensor, Tensor], Tensor]  # (outputs, target) -> (N,)
     target: Tensor  # (N, ...): labels, or the clean logits
+
+
+class NoGradient(UserWarning):
+    """The outputs do not depend on the image, as far as autograd knows."""
+
+
+class Slope(NamedTuple):
+    """A goal at some images: what an attack sees of it in one forward and one backward pass."""
+
+    outputs: Tensor  # (N, ...), in fp32 at least, without a graph
+    loss: Tensor  # (N,)
+    grad: Tensor  # (N, C, H, W): the gradient of the loss, in fp16 up to a positive factor for each image; finite
+
+
+def slope(goal: Goal, x_adv: Tensor) -> Slope:
+    """Return a goal's outputs, loss and gradient at images (N, C, H, W).
+
+    Where the gradient is not finite, or the graph is cut, it counts as zero: the attack goes on with what it has.
+    """
+    x_adv = x_adv.detach().requires_grad_()
+    outputs = goal.network(x_adv)
+    half = outputs.dtype == torch.float16 or _autocasts_to(x_adv.device, torch.float16)
+    # Losses in fp32: in bf16 most steps would seem to leave them as they were.
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    leaf = outputs.detach().requires_grad_() if half else outputs
+    loss = goal.loss(leaf, goal.target)
+    grad = None
+    if not outputs.requires_grad:
+        warn_of_no_gradient()
+    elif half:
+        # What a sure network's softmax hands back is below all that fp16 can hold, so each image's is brought near 1.
+        (pull,) = torch.autograd.grad(loss.sum(), leaf)
+        size = pull.flatten(1).abs().amax(1).clamp_min(torch.finfo(pull.dtype).tiny)
+        pull = pull / size.view(-1, *[1] * (pull.ndim - 1))
+        (grad,) = torch.autograd.grad(outputs, x_adv, pull, allow_unused=True)
+    else:
+        (grad,) = torch.autograd.grad(loss.sum(), x_adv, allow_unused=True)
+    grad = torch.zeros_like(x_adv) if grad is None else grad
+    found = Slope(outputs.detach(), loss.detach(), grad)
+    if _autocasts_to(x_adv.device, torch.float16):
+        found = _mended(goal, x_adv.detach(), found)
+    return found._replace(grad=found.grad.nan_to_num(0.0, 0.0, 0.0))
+
+
+def warn_of_no_gradient() -> None:
+    """Tell who calls an attack by himself; an evaluation says it among its warnings."""
+    text = "the model's outputs have no gradient by the image: an attack that needs one stays at its start"
+    warnings.warn(text, NoGradient, stacklevel=4)
+
+
+def _mended(goal: Goal, x_adv: Tensor, found: Slope) -> Slope:
+    """Take in fp32 what fp16 could not hold: gradients that are zero or not finite."""
+    grad = found.grad.flatten(1)
+    lost = ~(grad.isfinite().all(1) & (grad != 0).any(1))
+    if not lost.any():
+        return found
+    rows = lost.nonzero().squeeze(1)
+    with torch.autocast(x_adv.device.type, enabled=False):
+        again = slope(goal._replace(target=goal.target[rows]), x_adv[rows])
+    return Slope(*(whole.index_copy(0, rows, part.to(whole.dtype)) for whole, part in zip(found, again, strict=True)))
 
 
 def start_point(x: Tensor, threat: Threat, start: Start) -> Tensor:
@@ -72,10 +135,7 @@ def ascend(
     velocity = torch.zeros_like(x) if momentum else None
     result, rows = x_adv.detach(), torch.arange(len(x), device=x.device)
     for step in range(steps):
-        x_adv.requires_grad_()
-        outputs = goal.network(x_adv)
-        (grad,) = torch.autograd.grad(goal.loss(outputs, goal.target).sum(), x_adv)
-        x_adv = x_adv.detach()
+        outputs, _, grad = slope(goal, x_adv)
         kept = step > 0 or start != "gaussian"  # which may lie outside the threat model
         if labels is not None and kept and (fooled := fooled_in(goal.network, outputs, x_adv, labels)).any():
             result = result.index_copy(0, rows[fooled], x_adv[fooled])
@@ -93,18 +153,55 @@ def ascend(
 
 
 def fooled_in(network: Callable[[Tensor], Tensor], outputs: Tensor, x_adv: Tensor, labels: Tensor) -> Tensor:
-    """Tell which images have left their class; under autocast, fp32 confirms it, or climbs would end too early."""
-    fooled = outputs.argmax(1) != labels
-    if torch.is_autocast_enabled(x_adv.device.type) and fooled.any():
+    """Tell which images have left their class; where numbers are coarse, the network confirms it in plain fp32.
+
+    Else climbs would end too early, at images that only seem to fool: under autocast, and with TF32 on a GPU.
+    """
+    fooled = ~classified(outputs, labels)
+    if (torch.is_autocast_enabled(x_adv.device.type) or _has_tf32(x_adv.device)) and fooled.any():
         rows = fooled.nonzero().squeeze(1)
-        fooled[rows] = misclassified(network, x_adv[rows], labels[rows])
+        exact = network.exact if isinstance(network, Counted) else network
+        with torch.no_grad(), in_fp32(x_adv.device):
+            fooled[rows] = ~classified(exact(x_adv[rows]), labels[rows])
     return fooled
 
 
 def misclassified(network: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> Tensor:
     """Tell which images (N, C, H, W) the network takes for another class than their labels (N,), in fp32."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        return network(x).argmax(1) != labels
+        return fooled_in(network, network(x), x, labels)
+
+
+def classified(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Tell which rows (N,) of logits (N, K) are finite and have the label's as their largest."""
+    return outputs.isfinite().all(1) & (outputs.argmax(1) == labels)
+
+
+@contextmanager
+def in_fp32(device: torch.device) -> Iterator[None]:
+    """Neither autocast nor TF32 inside: for what decides whether an image withstands."""
+    kinds = _multipliers() if _has_tf32(device) else ()
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for kind, was in zip(kinds, before, strict=True):
+            kind.fp32_precision = was
+
+
+def _has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and any(kind.fp32_precision == "tf32" for kind in _multipliers())
+
+
+def _multipliers() -> tuple[Any, ...]:
+    return torch.backends.cudnn.conv, torch.backends.cuda.matmul  # pyright: ignore[reportAttributeAccessIssue] (stub)
+
+
+def _autocasts_to(device: torch.device, dtype: torch.dtype) -> bool:
+    return torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == dtype
 
 
 def _mean_magnitude(grad: Tensor) -> Tensor:

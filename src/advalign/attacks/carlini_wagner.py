@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import fooled_in
+from advalign.attacks.ascent import Goal, fooled_in, slope
 from advalign.attacks.gradient import attacking
 from advalign.attacks.losses import margin
 from advalign.errors import require
@@ -80,22 +80,21 @@ class CarliniWagner:
         w = ((2 * x - 1) * 0.999999).atanh()  # a pixel at the wall would be at infinity
         mean, square = torch.zeros_like(w), torch.zeros_like(w)
         for step in range(self.steps if len(x) else 0):
-            w.requires_grad_()
-            x_adv = (w.tanh() + 1) / 2
-            logits = model(x_adv)
-            gap, length = margin(logits, y).to(x.dtype), (x_adv - x).flatten(1).square().sum(1)
+            tanh = w.tanh()
+            x_adv = (tanh + 1) / 2
+            logits, gap, rise = slope(Goal(model, margin, y), x_adv)  # its pull on the logits is 1: fp16 scales nothing
+            length = (x_adv - x).flatten(1).square().sum(1)
             cost = length + c * (-gap).clamp_min(-self.kappa)
-            (grad,) = torch.autograd.grad(cost.sum(), w)
-            x_adv, length, cost, w = x_adv.detach(), length.detach(), cost.detach(), w.detach()
+            pull = torch.where(gap <= self.kappa, c, 0).view(-1, *[1] * (x.ndim - 1))
+            grad = (2 * (x_adv - x) - pull * rise) * (1 - tanh.square()) / 2
 
-            kept = (length < lengths[rows]) & (gap.detach() >= self.kappa)
-            kept &= fooled_in(model, logits.detach(), x_adv, y)
+            kept = (length < lengths[rows]) & (gap >= self.kappa) & fooled_in(model, logits, x_adv, y)
             result[rows[kept]], lengths[rows[kept]] = x_adv[kept], length[kept]
 
             mean = mean.lerp(grad, 0.1)
             square = square.lerp(grad.square(), 0.001)
-            slope = (mean / (1 - 0.9 ** (step + 1))) / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
-            w = w - self.lr * slope
+            move = (mean / (1 - 0.9 ** (step + 1))) / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+            w = w - self.lr * move
             if self.abort and step % -(-self.steps // CHECKS) == 0:
                 going = cost <= 0.9999 * before
                 if not going.any():

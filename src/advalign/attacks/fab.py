@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import misclassified
+from advalign.attacks.ascent import misclassified, warn_of_no_gradient
 from advalign.attacks.gradient import attacking
 from advalign.errors import require
 from advalign.spelling import check_arguments
@@ -170,11 +170,15 @@ def _nearest_boundary(
     """
     x_adv = x_adv.detach().requires_grad_()
     logits = model(x_adv).to(x_adv.dtype)
+    if not logits.requires_grad:
+        warn_of_no_gradient()
+        return torch.zeros_like(x_adv), torch.zeros_like(logits[:, 0])
     w, gap = torch.zeros_like(x_adv), torch.zeros_like(logits[:, 0])
     least = torch.full_like(gap, torch.inf)
     for rival in rivals.T:
         lead = (logits.gather(1, rival[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
-        (grad,) = torch.autograd.grad(lead.sum(), x_adv, retain_graph=True)
+        (grad,) = torch.autograd.grad(lead.sum(), x_adv, retain_graph=True, allow_unused=True)
+        grad = torch.zeros_like(x_adv) if grad is None else grad.nan_to_num(0.0, 0.0, 0.0)
         # The gain per unit of length along the steepest direction is the dual norm: L1 for Linf, L2 for L2.
         distance = lead.detach().abs() / _dot(grad, threat.steepest(grad)).clamp_min(torch.finfo(gap.dtype).tiny)
         closer = distance < least

@@ -37,11 +37,22 @@ def _check_types(attack: PGD | MIM) -> None:
     check_arguments(attack.name, type(attack), {k: value for k, value in vars(attack).items() if k != "threat"})
 
 
-def _check(name: str, threat: Threat, steps: int, step_size: float | None) -> float:
-    """Return the step size, a quarter of the radius (2/255 of 8/255) where none is given."""
+def _check(name: str, steps: int, step_size: float | None) -> None:
     require(steps >= 1, f"{name}: steps={steps} must be at least 1")
     require(step_size is None or step_size > 0, f"{name}: step_size={step_size} must be above 0")
-    return threat.eps / 4 if step_size is None else step_size
+
+
+def _step_size(name: str, threat: Threat, step_size: float | None) -> float:
+    """Return the step size, a quarter of the radius (2/255 of 8/255) where none is given.
+
+    Asked for when the attack runs: a spelling is read before its threat is known, to find mistakes early.
+    """
+    if step_size is None:
+        return threat.eps / 4
+    hint = f": for images in [0, 1] write {step_size:g}/255" if step_size >= 0.5 else ""
+    least = f"{name}: step_size={step_size:g} crosses the whole of {threat} in a step{hint}"
+    require(step_size <= 2 * threat.eps * (1 + 1e-6) or threat.eps == 0, least)
+    return step_size
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ class PGD:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _check(self.name, self.threat, self.steps, self.step_size)
+        _check(self.name, self.steps, self.step_size)
         require(self.restarts >= 1, f"pgd: restarts={self.restarts} must be at least 1")
         stuck = self.loss == "kl" and self.start == "clean"
         require(not stuck, "pgd: the kl loss is flat at the clean image; start=clean needs another loss")
@@ -105,7 +116,7 @@ class PGD:
                     x[rows],
                     self.threat,
                     steps=self.steps,
-                    step_size=_check(self.name, self.threat, self.steps, self.step_size),
+                    step_size=_step_size(self.name, self.threat, self.step_size),
                     start=self.start,
                     labels=y[rows] if self.until_fooled else None,
                 )
@@ -136,12 +147,12 @@ class MIM:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _check(self.name, self.threat, self.steps, self.step_size)
+        _check(self.name, self.steps, self.step_size)
         require(self.decay >= 0, f"mim: decay={self.decay} must be at least 0")
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
-        step_size = _check(self.name, self.threat, self.steps, self.step_size)
+        step_size = _step_size(self.name, self.threat, self.step_size)
         with attacking(model, x):
             goal = Goal(model, cross_entropy, y)
             return ascend(

@@ -38,10 +38,13 @@ def training(net: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
-    """Eval mode and no trainable parameter inside; each module's own mode and each parameter's own flag afterwards."""
+    """Eval mode and no trainable parameter inside; modes, flags and buffers as they were afterwards.
+
+    Buffers too, for a forward may change them in eval mode: a count of its calls, or a norm that it puts in train mode.
+    """
     modes = {module: module.training for module in net.modules()}
     try:
-        with frozen(net.eval()):
+        with buffers_kept(net), frozen(net.eval()):
             yield
     finally:
         for module, training in modes.items():
@@ -54,10 +57,15 @@ def buffers_kept(net: nn.Module) -> Iterator[None]:
 
     Their gradients have to be taken inside as well: autograd notices buffers that change behind it.
     """
-    before = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    own = [(module, dict(module._buffers)) for module in net.modules()]  # a forward may put another tensor in its place
+    before = [(buffer, buffer._version, buffer.clone()) for buffer in net.buffers() if not buffer.is_inference()]
     try:
         yield
     finally:
+        for module, buffers in own:
+            module._buffers.clear()
+            module._buffers.update(buffers)
         with torch.no_grad():
-            for buffer, was in before:
-                buffer.copy_(was)
+            for buffer, version, was in before:
+                # Past autograd where it has seen no change: else a backward pass still to come would be refused.
+                (buffer.data if buffer._version == version else buffer).copy_(was)

@@ -1,0 +1,64 @@
+"""Images as callers have them: the package's own, or a pair of tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from advalign.data.images import Dataset, Images
+from advalign.errors import UserError, require
+
+HINTS: dict[type, str] = {
+    DataLoader: "; of a DataLoader: x, y = (torch.cat(parts) for parts in zip(*loader))",
+    Dataset: "; of a Dataset: dataset.test",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Images that need not be multiples of 1/255, with their labels; to be read as `Images` are."""
+
+    x: Tensor
+    """(N, C, H, W), floats; their range is for others to check."""
+    labels: Tensor
+    """(N,), int64, from 0."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def floats(self, rows: slice | Tensor | None = None) -> Tensor:
+        """Return the images, or some of them, as they were given."""
+        return self.x if rows is None else self.x[rows]
+
+
+def as_images(given: Any) -> Images | Pair:
+    """Take images with labels as `Images`, or as a pair (x, y): floats (N, C, H, W), or uint8, and labels (N,).
+
+    Raises:
+        UserError: anything else, or no image.
+    """
+    if isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(part, Tensor) for part in given):
+        given = _paired(*given)
+    if not isinstance(given, Images | Pair):
+        hint = next((hint for kind, hint in HINTS.items() if isinstance(given, kind)), "")
+        raise UserError(
+            "images must be advalign.data.Images, or a pair (x, y) of tensors, floats (N, C, H, W) in [0, 1] and "
+            f"labels (N,), not {type(given).__name__}{hint}"
+        )
+    require(len(given) > 0, "there are no images")
+    return given
+
+
+def _paired(x: Tensor, y: Tensor) -> Images | Pair:
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    fits = x.ndim == 4 and y.shape == x.shape[:1] and whole and (x.is_floating_point() or x.dtype == torch.uint8)
+    require(
+        fits,
+        f"a pair (x, y) must be floats (N, C, H, W) and whole-numbered labels (N,), not {x.dtype} {tuple(x.shape)} "
+        f"and {y.dtype} {tuple(y.shape)}",
+    )
+    return Images(x, y.long()) if x.dtype == torch.uint8 else Pair(x.detach(), y.long())
