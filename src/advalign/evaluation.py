@@ -47,6 +47,7 @@ class Evaluation:
     """The attacks that may leave the threat model, so that the worst case leaves them out."""
     examples: Mapping[str, Tensor] = field(default_factory=dict)
     """Adversarial images (N, C, H, W) by attack, where they were asked for; of images lost before, the image itself."""
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.correct["clean"])
