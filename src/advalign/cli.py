@@ -93,7 +93,7 @@ def run_evaluate(options: Evaluate) -> None:
         written.append(".npz")
     for warning in result.evaluation.warnings:
         say(_console(), f"warning: {warning}")
-    for name in result.evaluation.unbounded:
+    for name in filter(result.evaluation.unbounded.__contains__, result.evaluation.correct):
         far = result.distances.get(name)
         lie = "no image fools" if far is None else f"the images that fool lie at a mean L2 distance of {far:.3f}"
         say(_console(), f"{name}: {lie}; not confined to the threat model, so no part of the worst case")

@@ -65,14 +65,15 @@ def transfer_matrix(
     """
     console = console or Console(quiet=True)
     require(len(sources) > 1, "name at least two models to transfer between")
+    asked = parsed([attack], Linf())  # what fails in any threat is refused before the models are read
+    require(len(asked) == 1, f"{attack!r} must be one attack")
+    to_the_end(asked[0])
     for folder in (Path(out), *(located(source).path.parent / "transfer" for source in sources)):
         require_writable(folder)
     cards = {str(source): load_weights(located(source).path)[1] for source in sources}
     require(len(cards) == len(sources), f"a model is named twice in {' '.join(map(str, sources))}")
     budget = _threat(cards, norm, eps)
     chosen = parsed([attack], budget)
-    require(len(chosen) == 1, f"{attack!r} must be one attack")
-    to_the_end(chosen[0])
     where = data or _common({source: card["data"] for source, card in cards.items() if "data" in card}, "--data")
     models: dict[str, Subject] = {}
     for source in cards:
