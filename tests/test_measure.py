@@ -253,6 +253,7 @@ def test_kill_9_while_the_surrogates_examples_are_made(run: Run, tmp_path: Path)
     whole = start(run, tmp_path / "whole", *attack, surrogates[0])
     output, _ = whole.communicate(timeout=120)
     assert whole.returncode == 0, output
+    out, surrogate = tmp_path, ""
     for states, surrogate in zip((5, 2, 1), surrogates[1:], strict=True):
         out = tmp_path / str(states)
         kill_after(start(run, out, *attack, surrogate), out / "transfer", states)

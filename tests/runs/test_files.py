@@ -161,9 +161,9 @@ def test_wrappers_of_a_state_dict_are_taken_off_where_there_is_one_meaning(tmp_p
         load_into(other, load_weights(tmp_path / "checkpoint.pt")[0], "checkpoint.pt")
         assert torch.equal(other.weight, net.weight)
         nn.init.zeros_(other.weight)
-    own = nn.ModuleDict({"module": nn.Linear(3, 2)})  # a network that has a layer of that name keeps it
+    own = nn.ModuleDict({"module": other})  # a network that has a layer of that name keeps it
     load_into(own, wrapped, "file")
-    assert torch.equal(own["module"].weight, net.weight)
+    assert torch.equal(other.weight, net.weight)
     torch.save({"model": net.state_dict(), "net": other.state_dict()}, tmp_path / "two.pt")
     with pytest.raises(UserError, match=r"two\.pt holds 2 state dicts"):
         load_weights(tmp_path / "two.pt")
