@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections import namedtuple
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +155,7 @@ REFUSALS = {
     "guest nobody asked for": ([*TRAIN, "--vanilla", "linear.pt"], "takes no vanilla model"),
     "guest that does not fit": ([*method("trades+vfd"), "--vanilla", "linear.pt"], "linear.pt does not fit the model"),
     "guest that is a pickle": ([*method("trades+vfd"), "--vanilla", "pickle.pt"], "holds more than tensors"),
+    "pickled network": (["evaluate", "pickle.pt"], "more than tensors; to keep a network, save `model.state_dict()`"),
     "torn weights": ([*method("trades+vfd"), "--vanilla", "torn.safetensors"], "torn.safetensors is damaged"),
     "guest with a foreign card": ([*method("trades+vfd"), "--vanilla", "cardless.safetensors"], "no JSON object"),
     "guest of a damaged run": ([*method("trades+vfd"), "--vanilla", "broken/list"], "list/run.json is damaged"),
@@ -171,7 +172,19 @@ REFUSALS = {
     "weights with a foreign card": (["evaluate", "cardless.safetensors"], "cardless.safetensors is damaged"),
     "no run": (["evaluate", "nowhere"], "no run folder or weights file 'nowhere'"),
     "no run folder": (["evaluate", "empty"], "has no run.json"),
-    "weights of unknown kind": (["evaluate", "linear.pt"], "--model"),
+    "weights of unknown kind": (
+        ["evaluate", "linear.pt"],
+        "write MODEL@linear.pt, as in resnet18@linear.pt, or --model",
+    ),
+    "nothing to evaluate": (["evaluate"], "name what to evaluate once"),
+    "nothing to diagnose": (["diagnose"], "name what to diagnose once"),
+    "diagnosis of two": (["diagnose", "a", "--weights", "b"], "name what to diagnose once"),
+    "run after the attacks": (["evaluate", "--attacks", "fgsm", "empty"], "put 'empty' before --attacks"),
+    "eps over nothing": (["evaluate", "empty", "--eps", "8/0"], "--eps: '8/0' is not a number: write a decimal"),
+    "n in words": (["evaluate", "empty", "-n", "all"], "'all' is not a whole number"),
+    "normalisation by half": (["evaluate", "linear.pt", "--mean", "0.3"], "--std is missing"),
+    "transfer of one": (["transfer", "linear.pt"], "at least two"),
+    "transfer of what stops": (["transfer", "linear.pt", "pickle.pt", "--attack", "square"], "transfer fgsm, pgd, mim"),
     "records": (["report", "empty"], "no records"),
     "lines that are no records": (["report", "three.jsonl"], "three.jsonl: line 1 is no JSON object"),
     "report of nothing": (["report"], "name at least one"),
@@ -297,6 +310,42 @@ def test_weights_from_elsewhere(here: Path, capsys: pytest.CaptureFixture[str]):
     assert content["records"][0]["accuracy"] == pytest.approx(clean)
 
 
+def test_compare_reads_results_and_not_the_cards_beside_them(
+    here: Path, trained: Run, capsys: pytest.CaptureFixture[str]
+):
+    other = train("natural", data="digits", model=MODEL, recipe=QUICK, runs=here / "runs", name="other", device="cpu")
+    for run in (trained, other):
+        cli.main(["evaluate", str(run.path), "--attacks", "autoattack", "-n", "10", "--eps", "0.05"])
+        printed = capsys.readouterr().out
+        (card,) = (run.path / "evaluations").glob("*.robustbench.json")
+        assert ".html, .robustbench.json" in printed.splitlines()[-1]
+        assert json.loads(card.read_text())["reported"] is None
+    cli.main(["compare", "runs/done", "runs/other"])
+    printed = capsys.readouterr().out
+    assert "worst case" in printed
+    assert "runs/done (best)" in printed.replace("\n", " ")
+
+
+def test_cw_is_shown_with_its_distance_and_said_to_stand_apart(
+    here: Path, trained: Run, capsys: pytest.CaptureFixture[str]
+):
+    cli.main(["evaluate", "runs/done", "--attacks", "fgsm", "cw(steps=50, c=1000)", "-n", "20", "--save-examples"])
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if "no part of the worst case" in line)
+    (result,) = (here / "runs" / "done" / "evaluations").glob("*.json")
+    far = json.loads(result.read_text())["distances"]["cw(c=1000, steps=50)"]
+    assert line.startswith(f"cw(c=1000, steps=50): the images that fool lie at a mean L2 distance of {far:.3f}")
+    assert lines[-1].endswith(".md, .tex, .html, .npz")
+
+
+def test_transfer_writes_the_matrix(here: Path, trained: Run, capsys: pytest.CaptureFixture[str]):
+    train("natural", data="digits", model=MODEL, recipe=QUICK, runs=here / "runs", name="other", device="cpu")
+    cli.main(["transfer", "runs/done", "runs/other", "--attack", "fgsm", "-n", "20"])
+    (matrix,) = (here / "transfer").glob("*.json")
+    assert f"Written: transfer/{matrix.name} (per image), .md, .tex" in capsys.readouterr().out
+    assert not (here / "runs" / "done" / "records.jsonl").exists()
+
+
 @pytest.mark.parametrize("what", ["methods", "attacks", "models", "data", "recipes", "layers resnet18"])
 def test_lists(what: str, capsys: pytest.CaptureFixture[str]):
     cli.main(["list", *what.split()])
@@ -307,7 +356,7 @@ def test_lists(what: str, capsys: pytest.CaptureFixture[str]):
         "layers resnet18": "layer4",
         "recipes": "common",
         "models": "vgg16",
-        "attacks": "mim",
+        "attacks": "worst(ATTACK,",
     }
     assert any(row.split()[0] == expected.get(what, "digits") for row in rows)
 
@@ -329,6 +378,30 @@ def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
         "--step-size", "--start", "--mode", "--validation", "--validate-every", "--subset", "--precision", "--compile",
         "--seed",
     }  # fmt: skip
+
+
+FLAGS = {
+    "evaluate": {
+        "--weights", "--attacks", "--checkpoint", "--data", "--model", "--n", "--norm", "--eps", "--batch-size",
+        "--precision", "--seed", "--data-dir", "--image-size", "--surrogate", "--mean", "--std", "--device", "--out",
+        "--save-examples",
+    },
+    "diagnose": {
+        "--weights", "--checkpoint", "--data", "--model", "--n", "--norm", "--eps", "--batch-size", "--seed",
+        "--data-dir", "--image-size", "--mean", "--std", "--device", "--out",
+    },
+    "compare": {"--checkpoint"},
+    "transfer": {"--attack", "--data", "--n", "--norm", "--eps", "--data-dir", "--device", "--out"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_flags_of_the_other_commands_are_the_declared_ones(command: str):
+    options, _ = cli.COMMANDS[command]
+    positional = {"source", "first", "second", "sources"}
+    assert {"--" + field.name.replace("_", "-") for field in fields(options) if field.name not in positional} == FLAGS[
+        command
+    ]
 
 
 def test_help_needs_no_torch():

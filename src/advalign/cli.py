@@ -67,9 +67,10 @@ def run_evaluate(options: Evaluate) -> None:
     from advalign.runtime import environment
     from advalign.terminal import say
 
-    if (options.source is None) == (options.weights is None):
-        raise UserError("name what to evaluate once: a run folder or weights file, or --weights FILE")
-    source = str(options.source or options.weights)
+    if options.source is None and options.weights is None:
+        for swallowed in filter(os.path.exists, options.attacks):
+            raise UserError(f"--attacks takes all that follow it: put {swallowed!r} before --attacks")
+    source = _source(options, "evaluate")
     result = measure(
         source, options.attacks, checkpoint=options.checkpoint, data=options.data, model=options.model,
         n=options.n, norm=options.norm, eps=options.eps, batch_size=options.batch_size, precision=options.precision,
@@ -81,14 +82,26 @@ def run_evaluate(options: Evaluate) -> None:
     print_table(_console(), table)
     write_atomically(result.path.with_suffix(".md"), table.markdown() + "\n")
     write_atomically(result.path.with_suffix(".tex"), table.latex() + "\n")
-    write_page(result.path.with_suffix(".html"), f"Evaluation of {source}", [], table, [], environment())
+    known = "" if result.trained_here else "Weights from elsewhere: what they were trained on is not known."
+    introduction = [*filter(None, [known]), *result.evaluation.warnings]
+    write_page(result.path.with_suffix(".html"), f"Evaluation of {source}", introduction, table, [], environment())
+    written = [".md", ".tex", ".html"]
     if any(record.attack == "autoattack" for record in result.records):
         card = robustbench_card(result.records, extra_data=result.extra_data)
         write_json(result.path.with_suffix(".robustbench.json"), card)
+        written.append(".robustbench.json")
+    if options.save_examples:
+        written.append(".npz")
+    for warning in result.evaluation.warnings:
+        say(_console(), f"warning: {warning}")
+    for name in filter(result.evaluation.unbounded.__contains__, result.evaluation.correct):
+        far = result.distances.get(name)
+        lie = "no image fools" if far is None else f"the images that fool lie at a mean L2 distance of {far:.3f}"
+        say(_console(), f"{name}: {lie}; not confined to the threat model, so no part of the worst case")
     for name, (forward, backward) in result.evaluation.passes.items():
         n = len(result.evaluation)
         say(_console(), f"{name}: {forward / n:.1f} forward and {backward / n:.1f} backward passes an image")
-    say(_console(), f"Written: {result.path} (per image), .md, .tex, .html")
+    say(_console(), f"Written: {result.path} (per image), {', '.join(written)}")
 
 
 def run_diagnose(options: Diagnose) -> None:
@@ -96,21 +109,22 @@ def run_diagnose(options: Diagnose) -> None:
     import hashlib
 
     from advalign.diagnosis import diagnose
-    from advalign.measure import opened
+    from advalign.measure import located, opened
     from advalign.report.diagnosis import summary, verdict_table, write_diagnosis
     from advalign.report.tables import print_table
-    from advalign.runs.files import require_folder, write_json
+    from advalign.runs.files import require_writable, write_json
     from advalign.runtime import environment
     from advalign.terminal import say
 
     console = _console()
+    source = _source(options, "diagnose")
+    folder = options.out or located(source, options.checkpoint).path.parent / "diagnosis"
+    require_writable(folder)
     subject = opened(
-        options.source, checkpoint=options.checkpoint, data=options.data, model=options.model, norm=options.norm,
+        source, checkpoint=options.checkpoint, data=options.data, model=options.model, norm=options.norm,
         eps=options.eps, device=options.device, data_dir=options.data_dir, image_size=options.image_size,
         mean=options.mean, std=options.std, console=console,
     )  # fmt: skip
-    folder = options.out or subject.path.parent / "diagnosis"
-    require_folder(folder)
     with console.status("") as status:
         diagnosis = diagnose(
             subject.net, subject.images, subject.threat, n=options.n, batch_size=options.batch_size,
@@ -126,7 +140,7 @@ def run_diagnose(options: Diagnose) -> None:
     write_json(file, {**setting, **diagnosis.content(), "environment": environment()})
     introduction = [f"{subject.model} on {subject.dataset.name}.", *filter(None, [subject.dataset.note])]
     page = file.with_suffix(".html")
-    write_diagnosis(page, f"Diagnosis of {options.source}", introduction, diagnosis, environment())
+    write_diagnosis(page, f"Diagnosis of {source}", introduction, diagnosis, environment())
     say(console, f"{summary(diagnosis)}\nWritten: {file}, .html")
 
 
@@ -135,20 +149,22 @@ def run_compare(options: Compare) -> None:
     from advalign.comparison import compare, comparison_table
     from advalign.report.tables import print_table
 
-    differences = compare(options.first, options.second)
-    print_table(_console(), comparison_table(differences, str(options.first), str(options.second)))
+    comparison = compare(options.first, options.second, options.checkpoint)
+    print_table(_console(), comparison_table(comparison))
 
 
 def run_transfer(options: Transfer) -> None:
-    """Print the transfer matrix."""
-    from advalign.comparison import transfer_matrix
+    """Print the transfer matrix, and write it as JSON, Markdown and LaTeX."""
+    from advalign.matrix import transfer_matrix
     from advalign.report.tables import print_table
+    from advalign.terminal import say
 
-    table = transfer_matrix(
-        options.sources, options.attack, n=options.n, norm=options.norm, eps=options.eps, data_dir=options.data_dir,
-        device=options.device, console=_console(),
+    matrix = transfer_matrix(
+        options.sources, options.attack, data=options.data, n=options.n, norm=options.norm, eps=options.eps,
+        data_dir=options.data_dir, device=options.device, out=options.out, console=_console(),
     )  # fmt: skip
-    print_table(_console(), table)
+    print_table(_console(), matrix.table)
+    say(_console(), f"Written: {matrix.path} (per image), .md, .tex")
 
 
 def run_demo(options: Demo) -> None:
@@ -212,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        print("advalign: stopped at once; what was saved last is kept", file=sys.stderr)
+        print("advalign: stopped at once; the same command goes on from what was saved last", file=sys.stderr)
         sys.exit(130)
     except TrainingError as error:
         print(f"advalign: {error}", file=sys.stderr)
@@ -277,14 +293,29 @@ def _parse(options: type, program: str, arguments: list[str], **defaults: Any) -
         raise
 
 
+# What tyro says of an option that has no default, in its own terms.
+_OPTIONAL = re.compile(
+    r"Error parsing (\S+): no type matching \{None\}\|(NUMBER|INT) could be instantiated from \['(.*)'\]"
+)
+_KINDS = {"NUMBER": "a number: write a decimal or a fraction, as in 8/255", "INT": "a whole number"}
+
+
 def _one_line(box: str) -> str:
     """Return what a box of tyro's says before its first rule, and the option that it takes to be meant."""
     lines = [line.strip(" │|") for line in box.splitlines()]
     texts = ["" if re.fullmatch(r"[^\w]*[─-]{8,}[^\w]*", line) else line for line in lines]
     texts = texts[1 if lines[0][:1] in "╭─" else 2 :]  # without the title, which plain terminals rule off as well
     message = " ".join(texts[: texts.index("")])
+    message = _OPTIONAL.sub(lambda found: f"{found[1]}: {found[3]!r} is not {_KINDS[found[2]]}", message)
     near = next((text.split()[0] for text in texts if text.startswith("--")), "") if "Perhaps" in box else ""
     return message.rstrip(".") + (f"; did you mean {near}?" if near else "")
+
+
+def _source(options: Evaluate | Diagnose, verb: str) -> str:
+    """Return what is named once: by its place, or by --weights."""
+    if (options.source is None) == (options.weights is None):
+        raise UserError(f"name what to {verb} once: a run folder or weights file, or --weights FILE")
+    return str(options.source or options.weights)
 
 
 def _with_width(model: str, width: int | None) -> str:

@@ -1,20 +1,18 @@
-"""Models on the same images: which is better, whether the images are enough to say so, and what transfers."""
+"""Models on the same images: which is better, and whether the images are enough to say so."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from advalign.errors import UserError, require
-from advalign.measure import measure
+from advalign.errors import UserError, require, unknown
 from advalign.report.tables import Table
-from advalign.runs.files import read_json
+from advalign.runs.files import digest_of, read_json
 
 # What two outcomes must share, or an image's two answers would be to two questions.
-_SAME = ("data", "images", "threat", "n", "attack_seed", "precision")
+_SAME = ("data", "images", "threat", "n", "attack_seed", "precision", "batch_size")
+_NORMAL = 1.959964  # the standard normal's 97.5 % quantile
 
 
 @dataclass(frozen=True)
@@ -32,11 +30,15 @@ class Difference:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of second - first, for paired outcomes (Wald, as in Agresti 2002, 10.1.1)."""
-        gap = (self.only_second - self.only_first) / self.n
-        variance = (self.only_first + self.only_second) / self.n - gap**2
-        half = 1.96 * sqrt(max(variance, 0.0) / self.n)
-        return gap - half, gap + half
+        """The 95 % confidence interval of second - first, without 0 just where the p-value is below 0.05.
+
+        The differences that Tango's score test for paired proportions (1998) does not reject; 0 is judged by McNemar's
+        exact test instead, which is the more cautious of the two.
+        """
+        from scipy.optimize import brentq
+
+        low, high = (float(brentq(self._score, self._off_gap(end), end)) for end in (-1.0, 1.0))  # pyright: ignore[reportArgumentType]
+        return (low, high) if self.p_value < 0.05 else (min(low, 0.0), max(high, 0.0))
 
     @property
     def p_value(self) -> float:
@@ -46,52 +48,72 @@ class Difference:
         differ = self.only_first + self.only_second
         return float(binomtest(self.only_first, differ).pvalue) if differ else 1.0
 
+    @property
+    def _gap(self) -> float:
+        return (self.only_second - self.only_first) / self.n
 
-def compare(first: str | Path, second: str | Path) -> list[Difference]:
+    def _off_gap(self, end: float) -> float:
+        """Return a point just beside the gap, where the score is 0 if the models never differ."""
+        return self._gap + 1e-9 * (end - self._gap)
+
+    def _score(self, gap: float) -> float:
+        """Return how far a difference is rejected: negative inside the interval, 0 at its ends."""
+        b, c, n = self.only_second, self.only_first, self.n
+        # The likeliest share of images that only the first gets right, if the difference is `gap`.
+        linear = -b - c + (2 * n - b + c) * gap
+        share = (max(linear**2 + 8 * n * c * gap * (1 - gap), 0.0) ** 0.5 - linear) / (4 * n)
+        return n * (self._gap - gap) ** 2 - _NORMAL**2 * (2 * share + gap * (1 - gap))
+
+
+class Comparison(NamedTuple):
+    """Two models' differences under every attack that both were evaluated with, the worst case last."""
+
+    first: str
+    """The first model's source, and its checkpoint."""
+    second: str
+    differences: list[Difference]
+    worst: str
+    """The attacks that the worst case is over; empty where the two have none in common."""
+
+
+class _Key(NamedTuple):
+    worst: bool
+    attack: str
+    setting: tuple[Any, ...]
+
+
+class _Outcome(NamedTuple):
+    images: str  # a digit an image, 1 where it is classified correctly
+    checkpoint: str
+    file: Path
+
+
+def compare(first: str | Path, second: str | Path, checkpoint: str = "best") -> Comparison:
     """Compare two models under every attack that both were evaluated with on the same images.
+
+    Where that is so on several numbers of images, on the largest of them.
 
     Args:
         first, second: run folders, or result files (`.json`) of `advalign evaluate`.
+        checkpoint: `best` or `last`, of run folders; a file speaks for itself.
 
     Raises:
-        UserError: no such folder or file, or no common evaluation.
+        UserError: no such folder or file, no common evaluation, or several with different answers.
     """
-    ours, theirs = _outcomes(Path(first)), _outcomes(Path(second))
-    common = [key for key in ours if key in theirs]
-    require(
-        bool(common),
-        f"{first} and {second} have no evaluation in common: evaluate both with the same attacks, data, threat and -n",
-    )
-    return [_difference(key[0], ours[key], theirs[key]) for key in common]
+    if checkpoint not in ("best", "last"):
+        raise unknown("checkpoint", checkpoint, ("best", "last"))
+    ours, theirs = _outcomes(Path(first), checkpoint), _outcomes(Path(second), checkpoint)
+    common = _comparable([key for key in ours if key in theirs], f"{first} and {second}")
+    a, b = ([_only(found[key], key.attack) for key in common] for found in (ours, theirs))
+    names = ["worst case" if key.worst else key.attack for key in common]
+    differences = [_difference(name, x.images, y.images) for name, x, y in zip(names, a, b, strict=True)]
+    worst = next((key.attack for key in common if key.worst), "")
+    return Comparison(f"{first} ({a[0].checkpoint})", f"{second} ({b[0].checkpoint})", differences, worst)
 
 
-def transfer_matrix(sources: Sequence[str | Path], attack: str, **options: Any) -> Table:
-    """Show every model the adversarial images that were made on every other; a row for each surrogate.
-
-    Args:
-        sources: run folders or weights files of models for the same data and threat.
-        attack: a spelling; it goes on to its last step.
-        options: as `measure` takes them, `n` and `eps` among them.
-
-    Raises:
-        UserError: fewer than two sources, or as `measure`.
-    """
-    require(len(sources) > 1, "name at least two models to transfer between")
-    names = [Path(source).name for source in sources]
-    found = [[measure(target, [attack], surrogate=one, **options) for target in sources] for one in sources]
-    shares = [[f"{100 * each.records[1].accuracy:.1f}" for each in line] for line in found]
-    rows = [(name, *line) for name, line in zip(names, shares, strict=True)]
-    clean = ("(clean images)", *(f"{100 * each.records[0].accuracy:.1f}" for each in found[0]))
-    first = found[0][0].records[0]
-    caption = (
-        f"Accuracy in % of each column's model on images made by {attack}, to the last step, on each row's; "
-        f"threat: {first.threat}; data: {first.data}; test images: {first.n}."
-    )
-    return Table(("made on", *names), (*rows, clean), frozenset(), caption)
-
-
-def comparison_table(differences: Sequence[Difference], first: str, second: str) -> Table:
+def comparison_table(comparison: Comparison) -> Table:
     """Tabulate differences in points, each with its interval and p-value."""
+    first, second, differences, worst = comparison
     rows = []
     for d in differences:
         low, high = (100 * bound for bound in d.interval)
@@ -102,6 +124,7 @@ def comparison_table(differences: Sequence[Difference], first: str, second: str)
         f"A: {first}; B: {second}; accuracy in % on the same {differences[0].n} test images. B - A in points with its "
         "95 % confidence interval for paired outcomes; images that A alone and B alone gets right; p of McNemar's "
         "exact test. It speaks of these two trained models and the choice of test images, not of another training seed."
+        + (f" Worst case: {worst}." if worst else "")
     )
     return Table(("attack", "A", "B", "B - A", "only A / only B", "p"), tuple(rows), frozenset(), caption)
 
@@ -114,17 +137,79 @@ def _difference(attack: str, first: str, second: str) -> Difference:
     )
 
 
-def _outcomes(source: Path) -> dict[tuple[Any, ...], str]:
-    """Return each outcome, a digit an image, by attack and what it was measured on."""
-    files = [source] if source.is_file() else sorted((source / "evaluations").glob("*.json"))
-    require(bool(files), f"no evaluations in {str(source)!r}: run advalign evaluate first")
-    found: dict[tuple[Any, ...], str] = {}
-    for file in files:
-        content = read_json(file)
-        try:
-            first = content["records"][0]
-            for attack, outcome in content["outcomes"].items():
-                found[attack, *(first[key] for key in _SAME)] = outcome
-        except (KeyError, IndexError, TypeError, AttributeError):
-            raise UserError(f"{file} is no result of advalign evaluate") from None
+def _comparable(common: list[_Key], sources: str) -> list[_Key]:
+    """Return the keys of one setting, that with most images; of the worst cases the one over most attacks, last."""
+    require(
+        bool(common),
+        f"{sources} have no evaluation in common: evaluate both with the same attacks, data, threat, -n, --seed, "
+        "--precision and --batch-size",
+    )
+    settings = [dict(zip(_SAME, key.setting, strict=True)) for key in common]
+    most = max(setting["n"] for setting in settings)
+    settings = [setting for setting in settings if setting["n"] == most]
+    for name in _SAME:
+        values = list(dict.fromkeys(str(setting[name]) for setting in settings))
+        require(
+            len(values) == 1,
+            f"{sources} have evaluations in common with {name} {' and '.join(values)}: name two result files instead",
+        )
+    common = [key for key in common if dict(zip(_SAME, key.setting, strict=True)) in settings]
+    worst = sorted((key for key in common if key.worst), key=lambda key: len(key.attack))[-1:]
+    return [key for key in common if not key.worst] + worst
+
+
+def _only(found: list[_Outcome], attack: str) -> _Outcome:
+    """Return the outcome that all of a model's results agree on."""
+    other = next((each for each in found if each.images != found[0].images), None)
+    if other is not None:
+        raise UserError(f"{found[0].file} and {other.file} differ in {attack}: name one of them instead of the folder")
+    return found[0]
+
+
+def _outcomes(source: Path, checkpoint: str) -> dict[_Key, list[_Outcome]]:
+    """Return the outcomes of a file, or of those in a run folder that are of this checkpoint as it is now."""
+    if source.is_file():
+        results = {source: read_json(source)}
+        require(_is_result(results[source]), f"{source} is no result of advalign evaluate")
+    else:
+        every = {file: read_json(file) for file in sorted((source / "evaluations").glob("*.json"))}
+        every = {file: content for file, content in every.items() if _is_result(content)}
+        require(bool(every), f"no evaluations in {str(source)!r}: run advalign evaluate first")
+        weights = source / f"{checkpoint}.safetensors"
+        now = digest_of(weights) if weights.exists() else ""
+        results = {
+            file: content
+            for file, content in every.items()
+            if content["records"][0]["checkpoint"] == checkpoint and (not now or content.get("weights", now) == now)
+        }
+        there = ", ".join(sorted({content["records"][0]["checkpoint"] for content in every.values()}))
+        require(
+            bool(results),
+            f"no evaluation in {str(source)!r} is of checkpoint {checkpoint} as it is now, but of {there}: "
+            "run advalign evaluate, or name a result file",
+        )
+    found: dict[_Key, list[_Outcome]] = {}
+    for file, content in results.items():
+        first, last = content["records"][0], content["records"][-1]
+        setting = tuple(first[key] for key in _SAME)
+        for attack, images in content["outcomes"].items():
+            found.setdefault(_Key(False, attack, setting), []).append(_Outcome(images, first["checkpoint"], file))
+        bounded = [name for name in content["outcomes"] if name != "clean" and name in last["attack"]]
+        if last["attack"] == f"worst({', '.join(bounded)})":
+            kept = zip(*(content["outcomes"][name] for name in ("clean", *bounded)), strict=True)
+            images = "".join(min(image) for image in kept)
+            found.setdefault(_Key(True, last["attack"], setting), []).append(
+                _Outcome(images, first["checkpoint"], file)
+            )
     return found
+
+
+def _is_result(content: Any) -> bool:
+    """Tell a result of `evaluate` from other JSON, such as the card beside it."""
+    try:
+        known = {*_SAME, "checkpoint", "attack"}
+        return bool(content["records"] and content["outcomes"]) and all(
+            known <= record.keys() for record in content["records"]
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False

@@ -19,7 +19,9 @@ def attacks() -> Rows:
     """List attacks."""
     from advalign.attacks import ATTACKS, STANDARD
 
-    return [(n, _first_line(attack)) for n, attack in ATTACKS.items()] + [("standard", f"= {' '.join(STANDARD)}")]
+    rows = [(name, _first_line(attack)) for name, attack in ATTACKS.items()]
+    worst = ("worst(ATTACK, ...)", "Several, one after another: an image that one of them fools is spared the others.")
+    return [*rows, worst, ("standard", f"= {' '.join(STANDARD)}")]
 
 
 def models() -> Rows:

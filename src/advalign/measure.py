@@ -16,18 +16,20 @@ from torch import nn
 
 from advalign import attacks, models
 from advalign.data import Dataset, Images, load, stratified_subset
-from advalign.errors import UserError, require
+from advalign.errors import UserError, require, unknown
 from advalign.evaluation import WORST_CASE, Evaluation, Given, evaluate
+from advalign.plan import Weights
 from advalign.runs import Record, Run, append_records, require_classes, weights_of
 from advalign.runs.checkpoint import load_into, load_weights
-from advalign.runs.files import require_folder, write_atomically, write_json
+from advalign.runs.files import digest_of, require_writable, write_atomically, write_json
 from advalign.runtime import autocast, environment, pick_device, place
-from advalign.terminal import progress_bars, say
+from advalign.terminal import counting, say
 from advalign.threats import THREATS, Linf, Threat, threat
-from advalign.transfer import crafted, place_of
+from advalign.transfer import crafted, place_of, state_of, to_the_end
 
-# What a record takes over from the weights' card, and what stands for it in weights from elsewhere.
-_ORIGIN = {"method": "", "training_images": 0, "epochs": 0, "recipe": "", "seed": 0, "run": ""}
+# What a record takes over from the weights' card. Where `run` is empty the weights are from elsewhere: `method` is then
+# the file's name, and the others are not known.
+_ORIGIN = {"training_images": 0, "epochs": 0, "recipe": "", "seed": 0, "run": ""}
 SUBSET_SEED = 0  # one subset of the test set for all models, or their accuracies could not be compared
 
 
@@ -39,6 +41,13 @@ class Measurement:
     evaluation: Evaluation
     path: Path
     extra_data: bool
+    distances: dict[str, float]
+    """Of each attack that no threat model confines: the mean L2 distance of the images that fool the model."""
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether it is known what the model was trained on."""
+        return bool(self.records[0].run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +64,18 @@ class Subject:
     """What the weights file says about itself; of an unfinished run, with the epochs that it has."""
     path: Path
     """The weights file."""
+    digest: str
+    """Of the weights file."""
+
+    @property
+    def label(self) -> str:
+        """Method, architecture, and the run or, of weights from elsewhere, the file's digest."""
+        return f"{self.method} {self.model} {self.card.get('run', self.digest[:10])}"
+
+    @property
+    def method(self) -> str:
+        """What the model was trained with, or the file's name."""
+        return self.card.get("method", self.path.name)
 
 
 def measure(
@@ -83,14 +104,16 @@ def measure(
     """Measure a run's checkpoint, or a weights file, on the test set; one that was interrupted goes on.
 
     Args:
-        source: a run folder or a weights file; a file from elsewhere also needs `model` and `data`.
+        source: a run folder, a weights file, or `MODEL@FILE`; a file from elsewhere also needs its model and `data`.
         attack_names: spellings, or `standard` for the usual ones; none measures clean accuracy only.
         data, norm, eps: what the model was trained with, if not given; Linf(8/255) for naturally trained models.
         image_size: side of the images of `folder:PATH`; what the model was trained on if not given.
         n: on this many test images, stratified, the same for every model; all if not given.
-        mean, std: of each channel, for weights from elsewhere whose network reads normalised images.
-        surrogate: a run folder or weights file of another model: the attacks are made on it, once, kept beside its
-            weights, and shown to the source. Its threat, data and images are the source's.
+        mean, std: of each channel, for weights from elsewhere whose network reads normalised images; of the source,
+            not of the surrogate.
+        surrogate: a run folder, weights file or `MODEL@FILE` of another model: the attacks are made on it, once, kept
+            beside its weights, and shown to the source. Its threat, data and images are the source's. Only attacks
+            that can go on once the surrogate is fooled: `transfer.TRANSFERABLE`.
         out: folder of the result; `evaluations` in the run folder, or beside the weights file, if not given.
         save_examples: also write the adversarial images of each attack, beside the result as `.npz`.
 
@@ -101,27 +124,33 @@ def measure(
     require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
     where = pick_device(device)
     autocast(where, precision)
-    for text in _expand(attack_names):
-        attacks.parse(text, threat=Linf())  # data may take a download: what is misspelt in any threat is refused before
+    for attack in parsed(attack_names, Linf()):  # data may take a download: what fails in any threat is refused before
+        if surrogate is not None:
+            to_the_end(attack)
+    folder = Path(out) if out else located(source, checkpoint).path.parent / "evaluations"
+    require_writable(folder)
+    if surrogate is not None:
+        require_writable(located(surrogate).path.parent / "transfer")
     subject = opened(
         source, checkpoint=checkpoint, data=data, model=model, n=n, norm=norm, eps=eps, device=where,
         data_dir=data_dir, image_size=image_size, mean=mean, std=std, console=console,
     )  # fmt: skip
     path, card, images = subject.path, subject.card, subject.images
-    chosen = [attacks.parse(text, threat=subject.threat) for text in _expand(attack_names)]
-    folder = Path(out) if out else path.parent / "evaluations"
-    require_folder(folder)
-    given = {}
+    chosen = parsed(attack_names, subject.threat)
+    given: dict[str, Given] = {}
+    identity: dict[str, Any] = {"weights": subject.digest, "mean": list(mean), "std": list(std)}
     if surrogate is not None:
         other = opened(
-            surrogate, data=subject.dataset, n=n, norm=_norm_of(subject.threat), eps=subject.threat.eps, device=where,
+            surrogate, data=subject.dataset, n=n, norm=norm_of(subject.threat), eps=subject.threat.eps, device=where,
             console=console,
         )  # fmt: skip
-        label = f"{other.card.get('method', other.path.name)} {other.model} {other.card.get('run', '')}".strip()
-        given = _transferred(other, label, chosen, batch_size, precision, seed, console)
+        identity |= {"surrogate": other.label, "surrogate_weights": other.digest}
+        how = {"batch_size": batch_size, "precision": precision, "seed": seed}
+        made = examples_of(other, chosen, console, **how)
+        given = {f"transfer({name}, from {other.label})": examples for name, examples in made.items()}
         chosen = []
-    here = environment()
-    provenance = {
+    setting = {
+        "method": subject.method,
         **{key: card.get(key, default) for key, default in {**_ORIGIN, "checkpoint": path.name}.items()},
         "data": subject.dataset.name,
         "images": subject.dataset.digest,
@@ -131,30 +160,30 @@ def measure(
         "precision": precision,
         "attack_seed": seed,
         "batch_size": batch_size,
-        **{key: here[key] for key in ("commit", "torch", "device")},
     }
+    made_with = {key: environment()[key] for key in ("commit", "torch", "device")}
     names = [*map(attacks.spelled, chosen), *given]
-    measured = repr([*names, *provenance.items()])
-    file = folder / f"{path.stem}-{hashlib.sha256(measured.encode()).hexdigest()[:8]}.json"
-    weights = hashlib.sha256(path.read_bytes() + repr((measured, mean, std, save_examples)).encode()).hexdigest()[:16]
-    state = folder / f".{file.stem}-{weights}.state"
+    measured = [*names, *setting.items(), *identity.items()]
+    keep = save_examples or not all(attack.bounded for attack in chosen)  # distances are taken from the examples
+    file = folder / f"{path.stem}-{_digest(measured)}.json"
+    state = folder / f".{file.stem}-{_digest([*made_with.items(), keep])}.state"
     if state.exists():
         say(console, f"goes on where it was interrupted: {state}")
-    with progress_bars(console, "images") as bars:
-        tasks = {k: bars.add_task(k, total=len(images)) for k in ("clean", *names)}
+    with counting(console, ["clean", *names], len(images)) as advance:
         evaluation = evaluate(
             subject.net, images, chosen, given=given, batch_size=batch_size, precision=precision, seed=seed,
-            keep_examples=save_examples, state=state,
-            advance=lambda attack, done: bars.advance(tasks[attack], done),
+            keep_examples=keep, state=state, advance=advance,
         )  # fmt: skip
-    records = _records(evaluation, provenance)
-    write_json(file, _content(records, evaluation, subject.dataset.note))
+    examples = {**evaluation.examples, **{name: each.x_adv for name, each in given.items()}}
+    distances = _distances(evaluation, examples, images)
+    records = _records(evaluation, {**setting, **made_with})
+    write_json(file, {**_content(records, evaluation, subject.dataset.note), **identity, "distances": distances})
     if save_examples:
-        _save_examples(file.with_suffix(".npz"), evaluation, images)
+        _save_examples(file.with_suffix(".npz"), evaluation, examples, images)
     state.unlink(missing_ok=True)
     if (path.parent / "run.json").exists():
         append_records(path.parent / "records.jsonl", records)
-    return Measurement(records, evaluation, file, "extra" in card)
+    return Measurement(records, evaluation, file, "extra" in card, distances)
 
 
 def opened(
@@ -178,15 +207,24 @@ def opened(
     Raises:
         UserError: the parts do not fit together, or one is missing.
     """
-    path = weights_of(source, checkpoint)
+    require(n is None or n >= 1, f"n={n} must be at least 1")
+    require(bool(mean) == bool(std), f"--{'std' if mean else 'mean'} is missing: give --mean and --std, or neither")
+    require(len(mean) == len(std), f"mean={tuple(mean)} and std={tuple(std)} must have one value for each channel each")
+    path, named = located(source, checkpoint)
     state, card = load_weights(path)
-    spelled = _needed(model, card, "model", path)
+    spelled = model or named or card.get("model")
+    if spelled is None:
+        raise UserError(f"{path} does not say its model: write MODEL@{path}, as in resnet18@{path}, or --model MODEL")
+    spelled = models.canonical(spelled)
+    require(not (mean and card), f"{path} was trained on images in [0, 1]: mean and std are for weights from elsewhere")
     budget = _budget(norm, eps, card)
     where = pick_device(device) if isinstance(device, str) else device
     shape = tuple(card.get("shape", ()))
     if not isinstance(data, Dataset):
         size = image_size or (shape[1] if shape else 32)
-        data = load(_needed(data, card, "data", path), directory=data_dir, image_size=size)
+        if (data := data or card.get("data")) is None:
+            raise UserError(f"{path} does not say its data: name them with --data")
+        data = load(str(data), directory=data_dir, image_size=size)
     dataset = data
     require(
         not shape or shape == dataset.shape,
@@ -195,10 +233,9 @@ def opened(
     require_classes(path, card, dataset.classes, dataset.name)
     net = models.build(spelled, classes=dataset.classes, channels=dataset.shape[0])
     load_into(net, state, str(path))
-    if mean or std:
+    if mean:
         channels = dataset.shape[0]
-        fits = len(mean) == len(std) == channels
-        require(fits, f"mean={tuple(mean)} and std={tuple(std)} must have one value for each of {channels} channels")
+        require(len(mean) == channels, f"mean={tuple(mean)} must have one value for each of {channels} channels")
         net = models.Normalized(net, mean, std)
     models.check_output(net, dataset.shape, dataset.classes)
     many = len(dataset.test)
@@ -209,7 +246,7 @@ def opened(
         say(console, f"{path.parent} is not finished: it stands at epoch {card['epochs']} of {whole}")
     if dataset.note:
         say(console, f"{dataset.name}: {dataset.note}")
-    return Subject(place(net, where).eval(), images.to(where), budget, dataset, spelled, card, path)
+    return Subject(place(net, where).eval(), images.to(where), budget, dataset, spelled, card, path, digest_of(path))
 
 
 def _budget(norm: str | None, eps: float | None, card: dict[str, Any]) -> Threat:
@@ -220,45 +257,67 @@ def _budget(norm: str | None, eps: float | None, card: dict[str, Any]) -> Threat
     return threat(norm or trained, card.get("eps", 8 / 255) if eps is None else eps)
 
 
-def _needed(given: Any, card: dict[str, Any], key: str, path: Path) -> str:
-    value = given or card.get(key)
-    if value is None:
-        raise UserError(f"{path} does not say its {key}: name it with --{key}")
-    return str(models.canonical(value) if key == "model" else value)
+def located(source: str | Path, checkpoint: str = "best") -> Weights:
+    """Find the weights file of a run folder, a file, or `MODEL@FILE`."""
+    return Weights(weights_of(source, checkpoint), None) if Path(source).is_dir() else Weights.of(source)
 
 
-def _norm_of(budget: Threat) -> str:
+def norm_of(budget: Threat) -> str:
+    """Return the name of a threat's norm."""
     return next(norm for norm, kind in THREATS.items() if isinstance(budget, kind))
 
 
-def _transferred(
+def examples_of(
     surrogate: Subject,
-    label: str,
     chosen: Sequence[attacks.Attack],
+    console: Console,
+    *,
     batch_size: int,
     precision: str,
     seed: int,
-    console: Console,
 ) -> dict[str, Given]:
-    """Return the surrogate's examples of each attack under the name that tells where they are from."""
+    """Return the surrogate's examples of each attack by its spelling, made now or before.
+
+    Raises:
+        UserError: as `crafted`.
+    """
     given = {}
     how = {"batch_size": batch_size, "precision": precision, "seed": seed}
-    with progress_bars(console, "images") as bars:
+    tasks = {attacks.spelled(attack): f"{attacks.spelled(attack)} on {surrogate.label}" for attack in chosen}
+    with counting(console, list(tasks.values()), len(surrogate.images)) as advance:
         for attack in chosen:
-            task = bars.add_task(f"{attacks.spelled(attack)} on {label}", total=len(surrogate.images))
-            file = place_of(surrogate.path, attack, surrogate.images, **how)
+            spelled = attacks.spelled(attack)
+            file = place_of(surrogate.path, surrogate.model, attack, surrogate.images, **how)
+            if state_of(file).exists():
+                say(console, f"goes on where it was interrupted: {state_of(file)}")
             x_adv = crafted(
                 surrogate.net, surrogate.images, attack, batch_size=batch_size, precision=precision, seed=seed,
-                file=file, advance=lambda done, task=task: bars.advance(task, done),
+                file=file, advance=lambda done, task=tasks[spelled]: advance(task, done),
             )  # fmt: skip
-            name = f"transfer({attacks.spelled(attack)}, from {label})"
-            given[name] = Given(x_adv, attack.threat if attack.bounded else None)
+            given[spelled] = Given(x_adv, attack.threat if attack.bounded else None)
     return given
 
 
-def _expand(names: Sequence[str]) -> list[str]:
-    expanded = [name for given in names for name in (attacks.STANDARD if given == "standard" else (given,))]
-    return list(dict.fromkeys(name for name in expanded if name not in ("clean", "none")))
+def parsed(names: Sequence[str], budget: Threat) -> list[attacks.Attack]:
+    """Return the attacks that are spelled, each once; `standard` stands for several, `none` for none.
+
+    Raises:
+        UserError: unknown attack or argument, or a value out of range.
+    """
+    texts = [each for name in names for each in (attacks.STANDARD if name == "standard" else (name,))]
+    found = {}
+    for text in texts:
+        head, bracket, _ = text.partition("(")
+        head = head.strip().replace("_", "-")
+        if head in ("clean", "none") and not bracket:
+            continue
+        known = [*attacks.ATTACKS, "worst"]
+        if head not in known:
+            raise unknown("attack", head, [*known, "standard", "none"])
+        require(head != "worst" or bool(bracket), "worst needs attacks, as in 'worst(apgd-ce, square)'")
+        attack = attacks.parse(text, threat=budget)
+        found.setdefault(attacks.spelled(attack), attack)
+    return list(found.values())
 
 
 def _records(evaluation: Evaluation, provenance: dict[str, Any]) -> list[Record]:
@@ -283,16 +342,31 @@ def _content(records: list[Record], evaluation: Evaluation, note: str) -> dict[s
             name: {member: counts._asdict() for member, counts in costs.items()}
             for name, costs in evaluation.members.items()
         },
+        "warnings": evaluation.warnings,
         "note": note,
         "environment": environment(),
     }
 
 
-def _save_examples(file: Path, evaluation: Evaluation, images: Images) -> None:
+def _distances(evaluation: Evaluation, examples: dict[str, torch.Tensor], images: Images) -> dict[str, float]:
+    """Return the mean L2 distance of the images that fool, under each attack that may leave the threat model."""
+    distances, x = {}, images.floats().cpu()
+    for name in evaluation.correct:
+        fooled = evaluation.correct["clean"] & ~evaluation.correct[name]
+        if name in evaluation.unbounded and fooled.any():
+            distances[name] = float((examples[name].cpu() - x)[fooled].flatten(1).norm(dim=1).mean())
+    return distances
+
+
+def _digest(parts: Sequence[object]) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+
+
+def _save_examples(file: Path, evaluation: Evaluation, examples: dict[str, torch.Tensor], images: Images) -> None:
     """Write clean and adversarial images (N, C, H, W) in [0, 1], labels, and what withstands, by attack."""
     arrays: dict[str, Any] = {"x": images.floats().cpu().numpy(), "y": images.labels.cpu().numpy()}
-    for name, examples in evaluation.examples.items():
-        arrays[f"x_adv {name}"] = examples.numpy()
+    for name, x_adv in examples.items():
+        arrays[f"x_adv {name}"] = x_adv.numpy()
         arrays[f"correct {name}"] = evaluation.correct[name].numpy()
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)

@@ -63,11 +63,12 @@ class Evaluate:
     """Measure clean and robust accuracy of a run or of a weights file."""
 
     source: Annotated[Positional[str | None], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")] = None
-    """run folder, or weights file (.safetensors, .pt)"""
+    """run folder, weights file (.safetensors, .pt), or MODEL@FILE of weights that do not name their architecture"""
     weights: str | None = None
     """the weights file, where one would rather write it as a flag beside --model"""
     attacks: tuple[str, ...] = ("standard",)
-    """attacks such as fgsm 'pgd(steps=20, restarts=5)'; standard: the usual ones; none: clean accuracy only"""
+    """attacks, to be written after the run: fgsm 'pgd(steps=20, restarts=5)'; standard: the usual ones; none: clean
+    accuracy only"""
     checkpoint: str = "best"
     """best or last, of a run folder"""
     data: str | None = None
@@ -91,9 +92,11 @@ class Evaluate:
     image_size: int | None = None
     """side to which folder:PATH resizes its images; what the model was trained on if not given"""
     surrogate: str | None = None
-    """run folder or weights of another model: the attacks are made on it (black box by transfer) and kept for others"""
+    """run folder, weights or MODEL@FILE of another model: the attacks (fgsm, pgd, mim, cw) are made on it (black box by
+    transfer) and kept for others"""
     mean: tuple[float, ...] = ()
-    """mean of each channel, for weights from elsewhere whose network reads normalised images"""
+    """mean of each channel, for weights from elsewhere whose network reads normalised images; not of --surrogate, which
+    has to bring its own"""
     std: tuple[float, ...] = ()
     """standard deviation of each channel, as for --mean"""
     device: str = "auto"
@@ -108,8 +111,10 @@ class Evaluate:
 class Diagnose:
     """Tell whether attacks on a run or on a weights file are to be believed: gradient masking and its kin."""
 
-    source: Annotated[Positional[str], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")]
-    """run folder, or weights file (.safetensors, .pt)"""
+    source: Annotated[Positional[str | None], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")] = None
+    """run folder, weights file (.safetensors, .pt), or MODEL@FILE of weights that do not name their architecture"""
+    weights: str | None = None
+    """the weights file, where one would rather write it as a flag beside --model"""
     checkpoint: str = "best"
     """best or last, of a run folder"""
     data: str | None = None
@@ -148,6 +153,8 @@ class Compare:
     """run folder, or result file of `advalign evaluate`"""
     second: Annotated[Positional[Path], tyro.conf.arg(metavar="B")]
     """run folder, or result file of `advalign evaluate`"""
+    checkpoint: str = "best"
+    """best or last, of run folders; a result file speaks for itself"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,19 +162,23 @@ class Transfer:
     """Show every model the adversarial images made on every other: the transfer matrix."""
 
     sources: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")]
-    """run folders or weights files, at least two"""
+    """run folders, weights files, or MODEL@FILE of weights that do not name their architecture; at least two"""
     attack: str = "pgd(steps=20)"
-    """the attack; it goes on to its last step"""
+    """the attack (fgsm, pgd, mim or cw); it goes on to its last step"""
+    data: str | None = None
+    """data set; what the models were trained on if not given"""
     n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
     """test images, a stratified draw that is the same for every model; all if not given"""
     norm: str | None = None
-    """linf or l2; what each target was trained against, else linf"""
+    """linf or l2; what the models were trained against, else linf"""
     eps: float | None = None
-    """radius; what each target was trained against, else 8/255"""
+    """radius, the same in all cells; what the models were trained against, else 8/255"""
     data_dir: Path | None = None
     """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
+    out: Path = Path("transfer")
+    """folder of the matrix as JSON, Markdown and LaTeX"""
 
 
 @dataclass(frozen=True, kw_only=True)

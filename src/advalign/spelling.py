@@ -35,6 +35,9 @@ def parse_calls(text: str) -> list[Call]:
         UserError: the text is not names with keyword arguments joined by `+`.
     """
     wrong = UserError(f"cannot read {text!r}: write names joined by '+', as in 'trades(beta=6)+vfd(layer=\"layer4\")'")
+    opened, closed = (_QUOTED_OR_JOINED.sub("", text).count(bracket) for bracket in "()")
+    if opened != closed:
+        raise UserError(f"cannot read {text!r}: a bracket is {'not closed' if opened > closed else 'closed too often'}")
     if "#" in _QUOTED_OR_JOINED.sub("", text):  # to Python the rest would be a comment
         raise wrong
     try:
@@ -163,9 +166,11 @@ def _joined_words(text: str) -> str:
 def _call(node: ast.expr, wrong: UserError) -> Call:
     if isinstance(node, ast.Name):
         return Call(node.id.replace("_", "-"), {})
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or node.args:
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         raise wrong
     name = node.func.id.replace("_", "-")
+    if node.args:
+        raise UserError(f"cannot read {ast.unparse(node)!r}: write an argument with its name, as in {name}(NAME=VALUE)")
     arguments = {}
     for keyword in node.keywords:
         if keyword.arg is None:

@@ -152,6 +152,31 @@ def test_state_that_does_not_fit_is_named_and_nothing_is_loaded(state: dict, wor
         assert torch.equal(net.weight, before)
 
 
+def test_wrappers_of_a_state_dict_are_taken_off_where_there_is_one_meaning(tmp_path: Path):
+    net, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    wrapped = nn.DataParallel(net).state_dict()
+    assert all(name.startswith("module.") for name in wrapped)
+    for key in ("model", "net", "state_dict"):
+        torch.save({key: wrapped, "epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "checkpoint.pt")
+        load_into(other, load_weights(tmp_path / "checkpoint.pt")[0], "checkpoint.pt")
+        assert torch.equal(other.weight, net.weight)
+        nn.init.zeros_(other.weight)
+    own = nn.ModuleDict({"module": other})  # a network that has a layer of that name keeps it
+    load_into(own, wrapped, "file")
+    assert torch.equal(other.weight, net.weight)
+    torch.save({"model": net.state_dict(), "net": other.state_dict()}, tmp_path / "two.pt")
+    with pytest.raises(UserError, match=r"two\.pt holds 2 state dicts"):
+        load_weights(tmp_path / "two.pt")
+
+
+def test_a_pickled_network_is_answered_in_one_line_of_ours(tmp_path: Path):
+    torch.save(nn.Linear(3, 2), tmp_path / "net.pt")
+    with pytest.raises(UserError) as error:
+        load_weights(tmp_path / "net.pt")
+    assert str(error.value).endswith("holds more than tensors; to keep a network, save `model.state_dict()`")
+    assert "weights_only" not in str(error.value)
+
+
 class _Bomb:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (builtins.exec, ("raise SystemExit('executed')",))

@@ -25,7 +25,7 @@ def robustbench_card(records: Sequence[Record], *, extra_data: bool) -> dict[str
     norm, _, eps = robust.threat.removesuffix(")").partition("(")
     return {
         "link": None,
-        "name": robust.method or robust.checkpoint,
+        "name": robust.method,
         "authors": None,
         "additional_data": extra_data,
         "number_forward_passes": 1,
@@ -35,8 +35,8 @@ def robustbench_card(records: Sequence[Record], *, extra_data: bool) -> dict[str
         "threat_model": norm,
         "eps": eps,
         "clean_acc": f"{100 * clean.accuracy:.2f}",
-        "reported": f"{100 * robust.accuracy:.2f}",
+        "reported": None,
         "autoattack_acc": f"{100 * robust.accuracy:.2f}",
         "unreliable": None,
-        "footnote": f"{robust.n} test images, checkpoint {robust.checkpoint}, commit {robust.commit}",
+        "footnote": f"{robust.n} test images, checkpoint {robust.checkpoint}; commit {robust.commit} of advalign",
     }

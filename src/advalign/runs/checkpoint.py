@@ -33,11 +33,13 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     require(path.is_file(), f"no weights file {str(path)!r}")
     if path.suffix != ".safetensors":
-        state = _load_tensors(path)
-        state = state.get("state_dict", state) if isinstance(state, dict) else state
-        tensors = isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())
-        require(bool(tensors), f"{path} is not a state dict: save `model.state_dict()`")
-        return state, {}
+        state = _load_tensors(path, "; to keep a network, save `model.state_dict()`")
+        found = [state] if _is_state_dict(state) else []
+        if not found and isinstance(state, dict):
+            found = [state[key] for key in _WRAPPERS if _is_state_dict(state.get(key))]
+        require(bool(found), f"{path} is not a state dict: save `model.state_dict()`")
+        require(len(found) == 1, f"{path} holds {len(found)} state dicts: save the one that is meant by itself")
+        return found[0], {}
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -48,13 +50,25 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, card
 
 
+# Where training scripts put a network's state dict beside an optimizer's, and what torch's wrappers put before names.
+_WRAPPERS = ("state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def _is_state_dict(state: Any) -> bool:
+    return isinstance(state, dict) and bool(state) and all(isinstance(value, Tensor) for value in state.values())
+
+
 def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy a state dict into a network.
+    """Copy a state dict into a network; the prefix of a DataParallel or compiled network is taken off.
 
     Raises:
         UserError: names or shapes do not fit; the first that does not is named.
     """
     own = net.state_dict()
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state) and not all(name.startswith(prefix) for name in own):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
     for name, value in own.items():
         require(name in state, f"{source} does not fit the model: it has no {name!r}")
         given = tuple(state[name].shape)
@@ -86,11 +100,11 @@ def load_state(path: Path, expected: Collection[str] = ("objective", "optimizer"
     return state
 
 
-def _load_tensors(path: Path) -> Any:
+def _load_tensors(path: Path, advice: str = "") -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises a dozen kinds for a damaged or foreign file
-        raise UserError(f"{path} is damaged or holds more than tensors: {_first_line(error)}") from None
+    except Exception:  # torch.load raises a dozen kinds for a damaged or foreign file, and advises to unpickle it
+        raise UserError(f"{path} is damaged or holds more than tensors{advice}") from None
 
 
 def _first_line(error: Exception) -> str:

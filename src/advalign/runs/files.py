@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -54,6 +55,27 @@ def require_folder(path: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot use {path}: {error.strerror}") from None
     require(nearest.is_dir(), f"{nearest} is not a folder; nothing was changed")
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to; nothing is left in it.
+
+    Raises:
+        UserError: as `require_folder`, or what the system says.
+    """
+    require_folder(folder)
+    nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def digest_of(path: Path) -> str:
+    """Return sixteen hexadecimal digits that name a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _umask() -> int:
