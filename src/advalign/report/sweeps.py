@@ -46,7 +46,9 @@ def trade_off_curves(curves: Mapping[str, Sequence[Point]], robust: str) -> Figu
                 fmt=_MARKERS[i % len(_MARKERS)] + ("-" if joined else ""), label=name, linewidth=1, capsize=2,
             )  # fmt: skip
             for point, clean, withstood in zip(points, x, y, strict=True):
-                axes.annotate(_label(point.at), (clean, withstood), textcoords="offset points", xytext=(6, 5), fontsize=7)
+                axes.annotate(
+                    _label(point.at), (clean, withstood), textcoords="offset points", xytext=(6, 5), fontsize=7
+                )
         axes.legend(frameon=False, fontsize=8)
     return figure
 

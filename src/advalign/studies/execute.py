@@ -61,7 +61,7 @@ def carry_out(job: Job, place: Place, console: Console) -> Outcome:
     except KeyboardInterrupt as stop:
         return Outcome("stopped", str(stop) or "SIGINT arrived")
     except (TrainingError, UserError) as error:
-        return Outcome("failed", str(error))
+        return Outcome("failed", str(error).removeprefix(f"{job.run.path}: "))
     except Exception as error:  # a study of many runs outlives any of them
         return Outcome("failed", f"{type(error).__name__}: {error}".splitlines()[0])
     return Outcome("finished", seconds=time.monotonic() - began)

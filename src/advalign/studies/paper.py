@@ -67,6 +67,7 @@ _TABLE2 = """
     hat+lbgat    60.1 59.4 60.1  27.7 30.0 18.7  61.2
     hat+vfd      62.7 62.4 63.1  28.0 32.8 20.1  64.5
 """
+_Points = Sequence[tuple[str, str, float | str]]
 _ARAT_HEADINGS = ("CIFAR-10 clean", "CIFAR-10 AA", "CIFAR-100 clean", "CIFAR-100 AA")
 _ARAT = """
     at                    83.77 42.42 55.82 19.50
@@ -217,7 +218,7 @@ STUDIES: dict[str, Callable[[Scale], Study]] = {
 }
 
 
-def _sweep(scale: Scale, name: str, title: str, points: Sequence[tuple[str, str, float | str]], *figures: Draw) -> Study:
+def _sweep(scale: Scale, name: str, title: str, points: _Points, *figures: Draw) -> Study:
     """Return a study of points, each a curve, a method, and where on the curve it lies."""
     columns = {column.heading: column for column in scale.columns()}
     return Study(
