@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from advalign import cli
 from advalign.errors import UserError
 from advalign.recipes import common, digits
-from advalign.studies import SCALES, Study, find_study
+from advalign.studies import SCALES, STUDIES, Study, conduct, find_study
 from advalign.studies.job import lay_out
 
 TINY = SCALES["tiny"]
@@ -114,3 +116,30 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         find_study("broken.py", TINY)
     with pytest.raises(UserError, match=r"no such file: 'nowhere\.py'"):
         find_study("nowhere.py", TINY)
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
+
+
+def test_the_examples_of_the_documentation_run_as_shown(tmp_path: Path):
+    (yaml,) = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
+    (python,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    (tmp_path / "my_study.py").write_text(python)
+    for study in (read(yaml, tmp_path), find_study(str(tmp_path / "my_study.py"), TINY)):
+        results = conduct(study, seeds=1, runs=tmp_path / "runs", out=tmp_path / study.name, device="cpu")
+        assert all(job.finished for job in results.jobs)
+        assert (tmp_path / study.name / "along-weight.png").exists()
+
+
+@pytest.mark.parametrize("line", re.findall(r"^(?:RAY_ADDRESS=\S+ )?advalign (study .+)$", DOCS, re.MULTILINE))
+def test_the_commands_of_the_documentation_parse(line: str, monkeypatch: pytest.MonkeyPatch):
+    reached = []
+    monkeypatch.setitem(cli.COMMANDS, "study", (cli.COMMANDS["study"][0], reached.append))
+    cli.main(shlex.split(line))
+    assert len(reached) == 1
+
+
+def test_the_documentation_counts_the_cells():
+    rows = dict(re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|.*\| (\d+) \|$", DOCS.partition("--scale`")[0], re.MULTILINE))
+    counts = {name: int(count) for names, count in rows.items() for name in re.findall(r"\w+", names)}
+    assert counts == {name: len(study(SCALES["paper"]).cells) for name, study in STUDIES.items()}

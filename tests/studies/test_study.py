@@ -108,7 +108,8 @@ def test_a_new_column_alone_is_measured(done: tuple[Results, Path, str]):
     wider = replace(THREE, columns=(*COLUMNS, Column(heading="more", attack="pgd(steps=3)", n=50)))
     results = laid_out(wider, seeds=1, runs=folder / "runs", out=folder / "wider", place=Place())
     assert [[column.heading for column in job.missing()] for job in results.jobs] == [["more"]] * 3
-    assert "trades on digits, seed 0: trained, 4 of 5 columns measured" in results.overview()[0]
+    assert "trades on digits, seed 0: trained, 4 of 5 columns measured" in results.overview()[1]
+    assert results.overview()[0].startswith("surrogate: trained: ")
     assert stamps(folder) == before
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from advalign.errors import unknown
+from advalign.errors import require, unknown
 from advalign.runs.files import require_folder
 from advalign.runtime import pick_device
 from advalign.studies.execute import Outcome, Place, locally
@@ -50,6 +50,7 @@ def conduct(
     console = console or Console(quiet=True)
     if executor not in EXECUTORS:
         raise unknown("executor", executor, EXECUTORS)
+    require(gpus is None or (executor == "ray" and gpus > 0), f"gpus={gpus} is above 0, and for executor ray alone")
     pick_device(device)
     deadline = None if time_budget is None else time.time() + time_budget
     place = Place(device, None if data_dir is None else Path(data_dir), deadline)

@@ -41,7 +41,6 @@ class Outcome:
 
     status: Literal["finished", "stopped", "failed"]
     reason: str = ""
-    seconds: float = 0.0
 
 
 Watcher = Callable[[Job, Outcome], None]
@@ -49,7 +48,6 @@ Watcher = Callable[[Job, Outcome], None]
 
 def carry_out(job: Job, place: Place, console: Console) -> Outcome:
     """Train and measure one job as far as it is not done. A failure, of whatever kind, is an outcome."""
-    began = time.monotonic()
     try:
         with stoppable():
             _train(job, place, console)
@@ -64,21 +62,20 @@ def carry_out(job: Job, place: Place, console: Console) -> Outcome:
         return Outcome("failed", str(error).removeprefix(f"{job.run.path}: "))
     except Exception as error:  # a study of many runs outlives any of them
         return Outcome("failed", f"{type(error).__name__}: {error}".splitlines()[0])
-    return Outcome("finished", seconds=time.monotonic() - began)
+    return Outcome("finished")
 
 
 def locally(jobs: Sequence[Job], place: Place, console: Console, watch: Watcher) -> str:
     """Carry the jobs out one after another; return why it stopped before the end, or the empty string."""
-    spent: list[float] = []
+    began = time.monotonic()
     for k, job in enumerate(jobs):
-        eta = f", about {spelled(sum(spent) / len(spent) * (len(jobs) - k))} left" if spent else ""
+        eta = f", about {spelled((time.monotonic() - began) / k * (len(jobs) - k))} left" if k else ""
         say(console, f"cell {k + 1} of {len(jobs)}: {job.name}{eta}")
         outcome = carry_out(job, place, console)
         if outcome.status == "stopped":
             return outcome.reason
         if outcome.status == "failed":
             say(console, f"failed: {outcome.reason}")
-        spent.append(outcome.seconds)
         watch(job, outcome)
     return ""
 

@@ -38,6 +38,13 @@ class Job:
         return threat(self.cell.recipe.norm, self.cell.recipe.eps)
 
     @property
+    def trained(self) -> str:
+        """How far the training is, in words."""
+        return (
+            "trained" if self.run.finished else f"trained for {len(self.run.log)} of {self.cell.recipe.epochs} epochs"
+        )
+
+    @property
     def finished(self) -> bool:
         """Whether the run is trained and every column measured."""
         return self.run.finished and not self.missing()

@@ -35,7 +35,7 @@ def on_ray(jobs: Sequence[Job], place: Place, gpus: float | None, console: Conso
         UserError: Ray is not installed.
     """
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports] (an extra)
     except ImportError:
         raise UserError("Ray is not installed: pip install 'advalign[ray]'") from None
     ours = not ray.is_initialized()

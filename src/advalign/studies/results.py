@@ -95,11 +95,11 @@ class Results:
 
     def overview(self) -> list[str]:
         """Return a line on each job: how far it is."""
-        lines = []
+        surrogate = self.jobs[0].surrogate
+        lines = [] if surrogate is None else [f"surrogate: {surrogate.trained}: {surrogate.run.path}"]
         for job in self.jobs:
             measured = len(job.columns) - len(job.missing())
-            trained = "trained" if job.run.finished else "not trained"
-            status = "finished" if job.finished else f"{trained}, {measured} of {len(job.columns)} columns measured"
+            status = "finished" if job.finished else f"{job.trained}, {measured} of {len(job.columns)} columns measured"
             lines.append(f"{job.name}: {status}: {job.run.path}")
         return lines
 
