@@ -98,11 +98,14 @@ def _published(table: str, headings: tuple[str, ...]) -> dict[str, dict[str, flo
 def _table(
     scale: Scale, *, name: str, title: str, data: str, model: str, published: str = "", source: str = ""
 ) -> Study:
-    methods = ["natural", *(f"{base}{plugin}" for base in BASES for plugin in PLUGINS)]
+    parts = [("natural", ""), *((base, plugin) for base in BASES for plugin in PLUGINS)]
     cells = [
-        Cell(method=f"{base}{plus}{plugin}", data=data, model=model, recipe=scale.recipe, curve=base, at=plus + plugin)
-        for base, plus, plugin in (method.partition("+") for method in methods)
-    ]
+        Cell(
+            method=base + plugin, data=data, model=model, recipe=scale.recipe, at=plugin,
+            curve=base if base in BASES else "",  # natural lies so far off that nothing else could be told apart
+        )
+        for base, plugin in parts
+    ]  # fmt: skip
     return Study(
         name=name,
         title=f"{title}, scale {scale.name}",
