@@ -13,7 +13,7 @@ from advalign.models import own
 from advalign.recipes import RECIPES, Recipe
 from advalign.spelling import check_arguments, parse_number
 from advalign.studies.paper import STUDIES
-from advalign.studies.results import sweep, trade_off
+from advalign.studies.results import ROBUST, sweep, trade_off
 from advalign.studies.scales import Scale
 from advalign.studies.study import CLEAN, Cell, Column, Study
 
@@ -76,6 +76,9 @@ def _from_yaml(path: Path, scale: Scale) -> Study:
     cells = [_cell(each, common) for each in _list(given["methods"], "methods")]
     columns = [_column(each) for each in _list(given["columns"], "columns")] if "columns" in given else scale.columns()
     surrogate = given.get("surrogate", {"method": "natural", "model": scale.large})
+    headings = {column.heading for column in columns}
+    drawn = "figure" not in given or {CLEAN, ROBUST} <= headings
+    require(drawn, f"{path}: a figure needs the columns {CLEAN!r} and {ROBUST!r}, and there are {sorted(headings)}")
     seeds = given.get("seeds", scale.seeds)
     require(type(seeds) is int, f"seeds={seeds!r} must be a whole number")
     return Study(

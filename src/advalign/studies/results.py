@@ -74,6 +74,8 @@ class Results:
         """Return clean accuracy and that of the column `robust` along each curve of the study, as far as measured."""
         headings = {column.heading: column for column in self.study.columns}
         curves: dict[str, list[Point]] = {}
+        if not {CLEAN, robust} <= headings.keys():
+            return curves
         for cell in self.study.cells:
             clean = self._values(cell.row, headings[CLEAN], cell)
             withstood = self._values(cell.row, headings[robust], cell)
