@@ -82,7 +82,7 @@ MISTAKES = {
     "data's type": ("data: 3\nmethods: [at]\ncolumns: [clean]", "unknown data set '3'"),
     "title's type": ("data: [digits]\nmethods: [at]\ncolumns: [clean]", "data=['digits'] must be a word"),
     "seeds": ("data: digits\nmethods: [at]\nseeds: some", "seeds='some' must be a whole number"),
-    "figure": ("data: digits\nmethods: [at]\ncolumns: [clean]\nfigure: weight", "a figure needs the columns 'clean' and"),
+    "figure": ("data: digits\nmethods: [at]\ncolumns: [clean]\nfigure: weight", "a figure needs the columns"),
     "no YAML": ("data: [", "cannot read"),
 }  # fmt: skip
 
