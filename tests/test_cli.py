@@ -189,6 +189,16 @@ REFUSALS = {
     "lines that are no records": (["report", "three.jsonl"], "three.jsonl: line 1 is no JSON object"),
     "report of nothing": (["report"], "name at least one"),
     "list": (["list", "metods"], "did you mean 'methods'"),
+    "study": (["study", "tabel1"], "unknown study 'tabel1': did you mean 'table1'"),
+    "study's scale": (["study", "table1", "--scale", "tyni"], "unknown scale 'tyni': did you mean 'tiny'"),
+    "study's executor": (["study", "table1", "--executor", "locla"], "unknown executor 'locla': did you mean 'local'"),
+    "study's data": (["study", "table1", "--data-dir", "empty"], "empty"),
+    "study's device": (["study", "table1", "--device", "gpu"], "unknown device 'gpu'"),
+    "study's file": (["study", "nowhere.yaml"], "cannot read nowhere.yaml"),
+    "study's function": (["study", "my_nets:mak"], "did you mean 'make'"),
+    "study in a file": (["study", "my_nets.py"], "my_nets.py has no function study(scale)"),
+    "study that is none": (["study", "my_nets:nothing"], "my_nets:nothing returns NoneType"),
+    "study into a file": (["study", "table1", "--out", "linear.pt"], "linear.pt is not a folder"),
     "layers of what": (["list", "layers"], "name the model"),
 }
 
@@ -346,7 +356,7 @@ def test_transfer_writes_the_matrix(here: Path, trained: Run, capsys: pytest.Cap
     assert not (here / "runs" / "done" / "records.jsonl").exists()
 
 
-@pytest.mark.parametrize("what", ["methods", "attacks", "models", "data", "recipes", "layers resnet18"])
+@pytest.mark.parametrize("what", ["methods", "attacks", "models", "data", "recipes", "studies", "layers resnet18"])
 def test_lists(what: str, capsys: pytest.CaptureFixture[str]):
     cli.main(["list", *what.split()])
     rows = capsys.readouterr().out.splitlines()
@@ -357,18 +367,26 @@ def test_lists(what: str, capsys: pytest.CaptureFixture[str]):
         "recipes": "common",
         "models": "vgg16",
         "attacks": "worst(ATTACK,",
+        "studies": "figure4b",
     }
     assert any(row.split()[0] == expected.get(what, "digits") for row in rows)
 
 
-def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
-    """A new flag is a decision: it is added here too."""
+def flags_of(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
     with pytest.raises(SystemExit) as end:
-        cli.main(["train", "--help"])
+        cli.main([command, "--help"])
     assert end.value.code == 0
     shown = {word.rstrip(",") for word in capsys.readouterr().out.split() if word.startswith("--")}
-    flags = {flag for flag in shown if flag[2:3].isalpha() and not flag.startswith("--no-")}
-    assert flags == {
+    return {flag for flag in shown if flag[2:3].isalpha() and not flag.startswith("--no-")}
+
+
+def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
+    """A new flag is a decision: it is added here too."""
+    assert flags_of("study", capsys) == {
+        "--help", "--scale", "--seeds", "--time-budget", "--executor", "--gpus", "--dry-run", "--out", "--runs",
+        "--data-dir", "--device",
+    }  # fmt: skip
+    assert flags_of("train", capsys) == {
         "--help", "--data", "--model", "--width", "--recipe", "--vanilla", "--robust", "--extractor", "--plugin",
         "--runs", "--name", "--data-dir", "--label-smoothing", "--awp", "--awp-start", "--average", "--average-start",
         "--ema-decay", "--swa-every", "--extra", "--extra-share",

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from advalign.errors import UserError
-from advalign.interrupts import Interrupts, parse_duration
+from advalign.interrupts import Interrupts, parse_duration, stoppable
 
 
 @pytest.mark.parametrize(
@@ -135,3 +135,21 @@ def test_off_the_main_thread_there_is_the_time_budget_only():
     thread.start()
     thread.join()
     assert seen == ["the time budget is used up", before]
+
+
+def test_stoppable_work_ends_at_once_with_the_reason():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)]
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM arrived"), stoppable():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="the time budget is used up"), stoppable(), stoppable(0.0):
+        threading.Event().wait(10)
+    with stoppable(60):
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)] == before
+
+
+def test_interrupts_within_stoppable_work_come_first():
+    with stoppable(), Interrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.reason == "SIGTERM arrived"

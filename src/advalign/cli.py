@@ -8,13 +8,15 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from advalign.errors import TrainingError, UserError, unknown
-from advalign.options import Compare, Demo, Diagnose, Evaluate, List, Report, Train, Transfer
+from advalign.options import Compare, Demo, Diagnose, Evaluate, List, Report, Study, Train, Transfer
 from advalign.recipes import RECIPES, Recipe
 from advalign.spelling import parse_number, spell_number
 
@@ -167,6 +169,33 @@ def run_transfer(options: Transfer) -> None:
     say(_console(), f"Written: {matrix.path} (per image), .md, .tex")
 
 
+def run_study(options: Study) -> None:
+    """Carry out the study, print its table, and say where the rest is."""
+    from advalign.interrupts import parse_duration
+    from advalign.report.tables import print_table
+    from advalign.studies import SCALES, Place, conduct, find_study, laid_out
+    from advalign.terminal import say
+
+    if options.scale not in SCALES:
+        raise unknown("scale", options.scale, SCALES)
+    study, console = find_study(options.study, SCALES[options.scale]), _console()
+    out = options.out or Path("studies") / f"{study.name}-{options.scale}"
+    if options.dry_run:
+        place = Place(data_dir=options.data_dir)
+        results = laid_out(study, seeds=options.seeds, runs=options.runs, out=out, place=place)
+        for line in results.overview():
+            say(console, line)
+        return
+    results = conduct(
+        study, seeds=options.seeds, runs=options.runs, out=out, data_dir=options.data_dir, device=options.device,
+        time_budget=parse_duration(options.time_budget) if options.time_budget else None, executor=options.executor,
+        gpus=options.gpus, console=console,
+    )  # fmt: skip
+    table = results.table()
+    print_table(console, replace(table, rows=table.rows[: len(study.rows)]))  # the published ones are in the files
+    say(console, f"Written: {out} (table.md, table.tex, records.jsonl, report.html)")
+
+
 def run_demo(options: Demo) -> None:
     """Run the demo."""
     from advalign.interrupts import parse_duration
@@ -211,6 +240,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "diagnose": (Diagnose, run_diagnose),
     "compare": (Compare, run_compare),
     "transfer": (Transfer, run_transfer),
+    "study": (Study, run_study),
     "demo": (Demo, run_demo),
     "report": (Report, run_report),
     "list": (List, run_list),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from advalign.errors import require
@@ -43,6 +45,33 @@ class Interrupts:
         if self._signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = f"{signal.Signals(number).name} arrived"
+
+
+@contextmanager
+def stoppable(time_budget: float | None = None) -> Iterator[None]:
+    """Within the context, SIGTERM and the end of the time raise `KeyboardInterrupt` with the reason, as Ctrl-C does.
+
+    For work that may end at any instant and goes on all the same, such as an evaluation. `Interrupts` inside it, which
+    waits for a good moment, comes first.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGALRM:
+            raise KeyboardInterrupt("the time budget is used up")
+        raise KeyboardInterrupt(f"{signal.Signals(number).name} arrived")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGALRM)}
+    try:
+        if time_budget is not None:
+            signal.setitimer(signal.ITIMER_REAL, max(time_budget, 1e-6))  # 0 would be never
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def parse_duration(text: str) -> float:

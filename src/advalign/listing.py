@@ -46,6 +46,14 @@ def recipes() -> Rows:
     return [(name, _first_line(recipe)) for name, recipe in RECIPES.items()]
 
 
+def studies() -> Rows:
+    """List the papers' tables and figures."""
+    from advalign.studies import STUDIES
+
+    own = ("FILE.yaml, FILE.py", "your own; or package.module:function")
+    return [(name, _first_line(study)) for name, study in STUDIES.items()] + [own]
+
+
 def layers_of(model: str) -> Rows:
     """List the layers of a model that a method may align to."""
     from advalign.models import build, layers
@@ -59,6 +67,7 @@ LISTS: dict[str, Callable[[], Rows]] = {
     "models": models,
     "data": data,
     "recipes": recipes,
+    "studies": studies,
 }
 
 

@@ -182,6 +182,34 @@ class Transfer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Study:
+    """Train and measure all models of a table or figure: the papers' (`advalign list studies`) or your own."""
+
+    study: Annotated[Positional[str], tyro.conf.arg(metavar="NAME-OR-FILE")]
+    """a name, a .yaml file, a .py file with a function study(scale), or package.module:function"""
+    scale: str = "tiny"
+    """paper: the papers' setting, days on a GPU; short: minutes a row on a GPU; tiny: for two CPU cores"""
+    seeds: int | None = None
+    """how many training seeds, from 0 on; what the scale or the study says if not given"""
+    time_budget: str | None = None
+    """stop in good order after this long, such as 9m or 1h30m; the same command goes on"""
+    executor: str = "local"
+    """local: one cell after another; ray: each where the cluster has room"""
+    gpus: float | None = None
+    """with ray: share of a GPU for each cell; a whole one, where the cluster has any, if not given"""
+    dry_run: bool = False
+    """only show how far each cell is"""
+    out: Path | None = None
+    """folder of the table, the figures and the records; studies/NAME-SCALE if not given"""
+    runs: Path = Path("runs")
+    """folder of the run folders"""
+    data_dir: Path | None = None
+    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo:
     """Train six models on digits, attack them, and show the trade-off; about a minute on two cores."""
 
@@ -208,6 +236,6 @@ class List:
     """List what there is to choose from."""
 
     what: Annotated[Positional[str], tyro.conf.arg(metavar="WHAT")]
-    """methods, attacks, models, data, recipes or layers"""
+    """methods, attacks, models, data, recipes, studies or layers"""
     model: Annotated[Positional[str | None], tyro.conf.arg(metavar="MODEL")] = None
     """for layers: the model"""

@@ -55,6 +55,8 @@ class Weights(NamedTuple):
         return cls(weights_of(source), None)
 
 
+# What has worked in this process: a study plans the same guests, and every method with every seed, again and again.
+_TRIED: set[tuple[object, ...]] = set()
 _ATTACK_FIELDS = ("norm", "eps", "steps", "step_size", "start", "mode")
 
 
@@ -83,8 +85,13 @@ class Plan:
         Batches(
             self.images[0], r.batch_size, augment=r.augment, seed=r.seed, extra=self.extra, extra_share=r.extra_share
         )
-        models.check_output(self._blank.student, self.dataset.shape, self.dataset.classes)
-        self._try()
+        given = any(isinstance(guest, Weights) for guest in self.guests.values())  # a file may be another one by now
+        parts = tuple((type(part), str(part)) for part in self.method.parts)
+        trial = (parts, self.model, self.dataset.shape, self.dataset.classes, replace(r, seed=0))
+        if given or trial not in _TRIED:
+            models.check_output(self._blank.student, self.dataset.shape, self.dataset.classes)
+            self._try()
+            _TRIED.add(trial)
 
     def _try(self) -> None:
         """Make one training step without its update on blank images, in train mode as the fit will be."""

@@ -1,1 +1,25 @@
-"""Studies: declared sets of runs and evaluations."""
+"""Studies: declared sets of runs and evaluations, carried out here or on a cluster, at any state a table."""
+
+from advalign.studies.conduct import conduct, laid_out
+from advalign.studies.execute import Place
+from advalign.studies.own import find_study
+from advalign.studies.paper import STUDIES
+from advalign.studies.results import Results, sweep, trade_off
+from advalign.studies.scales import SCALES, Scale
+from advalign.studies.study import Cell, Column, Study
+
+__all__ = [
+    "SCALES",
+    "STUDIES",
+    "Cell",
+    "Column",
+    "Place",
+    "Results",
+    "Scale",
+    "Study",
+    "conduct",
+    "find_study",
+    "laid_out",
+    "sweep",
+    "trade_off",
+]

@@ -1,0 +1,124 @@
+"""Carrying a study out: train what is not trained, measure what is not measured, tell what failed, go on later."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from advalign.errors import TrainingError, UserError
+from advalign.interrupts import stoppable
+from advalign.measure import measure
+from advalign.studies.job import Job, dataset
+from advalign.studies.study import CLEAN, Column
+from advalign.terminal import say
+from advalign.training import train
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where jobs are carried out, and until when."""
+
+    device: str = "auto"
+    data_dir: Path | None = None
+    deadline: float | None = None
+    """In the seconds of `time.time`, which machines share."""
+
+    @property
+    def left(self) -> float | None:
+        """The seconds that are left, or None if there is no end."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.time())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended."""
+
+    status: Literal["finished", "stopped", "failed"]
+    reason: str = ""
+
+
+Watcher = Callable[[Job, Outcome], None]
+
+
+def carry_out(job: Job, place: Place, console: Console) -> Outcome:
+    """Train and measure one job as far as it is not done. A failure, of whatever kind, is an outcome."""
+    try:
+        with stoppable():
+            _train(job, place, console)
+            for n, black_box, columns in _together(job):
+                if black_box and job.surrogate is not None:
+                    _train(job.surrogate, place, console)
+                with stoppable(place.left):
+                    _measure(job, n, columns, job.surrogate if black_box else None, place, console)
+    except KeyboardInterrupt as stop:
+        return Outcome("stopped", str(stop) or "SIGINT arrived")
+    except (TrainingError, UserError) as error:
+        return Outcome("failed", str(error).removeprefix(f"{job.run.path}: "))
+    except Exception as error:  # a study of many runs outlives any of them
+        return Outcome("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+    return Outcome("finished")
+
+
+def locally(jobs: Sequence[Job], place: Place, console: Console, watch: Watcher) -> str:
+    """Carry the jobs out one after another; return why it stopped before the end, or the empty string."""
+    began = time.monotonic()
+    for k, job in enumerate(jobs):
+        eta = f", about {spelled((time.monotonic() - began) / k * (len(jobs) - k))} left" if k else ""
+        say(console, f"cell {k + 1} of {len(jobs)}: {job.name}{eta}")
+        outcome = carry_out(job, place, console)
+        if outcome.status == "stopped":
+            return outcome.reason
+        if outcome.status == "failed":
+            say(console, f"failed: {outcome.reason}")
+        watch(job, outcome)
+    return ""
+
+
+def spelled(seconds: float) -> str:
+    """Spell a time for people: 40s, 12m, 3h 05m."""
+    if seconds < 90:
+        return f"{seconds:.0f}s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours}h {minutes:02}m" if hours else f"{minutes}m"
+
+
+def _train(job: Job, place: Place, console: Console) -> None:
+    if job.run.finished:
+        return
+    if place.left == 0:
+        raise KeyboardInterrupt("the time budget is used up")
+    run = train(
+        job.cell.method, data=dataset(job.cell.data, place.data_dir), model=job.cell.model, recipe=job.cell.recipe,
+        runs=job.run.path.parent, device=place.device, time_budget=place.left, console=console,
+    )  # fmt: skip
+    if not run.finished:  # train has said why
+        raise KeyboardInterrupt("the time budget is used up" if place.left == 0 else "a signal arrived")
+
+
+def _together(job: Job) -> Iterator[tuple[int, bool, list[Column]]]:
+    """Yield what is missing, in groups that one evaluation measures: those of as many images, on one model."""
+
+    def key(column: Column) -> tuple[bool, int]:
+        return column.black_box, -job.n(column)  # what is quick and of all images comes before what is slow
+
+    for (black_box, n), columns in groupby(sorted(job.missing(), key=key), key):
+        yield -n, black_box, list(columns)
+
+
+def _measure(
+    job: Job, n: int, columns: Sequence[Column], surrogate: Job | None, place: Place, console: Console
+) -> None:
+    names = ", ".join(column.heading for column in columns)
+    say(console, f"measuring {names} on {n} test images: {job.run.path}")
+    measure(
+        job.run.path, [column.attack for column in columns if column.attack != CLEAN],
+        data=dataset(job.cell.data, place.data_dir), n=None if n == job.test_images else n, norm=job.cell.recipe.norm,
+        eps=job.cell.recipe.eps, surrogate=None if surrogate is None else surrogate.run.path, device=place.device,
+        console=console,
+    )  # fmt: skip

@@ -1,0 +1,87 @@
+"""How large the paper's studies are carried out: recipe, networks, and how many test images the slow attacks get.
+
+The precision of training is the scale's and not the device's, since it is part of a run's name: the same command on
+another machine goes on with the same runs. `paper` is in the papers' fp32; `short` is made for one GPU, so in bf16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from advalign.recipes import Recipe, common, cpu, short
+from advalign.studies.study import Cell, Column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What a study is carried out with, where it does not say otherwise itself."""
+
+    name: str
+    description: str
+    recipe: Recipe
+    model: str
+    vgg: str
+    """what stands for VGG16"""
+    large: str
+    """what stands for WRN-34-10: the black-box surrogate, trained naturally, and AR-AT's larger network"""
+    carlini_wagner: int
+    """test images for the L2 attack of Carlini and Wagner, 1000 steps each"""
+    autoattack: int | None
+    """test images for AutoAttack; all if None"""
+    seeds: int
+
+    def columns(self) -> tuple[Column, ...]:
+        """Return the columns of the paper's tables, and AutoAttack and the Linf attack of the name C&W besides."""
+        few = self.carlini_wagner
+        return (
+            Column(heading="black-box PGD", attack="pgd(steps=20)", black_box=True),
+            Column(heading="black-box FGSM", attack="fgsm", black_box=True),
+            Column(heading="black-box C&W", attack="cw", n=few, black_box=True),
+            Column(heading="PGD", attack="pgd(steps=20)"),
+            Column(heading="FGSM", attack="fgsm"),
+            Column(heading="C&W", attack="cw", n=few),
+            Column(heading="clean"),
+            Column(heading="AA", attack="autoattack", n=self.autoattack),
+            Column(heading="CW-inf", attack='pgd(loss="margin", steps=100)'),
+        )
+
+    def surrogate(self, data: str) -> Cell:
+        """Return what black-box attacks are made on."""
+        return Cell(row="surrogate", method="natural", data=data, model=self.large, recipe=self.recipe)
+
+
+SCALES = {
+    "paper": Scale(
+        name="paper",
+        description="resnet18, 110 epochs, all images, three seeds: the common recipe, days on one GPU",
+        recipe=common(),
+        model="resnet18",
+        vgg="vgg16",
+        large="wide-resnet-34-10",
+        carlini_wagner=2000,
+        autoattack=None,
+        seeds=3,
+    ),
+    "short": Scale(
+        name="short",
+        description="the same networks and images, 30 epochs of one cycle in bf16: minutes a row on one GPU",
+        recipe=replace(short(), precision="bf16"),
+        model="resnet18",
+        vgg="vgg16",
+        large="wide-resnet-34-10",
+        carlini_wagner=1000,
+        autoattack=None,
+        seeds=1,
+    ),
+    "tiny": Scale(
+        name="tiny",
+        description="a small network, 10,000 images, 12 epochs, for two CPU cores; AA and C&W on 500 test images",
+        recipe=replace(cpu(), epochs=12, steps=5, validate_every=3),
+        model="small-cnn(width=16)",
+        vgg="vgg16(width=8)",
+        large="small-cnn",
+        carlini_wagner=500,
+        autoattack=500,
+        seeds=1,
+    ),
+}

@@ -1,0 +1,65 @@
+"""Studies on a local Ray of two processes: the same records as one after another, guests once, a failure shown."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from advalign.errors import UserError
+from advalign.recipes import digits
+from advalign.studies import Cell, Column, Study, conduct
+
+RECIPE = replace(digits(), epochs=1, steps=1, subset=256, batch_size=128)
+
+
+def cell(method: str, lr: float = RECIPE.lr, width: int = 4) -> Cell:
+    return Cell(
+        method=method, data="digits", model=f"small-cnn(width={width})", recipe=replace(RECIPE, lr=lr),
+        row=method if lr == RECIPE.lr else "too fast",
+    )  # fmt: skip
+
+
+STUDY = Study(
+    name="toy",
+    title="Toy",
+    cells=(cell("trades+kd"), cell("trades"), cell("at", lr=1e30)),
+    columns=(Column(heading="clean"), Column(heading="black box", attack="fgsm", black_box=True)),
+    surrogate=cell("natural", width=8),
+)
+
+
+def test_without_ray_one_line_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"Ray is not installed: pip install 'advalign\[ray\]'"):
+        conduct(STUDY, runs=tmp_path / "runs", out=tmp_path / "out", device="cpu", executor="ray")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Ray's own
+def test_two_workers_give_the_records_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("PYTHONWARNINGS", "default")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        there = conduct(STUDY, runs=tmp_path / "ray", out=tmp_path / "out", device="cpu", executor="ray")
+        stopped = conduct(
+            STUDY, runs=tmp_path / "stopped", out=tmp_path / "stop", device="cpu", executor="ray", time_budget=0.01
+        )
+    finally:
+        ray.shutdown()
+    here = conduct(STUDY, runs=tmp_path / "local", out=tmp_path / "here", device="cpu")
+    assert [(r.method, r.attack, r.accuracy) for r in there.records()] == [
+        (r.method, r.attack, r.accuracy) for r in here.records()
+    ]
+    assert [job.finished for job in there.jobs] == [True, True, False]
+    assert there.table() == here.table()
+    assert {path.name for path in (tmp_path / "ray").iterdir()} == {
+        path.name for path in (tmp_path / "local").iterdir()
+    }
+    assert stopped.records() == []
