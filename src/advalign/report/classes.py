@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -59,7 +60,7 @@ def outcomes_of(evaluation: Mapping[str, Any], worst: str) -> tuple[Tensor, Tens
 
 
 def by_class(correct: Sequence[Tensor], labels: Tensor, classes: int) -> list[float]:
-    """Return each class's accuracy in per cent, the mean over seeds.
+    """Return each class's accuracy in per cent, the mean over seeds; NaN of a class without images.
 
     Args:
         correct: of each seed, which images (N,) are classified correctly.
@@ -72,7 +73,9 @@ def class_table(accuracies: Accuracies, class_names: Sequence[str], caption: str
     """Tabulate a row a class, and for each model its clean and its robust accuracy."""
     columns = [f"{model}: {view}" for model in accuracies for view in ("clean", "robust")]
     values = [view for pair in accuracies.values() for view in pair]
-    rows = tuple((name, *(f"{view[k]:.1f}" for view in values)) for k, name in enumerate(class_names))
+    rows = tuple(
+        (name, *("–" if isnan(view[k]) else f"{view[k]:.1f}" for view in values)) for k, name in enumerate(class_names)
+    )
     return Table(("class", *columns), rows, frozenset(), caption)
 
 

@@ -19,6 +19,7 @@ class Scope(NamedTuple):
     images: str
     """Digest of the data set."""
     threat: str
+    n: int
 
 
 class Evaluated(NamedTuple):
@@ -31,12 +32,12 @@ class Evaluated(NamedTuple):
     def scope(self) -> Scope:
         """Where it was measured."""
         first = self.content["records"][0]
-        return Scope(first["data"], first["images"], first["threat"])
+        return Scope(*(first[key] for key in Scope._fields))
 
     @property
-    def attacks(self) -> list[str]:
-        """What it measured, clean accuracy and the worst case among it."""
-        return [record["attack"] for record in self.content["records"]]
+    def records(self) -> list[Record]:
+        """What it measured."""
+        return [Record(**record) for record in self.content["records"]]
 
     @property
     def examples(self) -> Path:
@@ -59,10 +60,10 @@ class Found:
     """By run, its method, with seed or id where it was trained more than once."""
 
     def scopes(self) -> dict[Scope, list[Record]]:
-        """Return the records of each data set and threat."""
+        """Return the records of each scope."""
         scopes: dict[Scope, list[Record]] = {}
         for record in self.records:
-            scopes.setdefault(Scope(record.data, record.images, record.threat), []).append(record)
+            scopes.setdefault(Scope(*(getattr(record, key) for key in Scope._fields)), []).append(record)
         return scopes
 
 

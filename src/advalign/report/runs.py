@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from advalign.errors import UserError
 from advalign.report.classes import by_class, class_figure, class_table, dataset_of, labels_of, outcomes_of
 from advalign.report.commands import evaluate_line, flags_of, train_line
@@ -35,8 +33,9 @@ Say = Callable[[str], None]
 def report_on(paths: Sequence[str | Path], out: str | Path, data_dir: str | Path | None = None) -> list[Table]:
     """Write one HTML page on the runs and records below the paths, and return its tables of accuracies.
 
-    There is one table for each data set and threat. Beside PAGE.html lies `PAGE-files`, with every table as Markdown,
-    LaTeX and CSV and every figure as SVG, PDF and PNG. What the page does not show it names, with the reason.
+    There is one table for each data set, threat and number of test images. Beside PAGE.html lies `PAGE-files`, with
+    every table as Markdown, LaTeX and CSV and every figure as SVG, PDF and PNG. What the page does not show it names,
+    with the reason.
 
     Args:
         paths: run folders, folders of runs, or files of records (`.jsonl`); what is found twice counts once.
@@ -51,8 +50,8 @@ def report_on(paths: Sequence[str | Path], out: str | Path, data_dir: str | Path
     sections: list[Section] = []
     tables = []
     for scope, records in scopes.items():
-        same_name = sum(scope[::2] == other[::2] for other in scopes) > 1
-        name = f"{scope.data}, {scope.threat}" + (f" ({scope.images})" if same_name else "")
+        named = [each._replace(images="") for each in scopes].count(scope._replace(images="")) == 1
+        name = f"{scope.data}, {scope.threat}, n = {scope.n}" + ("" if named else f", images {scope.images}")
         tables.append(accuracy_table(records, flags))
         sections.append(Sheet(f"Accuracy: {name}", tables[-1]))
         if worst_cases(records):
@@ -95,29 +94,29 @@ def _classes(
     """Return accuracy by class, of the runs whose outcomes of the worst case lie in their folders."""
     worst = worst_cases(records)[0]
     evaluations = {
-        run: evaluated.content
-        for run in found.runs
-        for evaluated in found.evaluations[run]
-        if evaluated.scope == scope and worst in evaluated.attacks
+        record: evaluated.content
+        for each in found.evaluations.values()
+        for evaluated in each
+        for record in evaluated.records
+        if evaluated.scope == scope and record.attack == worst
     }
-    if not evaluations:
-        say(f"Accuracy by class, {name}: no run folder with the outcomes of {worst} lies below the paths.")
+    if not evaluations.keys() & set(records):
+        say(f"Accuracy by class, {name}: no run folder below the paths has the outcomes of {worst}.")
         return []
     try:
         size = next(iter(found.runs.values())).setting["shape"][1]
         data = dataset_of(scope.data, scope.images, size, data_dir)
         accuracies = {}
         for row in rows_of(records, flags)[0]:
-            outcomes: list[tuple[Tensor, Tensor]] = [
-                outcomes_of(evaluations[run], worst)
-                for run in dict.fromkeys(record.run for record in row.records)
-                if run in evaluations
-            ]
-            if outcomes:
-                labels = labels_of(data, row.records[0].n)
-                views = zip(*outcomes, strict=True)
+            behind = [evaluations[record] for record in row.records if record in evaluations]
+            if behind:
+                labels = labels_of(data, scope.n)
+                clean, robust = zip(*(outcomes_of(each, worst) for each in behind), strict=True)
                 model = ", ".join((row.method, *row.extras))
-                accuracies[model] = tuple(by_class(view, labels, data.classes) for view in views)
+                accuracies[model] = (
+                    by_class(clean, labels, data.classes),
+                    by_class(robust, labels, data.classes),
+                )
     except UserError as error:
         say(f"Accuracy by class, {name}: {error}.")
         return []
