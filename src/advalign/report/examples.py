@@ -14,17 +14,21 @@ _COLUMNS = 8
 
 
 def examples_of(file: Path, evaluation: Mapping[str, Any]) -> tuple[Tensor, Tensor, list[str]]:
-    """Return images, adversarial images under the attack that leaves least, and a caption for each.
+    """Return the first image of each class, what the attack that leaves least makes of it, and a caption.
 
-    They are the first of each class that the model gets right before the attack.
+    They are the same images for every model that was evaluated on as many.
     """
     accuracies = {record["attack"]: record["accuracy"] for record in evaluation["records"]}
     with np.load(file) as arrays:
         names = [key.removeprefix("x_adv ") for key in arrays.files if key.startswith("x_adv ")]
         attack = min(names, key=lambda name: accuracies[name])
-        labels, right = arrays["y"], np.array(list(evaluation["outcomes"]["clean"])) == "1"
-        rows = [int(np.flatnonzero(right & (labels == k))[0]) for k in np.unique(labels[right])[:_COLUMNS]]
+        labels, rows = np.unique(arrays["y"], return_index=True)
+        labels, rows = labels[:_COLUMNS], rows[:_COLUMNS]
         x, x_adv, withstands = (arrays[key][rows] for key in ("x", f"x_adv {attack}", f"correct {attack}"))
-    told = ("withstands" if each else "fooled" for each in withstands)
-    captions = [f"class {labels[row]}: {word}" for row, word in zip(rows, told, strict=True)]
+    right = [evaluation["outcomes"]["clean"][row] == "1" for row in rows]
+    told = [
+        "withstands" if after else "fooled" if before else "wrong before"
+        for before, after in zip(right, withstands, strict=True)
+    ]
+    captions = [f"class {label}: {word}" for label, word in zip(labels, told, strict=True)]
     return torch.from_numpy(x), torch.from_numpy(x_adv), captions

@@ -140,8 +140,8 @@ def _gallery(name: str, scope: Scope, found: Found, say: Say) -> list[Section]:
     shown = dict(list(bands.items())[:_BANDS])
     eps = parse_number(scope.threat.partition("(")[2].removesuffix(")"))
     caption = (
-        f"Of each class the first test image that the model gets right, what the attack that leaves least makes of it, "
-        f"and the difference around grey. {len(shown)} of {len(bands)} models whose examples were saved."
+        f"The first test image of each class, what the attack that leaves least makes of it, and the difference around "
+        f"grey. {len(shown)} of {len(bands)} models whose examples were saved."
     )
     return [Plate(f"Adversarial examples: {name}", gallery(shown, amplify=0.5 / eps), caption)]
 
