@@ -176,6 +176,7 @@ def test_a_phone_shows_the_page_without_scrolling_sideways(tmp_path: Path):
     phone = tmp_path / "phone.html"
     phone.write_text(
         '<iframe src="page.html" style="width:390px;border:0" onload="'
-        'const page = this.contentDocument.documentElement; document.body.dataset.beyond = page.scrollWidth - page.clientWidth"></iframe>'
+        "const page = this.contentDocument.documentElement; "
+        'document.body.dataset.beyond = page.scrollWidth - page.clientWidth"></iframe>'
     )
     assert 'data-beyond="0"' in in_browser(phone)
