@@ -211,8 +211,9 @@ def run_report(options: Report) -> None:
     from advalign.report.tables import print_table
     from advalign.terminal import say
 
-    print_table(_console(), report_on(options.paths, options.out))
-    say(_console(), f"Written: {options.out}")
+    for table in report_on(options.paths, options.out, options.data_dir):
+        print_table(_console(), table)
+    say(_console(), f"Written: {options.out}, and its tables and figures in {options.out.with_suffix('')}-files")
 
 
 def run_list(options: List) -> None:

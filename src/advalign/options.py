@@ -223,12 +223,14 @@ class Demo:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write one HTML page on runs and records: table, trade-off, training curves."""
+    """Write one HTML page on runs and records: tables, figures, commands; each also as files beside it."""
 
     paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH")]
     """run folders, folders of runs, or files of records"""
     out: Path = Path("report.html")
-    """the page"""
+    """the page; tables (.md, .tex, .csv) and figures (.svg, .pdf, .png) go into PAGE-files/ beside it"""
+    data_dir: Path | None = None
+    """where CIFAR lies, for accuracy by class; ADVALIGN_DATA, then the download cache, if not given"""
 
 
 @dataclass(frozen=True, kw_only=True)

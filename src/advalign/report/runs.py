@@ -1,61 +1,213 @@
-"""The report on any set of runs: their accuracies, their trade-off, their training."""
+"""The report on any set of runs: their accuracies, their trade-off, their training, and how to repeat them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from advalign.errors import require
-from advalign.report.figures import calibration_curves, trade_off, training_curves
-from advalign.report.page import Plate, write_page
-from advalign.report.tables import Table, accuracy_table, worst_cases
-from advalign.runs import Run, read_records
+from advalign.errors import UserError
+from advalign.report.classes import by_class, class_figure, class_table, dataset_of, labels_of, outcomes_of
+from advalign.report.commands import evaluate_line, flags_of, train_line
+from advalign.report.diagnosis import remarks_table, verdicts_table
+from advalign.report.examples import examples_of
+from advalign.report.figures import calibration_curves, gallery, trade_off, training_curves
+from advalign.report.found import Found, Scope, find
+from advalign.report.page import Listing, Plate, Sheet, write_page
+from advalign.report.radius import Curve, radii_of, radius_curves
+from advalign.report.tables import Flags, Table, accuracy_table, rows_of, worst_cases
+from advalign.runs import Record
+from advalign.runs.files import read_json
 from advalign.runtime import environment
+from advalign.spelling import parse_number
 
 CALIBRATION = (
     "Distance of the student's features to the vanilla model's, and VFD's gradient at those features beside that of "
     "what teaches labels, on the first batch of each epoch."
 )
+_BANDS = 6  # models in the gallery
+
+Section = Plate | Sheet | Listing
+Say = Callable[[str], None]
 
 
-def report_on(paths: Sequence[str | Path], out: str | Path) -> Table:
-    """Write one HTML page on the runs and records below the paths, and return its table.
+def report_on(paths: Sequence[str | Path], out: str | Path, data_dir: str | Path | None = None) -> list[Table]:
+    """Write one HTML page on the runs and records below the paths, and return its tables of accuracies.
+
+    There is one table for each data set, threat and number of test images. Beside PAGE.html lies `PAGE-files`, with
+    every table as Markdown, LaTeX and CSV and every figure as SVG, PDF and PNG. What the page does not show it names,
+    with the reason.
 
     Args:
         paths: run folders, folders of runs, or files of records (`.jsonl`); what is found twice counts once.
+        data_dir: where CIFAR lies, for the labels of test images; ADVALIGN_DATA, then the cache, if not given.
 
     Raises:
-        UserError: a path does not exist, or there are no records below the paths.
+        UserError: a path does not exist, there are no records below the paths, or a file is damaged.
     """
-    require(bool(paths), "name at least one run folder, folder of runs, or file of records")
-    files: list[Path] = []
-    for path in map(Path, paths):
-        require(path.exists(), f"no such file or folder: {str(path)!r}")
-        files += [path] if path.is_file() else sorted(path.rglob("records.jsonl"))
-    records = list(dict.fromkeys(record for file in files for record in read_records(file)))
-    require(bool(records), f"no records below {', '.join(map(str, paths))}: evaluate a run first")
-    cards = [card for path in map(Path, paths) for card in sorted(path.rglob("run.json"))]
-    runs = list({run.id: run for run in (Run.read(card.parent) for card in cards) if run.log}.values())
-    table = accuracy_table(records)
-    plates: list[Plate] = []
-    if worst_cases(records):
-        plates.append(Plate("Trade-off", trade_off(records), "Up and to the right is better."))
-    if runs:
-        logs = _labelled(runs)
-        curves = training_curves(logs)
-        plates.append(Plate("Training", curves, "Loss on the training images, accuracy on held-out ones."))
-        if calibrated := {name: log for name, log in logs.items() if "vfd" in log[0].get("calibration", {})}:
-            plates.append(Plate("Calibration of VFD", calibration_curves(calibrated), CALIBRATION))
-    introduction = [f"{len(runs)} runs, {len(records)} records."]
-    write_page(Path(out), "advalign report", introduction, table, plates, environment())
-    return table
+    found, page, absent = find([Path(path) for path in paths]), Path(out), []
+    flags = {run: flags_of(each.setting) for run, each in found.runs.items()}
+    scopes = found.scopes()
+    sections: list[Section] = []
+    tables = []
+    for scope, records in scopes.items():
+        named = [each._replace(images="") for each in scopes].count(scope._replace(images="")) == 1
+        name = f"{scope.data}, {scope.threat}, n = {scope.n}" + ("" if named else f", images {scope.images}")
+        tables.append(accuracy_table(records, flags))
+        sections.append(Sheet(f"Accuracy: {name}", tables[-1]))
+        if worst_cases(records):
+            sections += _trade_offs(name, records, flags)
+            sections += _classes(name, scope, records, found, flags, data_dir, absent.append)
+            sections += _gallery(name, scope, found, absent.append)
+    sections += [
+        *_radii(found, absent.append),
+        *_training(found, absent.append),
+        *_verdicts(found, absent.append),
+        *_commands(found),
+    ]
+    introduction = [
+        f"{len(found.runs)} runs, {len(found.records)} records. The test set takes no part in advalign's training, nor in "
+        "its choice of a checkpoint."
+    ]
+    parts = page.parent / f"{page.stem}-files"
+    write_page(page, "advalign report", introduction, None, sections, environment(), absent=absent, parts=parts)
+    return tables
 
 
-def _labelled(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
-    """Return the runs' logs by method, and by id where a method was trained more than once."""
-    methods = [run.setting["method"] for run in runs]
-    return {
-        method if methods.count(method) == 1 else f"{method}, {run.id}": run.log
-        for run, method in zip(runs, methods, strict=True)
+def _trade_offs(name: str, records: Sequence[Record], flags: Flags) -> list[Section]:
+    caption = (
+        "Up and to the right is better. Bars: standard deviation over seeds, where there are several. Dotted: the "
+        "models that no other one beats in both. Point at a mark for its numbers."
+    )
+    plates: list[Section] = [Plate(f"Trade-off: {name}", trade_off(records, flags=flags), caption)]
+    if any(record.attack == "autoattack" for record in records):
+        figure = trade_off(records, "autoattack", flags)
+        plates.append(Plate(f"Trade-off, AutoAttack: {name}", figure, caption))
+    return plates
+
+
+def _classes(
+    name: str,
+    scope: Scope,
+    records: Sequence[Record],
+    found: Found,
+    flags: Flags,
+    data_dir: str | Path | None,
+    say: Say,
+) -> list[Section]:
+    """Return accuracy by class, of the runs whose outcomes of the worst case lie in their folders."""
+    worst = worst_cases(records)[0]
+    evaluations = {
+        record: evaluated.content
+        for each in found.evaluations.values()
+        for evaluated in each
+        for record in evaluated.records
+        if evaluated.scope == scope and record.attack == worst
     }
+    if not evaluations.keys() & set(records):
+        say(f"Accuracy by class, {name}: no run folder below the paths has the outcomes of {worst}.")
+        return []
+    try:
+        size = next(iter(found.runs.values())).setting["shape"][1]
+        data = dataset_of(scope.data, scope.images, size, data_dir)
+        accuracies = {}
+        for row in rows_of(records, flags)[0]:
+            behind = [evaluations[record] for record in row.records if record in evaluations]
+            if behind:
+                labels = labels_of(data, scope.n)
+                clean, robust = zip(*(outcomes_of(each, worst) for each in behind), strict=True)
+                model = ", ".join((row.method, *row.extras))
+                accuracies[model] = (
+                    by_class(clean, labels, data.classes),
+                    by_class(robust, labels, data.classes),
+                )
+    except UserError as error:
+        say(f"Accuracy by class, {name}: {error}.")
+        return []
+    caption = f"Robust: the worst case over the most attacks, {worst}. Means over seeds, where there are several."
+    return [
+        Plate(f"Accuracy by class: {name}", class_figure(accuracies, data.class_names), caption),
+        Sheet(f"Accuracy by class in numbers: {name}", class_table(accuracies, data.class_names, "In %. " + caption)),
+    ]
+
+
+def _gallery(name: str, scope: Scope, found: Found, say: Say) -> list[Section]:
+    bands = {
+        found.names[run]: examples_of(evaluated.examples, evaluated.content)
+        for run in found.runs
+        for evaluated in found.evaluations[run]
+        if evaluated.scope == scope and evaluated.examples.exists()
+    }
+    if not bands:
+        say(f"Adversarial examples, {name}: none were saved; advalign evaluate RUN --save-examples does.")
+        return []
+    shown = dict(list(bands.items())[:_BANDS])
+    eps = parse_number(scope.threat.partition("(")[2].removesuffix(")"))
+    caption = (
+        f"The first test image of each class, what the attack that leaves least makes of it, and the difference around "
+        f"grey. {len(shown)} of {len(bands)} models whose examples were saved."
+    )
+    return [Plate(f"Adversarial examples: {name}", gallery(shown, amplify=0.5 / eps), caption)]
+
+
+def _radii(found: Found, say: Say) -> list[Section]:
+    """Return accuracy over the radius, a figure for each data set and norm."""
+    measured: dict[tuple[str, str, str], list[Record]] = {}
+    for record in found.records:
+        measured.setdefault((record.data, record.threat.partition("(")[0], record.run), []).append(record)
+    curves: dict[tuple[str, str], dict[str, Curve]] = {}
+    for (data, norm, run), records in measured.items():
+        attack, curve = radii_of(records)
+        if curve:
+            name = found.names.get(run, f"{records[0].method}, {run}")
+            curves.setdefault((data, norm), {})[f"{name}: {attack}"] = curve
+    for run, diagnosis in found.diagnoses.items():
+        shares = {float(eps): (share, diagnosis["n"]) for eps, share in diagnosis["accuracy_by_radius"].items()}
+        if len(shares) > 1:
+            where = (diagnosis["data"], diagnosis["threat"].partition("(")[0])
+            curves.setdefault(where, {})[f"{found.names[run]}: PGD-20 of its diagnosis"] = shares
+    if not curves:
+        say("Accuracy over the radius: evaluate runs with several --eps, or diagnose them.")
+    caption = "Bars: one standard error of the binomial. The radius at 0 is clean accuracy."
+    return [
+        Plate(f"Accuracy over the radius: {data}, {norm}", radius_curves(each), caption)
+        for (data, norm), each in curves.items()
+    ]
+
+
+def _training(found: Found, say: Say) -> list[Section]:
+    logs = {found.names[run]: log for run, each in found.runs.items() if (log := each.log)}
+    if not logs:
+        say("Training curves: no run folder with a log lies below the paths.")
+        return []
+    curves = training_curves(logs)
+    plates: list[Section] = [Plate("Training", curves, "Loss on the training images, accuracy on held-out ones.")]
+    if calibrated := {name: log for name, log in logs.items() if "vfd" in log[0].get("calibration", {})}:
+        plates.append(Plate("Calibration of VFD", calibration_curves(calibrated), CALIBRATION))
+    return plates
+
+
+def _verdicts(found: Found, say: Say) -> list[Section]:
+    diagnoses = {found.names[run]: each for run, each in found.diagnoses.items()}
+    if not diagnoses:
+        say("Verdicts on the evaluation: advalign diagnose RUN makes them.")
+        return []
+    return [
+        Sheet("Can the numbers be trusted?", verdicts_table(diagnoses)),
+        Sheet("Warnings and failures", remarks_table(diagnoses)),
+    ]
+
+
+def _commands(found: Found) -> list[Section]:
+    """Return for each run the lines that repeat it, and where it was made."""
+    places = {run: each.path for run, each in found.runs.items()}
+    groups = {}
+    for run, each in found.runs.items():
+        here = read_json(each.path / "run.json").get("environment", {})
+        made = ", ".join(f"{key} {here[key]}" for key in ("commit", "torch", "device") if here.get(key))
+        lines = [f"# trained with {made}", train_line(each, places)]
+        for evaluated in found.evaluations[run]:
+            first = evaluated.content["records"][0]
+            made = ", ".join(f"{key} {first[key]}" for key in ("commit", "torch", "device") if first[key])
+            lines += [f"# measured with {made}", evaluate_line(each, evaluated.content, places)]
+        groups[f"{found.names[run]} ({run})"] = "\n".join(lines)
+    return [Listing("The commands that repeat them", groups)] if groups else []

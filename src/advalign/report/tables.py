@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
 from statistics import mean, stdev
 
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
+from advalign.recipes import Recipe
 from advalign.runs import Record
 
 # What an accuracy depends on beside method, attack and training seed. The first are always told, in the row where they
@@ -30,8 +35,15 @@ _AT_NEED = {
     "batch_size": "batch",
 }
 
+FLOOR = 0.5  # points that another training seed moves an accuracy by anyway
+NOISE = (
+    "bold: the best of a column; grey, or italic: not told from it, being nearer than two standard errors of the "
+    f"difference (over seeds; of a single seed, the binomial's over its test images) or than {FLOOR} points"
+)
+
 _LATEX = str.maketrans(
-    {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--", "Δ": r"$\Delta$"}
+    {sign: rf"\{sign}" for sign in "&%_#${}"}
+    | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "±": r"$\pm$", "–": "--", "Δ": r"$\Delta$"}
 )
 
 
@@ -46,6 +58,13 @@ class Row:
     def accuracies(self, attack: str) -> dict[int, float]:
         """Return the accuracy of each seed, in per cent."""
         return {record.seed: 100 * record.accuracy for record in self.records if record.attack == attack}
+
+    def variance(self, attack: str) -> float:
+        """Return the squared standard error of the mean, over seeds; of a single seed, over the test images."""
+        values = list(self.accuracies(attack).values())
+        if len(values) > 1:
+            return stdev(values) ** 2 / len(values)
+        return values[0] * (100 - values[0]) / self.records[0].n
 
     def cell(self, attack: str) -> str:
         """Spell mean and standard deviation; where not all of the row's seeds were measured, how many were."""
@@ -67,29 +86,46 @@ class Table:
     caption: str
     prose: bool = False
     """Cells are words, not numbers: set left, and wrapped."""
+    faint: frozenset[tuple[int, int]] = frozenset()
+    """The (row, column) of numbers that are inside the noise of their column's best."""
 
     def markdown(self) -> str:
-        """Return the table as Markdown, each column's best number in bold, and the caption below."""
-        marked = [
-            [f"**{cell}**" if (i, j) in self.best else cell for j, cell in enumerate(row)]
-            for i, row in enumerate(self.rows)
-        ]
+        """Return the table as Markdown, the best in bold, what is inside its noise in italics, the caption below."""
+        marked = [[cell.replace("|", r"\|") for cell in row] for row in self.rows]
+        for cells, mark in ((self.best, "**"), (self.faint, "*")):
+            for i, j in cells:
+                marked[i][j] = f"{mark}{marked[i][j]}{mark}"
         lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *marked]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{self.caption}"
 
     def latex(self) -> str:
-        """Return the table as LaTeX with the rules of booktabs, each column's best number in bold."""
+        """Return the table as LaTeX with the rules of booktabs, the best in bold, its noise in italics."""
         lines = [[cell.translate(_LATEX) for cell in row] for row in (self.columns, *self.rows)]
-        for i, j in self.best:
-            lines[i + 1][j] = rf"\textbf{{{lines[i + 1][j]}}}"
+        for cells, command in ((self.best, "textbf"), (self.faint, "textit")):
+            for i, j in cells:
+                lines[i + 1][j] = rf"\{command}{{{lines[i + 1][j]}}}"
         head, *body = (" & ".join(line) + r" \\" for line in lines)
-        columns = "l" + "r" * (len(self.columns) - 1)
+        many = len(self.columns)
+        columns = "l" * (many - 1) + r"p{0.5\linewidth}" if self.prose else "l" + "r" * (many - 1)
         begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
         return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end, f"% {self.caption}"])
 
+    def csv(self) -> str:
+        """Return header and cells as CSV, unmarked."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows((self.columns, *self.rows))
+        return text.getvalue()
 
-def rows_of(records: Sequence[Record]) -> tuple[list[Row], list[str]]:
-    """Group records into rows; also return the names of the columns that tell rows of one method apart."""
+
+Flags = Mapping[str, Mapping[str, str]]
+"""By a run's id, the flags of `advalign train` that its recipe stands for."""
+
+
+def rows_of(records: Sequence[Record], flags: Flags | None = None) -> tuple[list[Row], list[str]]:
+    """Group records into rows; also return the names of the columns that tell rows of one method apart.
+
+    Recipes are told apart by the flags in which they differ, or by their digests where no flags are known.
+    """
     keys = (*_TOLD, *_AT_NEED)
     groups: dict[tuple[object, ...], list[Record]] = {}
     for record in dict.fromkeys(records):
@@ -102,7 +138,28 @@ def rows_of(records: Sequence[Record]) -> tuple[list[Row], list[str]]:
             shown.append(key)
     labels = {**_TOLD, **_AT_NEED, "run": "run"}
     rows = [Row(group[0].method, _tell(group[0], shown)[1:], tuple(group)) for group in groups.values()]
+    if "recipe" in shown:
+        rows = _with_flags(rows, shown.index("recipe"), flags or {})
     return rows, [labels[key] for key in shown]
+
+
+def _with_flags(rows: Sequence[Row], column: int, flags: Flags) -> list[Row]:
+    """Replace digests of recipes by the flags in which rows differ that are otherwise the same."""
+    known = [flags.get(row.records[0].run, {}) for row in rows]
+    rest = [(row.method, *row.extras[:column], *row.extras[column + 1 :]) for row in rows]
+    alike: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+    for same, each in zip(rest, known, strict=True):
+        if each:
+            alike.setdefault(same, []).append(each)
+    names = [name for name in Recipe.__slots__ if any(len({e.get(name) for e in some}) > 1 for some in alike.values())]
+    told = [", ".join(f"{name}={each[name]}" for name in names if name in each) for each in known]
+    cells = list(zip(rest, told, strict=True))
+    return [  # what no flag tells, such as another guest, the digest does
+        replace(row, extras=(*row.extras[:column], text, *row.extras[column + 1 :]))
+        if text and cells.count((same, text)) == 1
+        else row
+        for row, (same, text) in zip(rows, cells, strict=True)
+    ]
 
 
 def _by_run(group: Sequence[Record]) -> dict[tuple[str, ...], list[Record]]:
@@ -121,41 +178,55 @@ def worst_cases(records: Sequence[Record]) -> list[str]:
     return sorted({r.attack for r in records if r.attack.startswith("worst(")}, key=len, reverse=True)
 
 
-def accuracy_table(records: Sequence[Record]) -> Table:
+def accuracy_table(records: Sequence[Record], flags: Flags | None = None) -> Table:
     """Tabulate accuracies in per cent: mean, and standard deviation over training seeds where there are several.
 
     Rows are not averaged over anything else: another recipe, data set or threat is another row.
     """
-    rows, extras = rows_of(records)
+    rows, extras = rows_of(records, flags)
     worst = worst_cases(records)
     attacks = sorted(dict.fromkeys(r.attack for r in records), key=lambda a: (a != "clean", a in worst))
     names = {worst[0]: "worst case"} if len(worst) == 1 else {}
     cells = [[row.accuracies(attack).values() for attack in attacks] for row in rows]
-    best = frozenset(
-        (max(filled, key=lambda i: mean(cells[i][j])), j + 1)
-        for j in range(len(attacks))
-        if len(filled := [i for i in range(len(rows)) if cells[i][j]]) > 1
-    )
+    best, faint = set(), set()
+    for j, attack in enumerate(attacks):
+        filled = [i for i in range(len(rows)) if cells[i][j]]
+        if len(filled) > 1:
+            first = max(filled, key=lambda i: mean(cells[i][j]))
+            best.add((first, j + 1))
+            faint |= {(i, j + 1) for i in filled if i != first and _same(rows[i], rows[first], attack)}
     shared = [f"{label}: {getattr(records[0], key)}" for key, label in _TOLD.items() if label not in extras]
     seeds = " ".join(map(str, sorted({r.seed for r in records})))
     if _TOLD["n"] not in extras:
         shared.append(f"one image is {100 / records[0].n:.2g} points")
     notes = ["Accuracy in %", *shared, f"seeds: {seeds}", *(f"worst case: {name}" for name in names)]
+    if any(len(each) > 1 for line in cells for each in line):
+        notes.append("±: standard deviation over seeds")
+    if best:
+        notes.append(NOISE)
     return Table(
         ("method", *(names.get(attack, attack) for attack in attacks), *extras),
         tuple((row.method, *map(row.cell, attacks), *row.extras) for row in rows),
-        best,
+        frozenset(best),
         "; ".join(notes) + ".",
+        faint=frozenset(faint),
     )
 
 
+def _same(row: Row, best: Row, attack: str) -> bool:
+    """Tell whether a row is inside the noise of the best one."""
+    gap = mean(best.accuracies(attack).values()) - mean(row.accuracies(attack).values())
+    return gap <= max(FLOOR, 2 * sqrt(row.variance(attack) + best.variance(attack)))
+
+
 def print_table(console: Console, table: Table) -> None:
-    """Print the table to a terminal, each column's best number in bold."""
+    """Print the table to a terminal, the best in bold, what is inside its noise dimmed."""
     shown = RichTable(caption=table.caption, caption_justify="left")
     for j, column in enumerate(table.columns):
         shown.add_column(column, justify="left" if j == 0 or table.prose else "right", overflow="fold")
     for i, row in enumerate(table.rows):
-        shown.add_row(*(f"[bold]{cell}[/]" if (i, j) in table.best else cell for j, cell in enumerate(row)))
+        styles = ["bold" if (i, j) in table.best else "dim" if (i, j) in table.faint else "" for j in range(len(row))]
+        shown.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))
     console.print(shown, highlight=False)
 
 

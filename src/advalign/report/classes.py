@@ -1,0 +1,100 @@
+"""Accuracy class by class, clean and under attack, from the outcomes that an evaluation keeps of every image."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from math import isnan
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from advalign.data import Dataset, load, stratified_subset
+from advalign.data.cache import cache_folder
+from advalign.errors import require
+from advalign.measure import SUBSET_SEED
+from advalign.report.tables import Table
+
+_NUMBERED = 12  # classes whose numbers there is room for in the figure
+
+Accuracies = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""By model, clean and robust accuracy in per cent of each class."""
+
+
+def dataset_of(name: str, digest: str, image_size: int, directory: str | Path | None) -> Dataset:
+    """Load a data set if it is at hand; nothing is downloaded for a report.
+
+    Raises:
+        UserError: it is not, or is not the one with the digest.
+    """
+    data = load(name, directory=directory or os.environ.get("ADVALIGN_DATA") or cache_folder(), image_size=image_size)
+    require(data.digest == digest, f"{name} has changed since: its digest is {data.digest}, not {digest}")
+    return data
+
+
+def labels_of(data: Dataset, n: int) -> Tensor:
+    """Return the labels of the n test images that an evaluation takes."""
+    return stratified_subset(data.test, n, SUBSET_SEED).labels
+
+
+def outcomes_of(evaluation: Mapping[str, Any], worst: str) -> tuple[Tensor, Tensor]:
+    """Return which images (N,) are classified correctly, and which withstand every attack of a worst case.
+
+    Raises:
+        UserError: the outcomes do not give the recorded accuracies.
+    """
+    flags = {name: torch.tensor([digit == "1" for digit in text]) for name, text in evaluation["outcomes"].items()}
+    attacks = [name for name in flags if re.search(rf"[( ]{re.escape(name)}[,)]", worst)]
+    robust = torch.stack([flags["clean"], *(flags[name] for name in attacks)]).all(0)
+    recorded = {record["attack"]: record["accuracy"] for record in evaluation["records"]}
+    for attack, found in (("clean", flags["clean"]), (worst, robust)):
+        share = float(found.double().mean())
+        require(abs(share - recorded[attack]) < 1e-9, f"outcomes give {share:.4f} for {attack}, not the record's")
+    return flags["clean"], robust
+
+
+def by_class(correct: Sequence[Tensor], labels: Tensor, classes: int) -> list[float]:
+    """Return each class's accuracy in per cent, the mean over seeds; NaN of a class without images.
+
+    Args:
+        correct: of each seed, which images (N,) are classified correctly.
+        labels: (N,) int64.
+    """
+    return [100 * mean(float(flags[labels == k].double().mean()) for flags in correct) for k in range(classes)]
+
+
+def class_table(accuracies: Accuracies, class_names: Sequence[str], caption: str) -> Table:
+    """Tabulate a row a class, and for each model its clean and its robust accuracy."""
+    columns = [f"{model}: {view}" for model in accuracies for view in ("clean", "robust")]
+    values = [view for pair in accuracies.values() for view in pair]
+    rows = tuple(
+        (name, *("–" if isnan(view[k]) else f"{view[k]:.1f}" for view in values)) for k, name in enumerate(class_names)
+    )
+    return Table(("class", *columns), rows, frozenset(), caption)
+
+
+def class_figure(accuracies: Accuracies, class_names: Sequence[str]) -> Figure:
+    """Draw clean and robust accuracy as two maps, a row a model, a column a class."""
+    models, classes = list(accuracies), len(class_names)
+    with mpl.rc_context({"font.size": 8}):
+        figure = Figure(figsize=(9, 1.6 + 0.36 * len(models)), layout="constrained")
+        grid = figure.subplots(1, 2, sharey=True)
+        grid[0].set_ylim(len(models), 0)
+        for axes, view, title in zip(grid, (0, 1), ("clean", "robust"), strict=True):
+            values = [pair[view] for pair in accuracies.values()]
+            axes.pcolormesh(values, vmin=0, vmax=100, cmap="Blues", edgecolors="white")
+            axes.set(title=f"{title} accuracy, %", xticks=[k + 0.5 for k in range(classes)])
+            axes.set_xticklabels(class_names, rotation=90, fontsize=8 if classes <= _NUMBERED else 4)
+            axes.set_yticks([i + 0.5 for i in range(len(models))], models)
+            for i, row in enumerate(values if classes <= _NUMBERED else ()):
+                for k, value in enumerate(row):
+                    color = "white" if value > 60 else "black"
+                    axes.text(k + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", fontsize=6.5, color=color)
+        figure.colorbar(grid[0].collections[0], ax=grid, shrink=0.8)
+    return figure

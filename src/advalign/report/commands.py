@@ -1,0 +1,138 @@
+"""The command lines that repeat a run and its evaluations, from what its folder tells."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from advalign.errors import UserError
+from advalign.objectives import Method, parse
+from advalign.plan import ATTACK_FIELDS, GUEST_METHODS
+from advalign.recipes import RECIPES, Recipe
+from advalign.runs import Run
+from advalign.runs.run import digest
+from advalign.spelling import spell_number
+
+Places = Mapping[str, Path]
+"""The folders of the runs that are known, by id."""
+
+
+def flags_of(setting: Mapping[str, Any]) -> dict[str, str]:
+    """Return a run's recipe as flags, without the seed and what its method does not use."""
+    recipe = {**_plain(Recipe()), **setting["recipe"]}
+    unused = () if _defends(setting["method"]) else ATTACK_FIELDS
+    return {name: " ".join(_words(value)) for name, value in recipe.items() if name not in ("seed", *unused)}
+
+
+def train_line(run: Run, places: Places) -> str:
+    """Return the line that trains the run again: the same setting, and so the same id.
+
+    What the folder does not tell is a word in capitals; a comment in the lines before says what it stands for.
+    """
+    setting, notes = run.setting, []
+    recipe = {**_plain(Recipe()), **setting["recipe"]}
+    if setting["recipe"].keys() != recipe.keys():
+        notes.append("of an earlier version with fewer settings: the same training, under another id")
+    preset, flags = _nearest(recipe)
+    words = [setting["method"], "--data", setting["data"], "--model", setting["model"], "--recipe", preset, *flags]
+    if setting["data"].startswith("folder:"):
+        words += ["--image-size", str(setting["shape"][1])]
+    for guest, identity in setting["guests"].items():
+        if identity == "learns" or _trained_on_the_way(setting, guest):
+            continue
+        place = places.get(identity)
+        words += [f"--{guest}", str(place) if place else guest.upper()]
+        if place is None:
+            notes.append(f"{guest.upper()}: the run or weights file with digest {identity}, not below these paths")
+    if "extra" in setting:
+        words += ["--extra", "EXTRA.npz"]
+        notes.append(f"EXTRA.npz: the generated images with digest {setting['extra']}")
+    for name in setting.get("own", ()):
+        words += ["--plugin", "PACKAGE.MODULE:CLASS"]
+        notes.append(f"PACKAGE.MODULE:CLASS: the part {name!r} of your own")
+    words += ["--runs", str(run.path.parent)]
+    if not run.path.name.endswith(f"-{run.id}"):
+        words += ["--name", run.path.name]
+    return "\n".join((*(f"# {note}" for note in notes), shlex.join(["advalign", "train", *words])))
+
+
+def evaluate_line(run: Run, evaluation: Mapping[str, Any], places: Places) -> str:
+    """Return the line that measures again what a result file of `advalign evaluate` in the run's folder holds."""
+    first, attacks = evaluation["records"][0], [name for name in evaluation["outcomes"] if name != "clean"]
+    norm, _, eps = first["threat"].removesuffix(")").partition("(")
+    notes, surrogate = [], []
+    if transferred := [found for name in attacks if (found := re.fullmatch(r"transfer\((.*), from (.*)\)", name))]:
+        attacks = [found[1] for found in transferred]
+        label = transferred[0][2]
+        place = places.get(label.split()[-1])
+        surrogate = ["--surrogate", str(place) if place else "SURROGATE"]
+        if place is None:
+            notes.append(f"SURROGATE: the run or weights file of {label}, not below these paths")
+    words = [str(run.path), "--attacks", *(attacks or ["none"]), *surrogate, "--checkpoint", first["checkpoint"]]
+    if first["data"] != run.setting["data"]:
+        words += ["--data", first["data"]]
+    for flag, value in {
+        "--n": first["n"], "--norm": norm.lower(), "--eps": eps, "--batch-size": first["batch_size"],
+        "--precision": first["precision"], "--seed": first["attack_seed"],
+    }.items():  # fmt: skip
+        words += [flag, str(value)]
+    return "\n".join((*(f"# {note}" for note in notes), shlex.join(["advalign", "evaluate", *words])))
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as run.json has it, with lists for tuples."""
+    return json.loads(json.dumps(asdict(recipe)))
+
+
+def _nearest(recipe: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Return the preset from which a recipe differs least, and the flags of the difference."""
+    found = {}
+    for name, preset in RECIPES.items():
+        given = _plain(preset())
+        if given["norm"] == recipe["norm"] or name == "common":  # another norm's radius must not be taken over
+            found[name] = [word for key, value in recipe.items() if value != given[key] for word in _flag(key, value)]
+    name = min(found, key=lambda name: len(found[name]))
+    return name, found[name]
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    flag = name.replace("_", "-")
+    return [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", *_words(value)]
+
+
+def _words(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [word for each in value for word in _words(each)]
+    return [spell_number(value) if isinstance(value, float) else str(value)]
+
+
+def _defends(spelling: str) -> bool:
+    try:
+        return parse(spelling).defends
+    except UserError:  # a part of somebody's own, which does
+        return True
+
+
+def _trained_on_the_way(setting: Mapping[str, Any], guest: str) -> bool:
+    """Tell whether a run's guest is the one that is trained where none is given."""
+    try:
+        made = GUEST_METHODS[guest](parse(setting["method"])) if guest in GUEST_METHODS else None
+    except UserError:  # a part of somebody's own
+        return False
+    return made is not None and digest(_guest_setting(setting, made)) == setting["guests"][guest]
+
+
+def _guest_setting(setting: Mapping[str, Any], method: Method) -> dict[str, Any]:
+    default = {field.name: field.default for field in fields(Recipe)}
+    reset = () if method.defends else ATTACK_FIELDS
+    recipe = {name: default[name] if name in reset else value for name, value in setting["recipe"].items()}
+    guests = {
+        name: "learns" if name in method.learners else digest(_guest_setting(setting, GUEST_METHODS[name](method)))
+        for name in method.guests
+    }
+    return {**setting, "method": str(method), "recipe": recipe, "guests": guests}

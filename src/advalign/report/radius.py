@@ -1,0 +1,49 @@
+"""Accuracy over the radius of the threat, from evaluations at several radii and from diagnoses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from advalign.report.figures import HOVER, STYLE, color_of
+from advalign.runs import Record
+from advalign.spelling import parse_number
+
+Curve = Mapping[float, tuple[float, int]]
+"""By radius, accuracy in [0, 1] and the number of test images; at 0 the clean one."""
+
+
+def radii_of(records: Sequence[Record]) -> tuple[str, Curve]:
+    """Return one model's accuracy over the radius, and the attack: that which was measured at most radii.
+
+    The curve is empty where there is but one radius.
+    """
+    curves: dict[str, dict[float, tuple[float, int]]] = {}
+    clean = {0.0: (record.accuracy, record.n) for record in records if record.attack == "clean"}  # noqa: B035 (one)
+    for record in records:
+        if record.attack != "clean":
+            eps = parse_number(record.threat.partition("(")[2].removesuffix(")"))
+            curves.setdefault(record.attack, dict(clean))[eps] = (record.accuracy, record.n)
+    attack, curve = max(curves.items(), key=lambda item: len(item[1]), default=("", clean))
+    return attack, curve if len(curve) > 2 else {}
+
+
+def radius_curves(curves: Mapping[str, Curve]) -> Figure:
+    """Plot accuracy over the radius, a curve a model, with one standard error of the binomial."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, max(4.0, 0.19 * len(curves))), layout="constrained")
+        axes = figure.add_subplot(xlabel="radius", ylabel="accuracy, %", ylim=(-2, 102))
+        for i, (name, curve) in enumerate(curves.items()):
+            radii = sorted(curve)
+            shares = [curve[eps][0] for eps in radii]
+            errors = [100 * sqrt(share * (1 - share) / curve[eps][1]) for eps, share in zip(radii, shares, strict=True)]
+            percent = [100 * share for share in shares]
+            axes.errorbar(radii, percent, errors, marker="o", markersize=4, color=color_of(i, len(curves)), label=name)
+            axes.lines[-1].set_gid(HOVER + name)
+        axes.set_xscale("symlog", linthresh=min(eps for curve in curves.values() for eps in curve if eps > 0))
+        axes.set_xlim(left=0)
+        figure.legend(frameon=False, fontsize=7, loc="outside right upper")
+    return figure

@@ -1,0 +1,48 @@
+"""Figures as SVG: for files, and inside a page, where a pointer on a mark shows what it is."""
+
+from __future__ import annotations
+
+import io
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from advalign.report.figures import HOVER
+
+_SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+ElementTree.register_namespace("", _SVG)
+ElementTree.register_namespace("xlink", _LINK)
+
+
+def svg(figure: Figure, name: str) -> str:
+    """Return the figure as SVG, text as text; the same figure gives the same bytes.
+
+    Args:
+        name: what tells its definitions from those of other figures in one page.
+    """
+    return ElementTree.tostring(_tree(figure, name), encoding="unicode") + "\n"
+
+
+def inline(figure: Figure, name: str) -> str:
+    """Return the figure as an SVG element for HTML, which knows the namespaces, as wide as there is room for."""
+    root = _tree(figure, name)
+    root.set("style", f"max-width: {root.attrib.pop('width')}")
+    del root.attrib["height"]
+    text = ElementTree.tostring(root, encoding="unicode")
+    return text.replace(f' xmlns="{_SVG}"', "").replace(f' xmlns:xlink="{_LINK}"', "")
+
+
+def _tree(figure: Figure, name: str) -> ElementTree.Element:
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    root = ElementTree.fromstring(buffer.getvalue())
+    root.remove(root[0])  # metadata: who made it, and where they live in the web
+    for group in root.iter(f"{{{_SVG}}}g"):
+        told = group.attrib.pop("id", "")
+        if told.startswith(HOVER):
+            title = ElementTree.Element(f"{{{_SVG}}}title")
+            title.text = told.removeprefix(HOVER)
+            group.insert(0, title)
+    return root

@@ -1,0 +1,143 @@
+"""What a report says of run folders: by class, over the radius, examples, verdicts, commands."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.runs.test_files import RECORD
+
+from advalign import cli
+from advalign.data import load
+from advalign.errors import UserError
+from advalign.measure import measure
+from advalign.recipes import digits
+from advalign.report.classes import by_class, class_table, dataset_of, labels_of, outcomes_of
+from advalign.report.diagnosis import remarks_table, verdicts_table
+from advalign.report.examples import examples_of
+from advalign.report.radius import radii_of, radius_curves
+from advalign.runs import Run
+from advalign.runs.files import read_json
+from advalign.training import train
+
+QUICK = replace(digits(), epochs=1, steps=1, batch_size=128, subset=256)
+
+
+def test_accuracy_by_class_is_a_share_of_the_class_and_a_mean_over_seeds():
+    labels = torch.tensor([0, 0, 1, 1, 1, 1])
+    one, two = torch.tensor([1, 0, 1, 1, 1, 1]).bool(), torch.tensor([1, 1, 0, 0, 0, 1]).bool()
+    clean, unseen = by_class([one, two], labels, 3)[:2], by_class([one], labels, 3)[2]
+    assert clean == [75, 62.5]  # (50 + 100) / 2, (100 + 25) / 2
+    table = class_table({"at": ([*clean, unseen], [0, 0, 0])}, ("a", "b", "c"), "")
+    assert table.columns == ("class", "at: clean", "at: robust")
+    assert table.rows == (("a", "75.0", "0.0"), ("b", "62.5", "0.0"), ("c", "–", "0.0"))
+
+
+def evaluation(worst: float):
+    accuracies = {"clean": 0.75, "fgsm": 0.5, "pgd": 0.5, "cw": 0.0, "worst(fgsm, pgd)": worst}
+    return {
+        "outcomes": {"clean": "1110", "fgsm": "1100", "pgd": "0110", "cw": "0000"},
+        "records": [{"attack": attack, "accuracy": accuracy} for attack, accuracy in accuracies.items()],
+    }
+
+
+def test_the_worst_case_is_what_withstands_its_attacks_and_no_others():
+    clean, robust = outcomes_of(evaluation(0.25), "worst(fgsm, pgd)")
+    assert clean.tolist() == [True, True, True, False]
+    assert robust.tolist() == [False, True, False, False]  # cw leaves the threat model: the name has it not
+    with pytest.raises(UserError, match=r"outcomes give 0.25"):
+        outcomes_of(evaluation(0.5), "worst(fgsm, pgd)")
+
+
+def test_labels_are_those_of_the_images_that_were_measured(tmp_path: Path):
+    run = train("natural", data="digits", model="small-cnn(width=4)", recipe=QUICK, runs=tmp_path, device="cpu")
+    measured = measure(run.path, ["none"], n=40, device="cpu", save_examples=True)
+    with np.load(measured.path.with_suffix(".npz")) as arrays:
+        assert labels_of(load("digits"), 40).tolist() == arrays["y"].tolist()
+
+
+def test_other_data_under_the_same_name_are_refused_and_nothing_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(UserError, match="digits has changed"):
+        dataset_of("digits", "0123", 8, None)
+    monkeypatch.delenv("ADVALIGN_DATA", raising=False)
+    monkeypatch.setenv("ADVALIGN_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=f"cifar10 is not in {tmp_path}"):
+        dataset_of("cifar10", "0123", 32, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_accuracy_over_the_radius_is_that_of_the_attack_measured_most():
+    records = [
+        RECORD,
+        *(replace(RECORD, attack="pgd", threat=f"Linf({eps})", accuracy=a) for eps, a in (("1/10", 0.7), ("0.2", 0.5))),
+        replace(RECORD, attack="fgsm", accuracy=0.9),
+    ]
+    attack, curve = radii_of(records)
+    assert attack == "pgd"
+    assert curve == {0.0: (0.95, 500), 0.1: (0.7, 500), 0.2: (0.5, 500)}
+    (line, *_) = radius_curves({"at": curve}).axes[0].lines
+    np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [95, 70, 50])
+    assert radii_of([RECORD, replace(RECORD, attack="fgsm")])[1] == {}
+
+
+def test_verdicts_of_several_models():
+    def diagnosis(**verdicts: str):
+        told = [{"name": name, "passed": passed, "sentence": f"{name}!"} for name, passed in verdicts.items()]
+        return {"n": 50, "threat": "Linf(0.2)", "verdicts": told}
+
+    both = {"a": diagnosis(logits="pass", steps="warn"), "b": diagnosis(logits="fail")}
+    assert verdicts_table(both).rows == (("a", "pass", "warn"), ("b", "fail", "–"))
+    assert remarks_table(both).rows == (("a", "steps", "warn", "steps!"), ("b", "logits", "fail", "logits!"))
+
+
+def test_a_report_on_run_folders_has_every_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        run = train("at", data="digits", model="small-cnn(width=4)", recipe=replace(QUICK, seed=seed), device="cpu")
+        cli.main(["evaluate", str(run.path), "--attacks", "fgsm", "pgd(steps=2)", "--save-examples"])
+        cli.main(["evaluate", str(run.path), "--attacks", "fgsm", "--eps", "0.1"])
+    cli.main(["diagnose", str(run.path), "--n", "10"])
+    cli.main(["report", "runs", "--out", "out/page.html"])
+    text = Path("out/page.html").read_text()
+    for heading in (
+        "Accuracy: digits, Linf(0.2), n = 500",
+        "Accuracy: digits, Linf(0.1), n = 500",
+        "Trade-off: digits, Linf(0.2), n = 500",
+        "Accuracy by class: digits, Linf(0.2), n = 500",
+        "Adversarial examples: digits, Linf(0.2), n = 500",
+        "Accuracy over the radius: digits, Linf",
+        "Training",
+        "Can the numbers be trusted?",
+        "The commands that repeat them",
+    ):
+        assert f"<h2>{heading}</h2>" in text
+    assert f"at, seed 1 ({run.id})" in text
+    assert "advalign train at --data digits" in text
+    assert "<li>Adversarial examples: digits, Linf(0.1)" not in text
+    assert "Adversarial examples, digits, Linf(0.1), n = 500: none were saved" in text
+    shown = Path("out/page-files/accuracy-by-class-in-numbers-digits-linf-0-2-n-500.csv").read_text().splitlines()
+    labels, found = load("digits").test.labels, []
+    for each in map(Run.read, Path("runs").iterdir()):
+        file = next(f for f in (each.path / "evaluations").glob("*.json") if f.with_suffix(".npz").exists())
+        flags = np.array(list(read_json(file)["outcomes"]["clean"])) == "1"
+        found.append(100 * flags[(labels == 0).numpy()].mean())
+    assert shown[1].split(",")[1] == f"{np.mean(found):.1f}"
+
+
+def test_examples_are_the_first_of_each_class_under_the_strongest_attack(tmp_path: Path):
+    x = np.arange(5, dtype=np.float32).reshape(5, 1, 1, 1) / 10
+    arrays = {"x": x, "y": np.array([1, 1, 0, 0, 2])}
+    for name, correct in (("fgsm", [0, 1, 1, 0, 0]), ("pgd+", [0, 0, 1, 0, 0])):
+        arrays |= {f"x_adv {name}": x + len(name) / 100, f"correct {name}": np.array(correct, bool)}
+    np.savez(tmp_path / "a.npz", **arrays)  # pyright: ignore[reportArgumentType]  its stub thinks of allow_pickle
+    told = {"clean": 0.75, "fgsm": 0.5, "pgd+": 0.25}
+    records = [{"attack": attack, "accuracy": accuracy} for attack, accuracy in told.items()]
+    shown, x_adv, captions = examples_of(tmp_path / "a.npz", {"records": records, "outcomes": {"clean": "11110"}})
+    np.testing.assert_allclose(shown.flatten(), [0.2, 0.0, 0.4], atol=1e-6)
+    np.testing.assert_allclose(x_adv.flatten(), [0.24, 0.04, 0.44], atol=1e-6)
+    assert captions == ["class 0: withstands", "class 1: fooled", "class 2: wrong before"]
