@@ -75,13 +75,13 @@ SCALES = {
     ),
     "tiny": Scale(
         name="tiny",
-        description="a small network, 10,000 images, 12 epochs, for two CPU cores; AA and C&W on 500 test images",
+        description="a small network, 10,000 images, 12 epochs, for two CPU cores; AA and C&W on 250 test images",
         recipe=replace(cpu(), epochs=12, steps=5, validate_every=3),
         model="small-cnn(width=16)",
         vgg="vgg16(width=8)",
         large="small-cnn",
-        carlini_wagner=500,
-        autoattack=500,
+        carlini_wagner=250,
+        autoattack=250,
         seeds=1,
     ),
 }
