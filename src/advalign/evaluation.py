@@ -123,7 +123,8 @@ def evaluate(
             that are no logits for these labels, or not finite on clean images.
     """
     taken, several = as_images(images), _as_attacks(attacks)
-    check_images(taken.floats())
+    if isinstance(taken, Pair):
+        check_images(taken.x)
     names = [spelled(attack) for attack in several]
     for name in names:
         require(names.count(name) == 1, f"attack {name} is given twice: results go by spelling")
