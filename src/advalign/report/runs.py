@@ -65,8 +65,8 @@ def report_on(paths: Sequence[str | Path], out: str | Path, data_dir: str | Path
         *_commands(found),
     ]
     introduction = [
-        f"{len(found.runs)} runs, {len(found.records)} records. The test set takes no part in advalign's training, "
-        "nor in its choice of a checkpoint."
+        f"{len(found.runs)} runs, {len(found.records)} records. The test set takes no part in advalign's training, nor "
+        "in its choice of a checkpoint."
     ]
     parts = page.parent / f"{page.stem}-files"
     write_page(page, "advalign report", introduction, None, sections, environment(), absent=absent, parts=parts)
