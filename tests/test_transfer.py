@@ -203,7 +203,7 @@ def test_weights_from_elsewhere_are_surrogates_and_cells_of_a_matrix(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "attack", ["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "worst(pgd)", "autoattack"]
+    "attack", ["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "worst(pgd, mim)", "autoattack"]
 )
 def test_attacks_that_stop_at_the_surrogates_boundary_are_refused(attack: str, tmp_path: Path):
     """Before anything is read: there are no such models."""
