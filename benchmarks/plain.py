@@ -64,12 +64,14 @@ def at(student: nn.Module, *, authors: bool) -> Step:
 def trades_attack(student: nn.Module, x: Tensor, *, authors: bool) -> Tensor:
     """Return the examples of TRADES' inner maximisation."""
     student.eval()
-    with torch.no_grad():
-        clean = student(x).softmax(1)
+    clean = None
+    if not authors:
+        with torch.no_grad():
+            clean = student(x).softmax(1)
     x_adv = x + 0.001 * torch.randn_like(x)
     for _ in range(STEPS):
         x_adv.requires_grad_()
-        target = student(x).softmax(1) if authors else clean
+        target = student(x).softmax(1) if clean is None else clean
         loss = F.kl_div(student(x_adv).log_softmax(1), target, reduction="sum")
         (grad,) = torch.autograd.grad(loss, [x_adv])
         x_adv = x_adv.detach() + STEP * grad.sign()

@@ -1,30 +1,75 @@
-"""Write the tables of the README and of docs/ from the committed records: `python results/refresh.py`.
+"""Write the tables of the README and of docs/ from the committed records and measurements: `python results/refresh.py`.
 
 A test holds them current.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
-from advalign.report.tables import accuracy_table
+from advalign.report.tables import Table, accuracy_table
 from advalign.runs import read_records
 from advalign.studies.methods import comparison
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md", ROOT / "docs" / "evaluation.md")
-_KINDS = {"table": accuracy_table, "comparison": comparison}
-_BLOCK = re.compile(r"(<!-- (table|comparison) of (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md", ROOT / "docs" / "evaluation.md", ROOT / "docs" / "speed.md")
+_BLOCK = re.compile(r"(<!-- (table|comparison|timing|scaling) of (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def timing(path: Path) -> Table:
+    """Tabulate what `python -m benchmarks` has measured."""
+    content = json.loads(path.read_text())
+    cells = []
+    for row in content["rows"]:
+        where = f"{row['model']}, batch {row['batch']}" if "batch" in row else f"{row['images']} images"
+        slower = [f"{row['ratio'][way]:.2f}" if way in row["ratio"] else "–" for way in ("authors", "once", "plain")]
+        passes = row.get("forward", {})
+        work = [f"{passes[way] + row['backward'][way]:.0f}" if way in passes else "–" for way in ("authors", "ours")]
+        memory = [str(row.get("memory_mib", {}).get(way, "–")) for way in ("once", "ours")]
+        cells.append((row["workload"], where, f"{row['seconds']['ours']:.2f}", *slower, *work, *memory))
+    columns = (
+        "workload", "network or data", "ours, s", "authors / ours", "once / ours", "plain / ours",
+        "passes, authors", "passes, ours", "MiB, once", "MiB, ours",
+    )  # fmt: skip
+    caption = (
+        f"Medians of {content['rounds']} rounds in turn in one process; {_machine(content)}; passes: forward and backward "
+        "work of an image, in forwards."
+    )
+    return Table(columns, tuple(cells), frozenset(), caption)
+
+
+def scaling(path: Path) -> Table:
+    """Tabulate what `python -m benchmarks.scaling` has measured."""
+    content = json.loads(path.read_text())
+    cells = tuple(
+        (row["factor"], row["value"], f"{row['seconds']:.2f}", f"{row['times_the_first']:.2f}", str(row["forward"]),
+         str(row["backward"]))
+        for row in content["rows"]
+    )  # fmt: skip
+    around = ", ".join(f"{name} {value}" for name, value in content["around"].items())
+    caption = f"Around: {around}; resnet18; medians of {content['rounds']} rounds; {_machine(content)}."
+    columns = ("factor", "value", "seconds", "times the factor's first", "forwards", "backwards")
+    return Table(columns, cells, frozenset(), caption)
+
+
+def _machine(content: dict[str, dict[str, str]]) -> str:
+    made = content["environment"]
+    return f"{made['device']}, torch {made['torch']}, commit {made['commit']}"
 
 
 def refreshed(text: str) -> str:
     """Return the text with the table of each marked block made from its records."""
 
     def table(found: re.Match[str]) -> str:
-        files = sorted((ROOT / found[3]).rglob("records.jsonl"))
-        records = [record for file in files for record in read_records(file)]
-        return f"{found[1]}{_KINDS[found[2]](records).markdown()}\n{found[4]}"
+        path = ROOT / found[3]
+        if found[2] in ("timing", "scaling"):
+            made = timing(path) if found[2] == "timing" else scaling(path)
+        else:
+            records = [record for file in sorted(path.rglob("records.jsonl")) for record in read_records(file)]
+            made = accuracy_table(records) if found[2] == "table" else comparison(records)
+        return f"{found[1]}{made.markdown()}\n{found[4]}"
 
     return _BLOCK.sub(table, text)
 

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 torch.set_num_threads(1)  # two workers share two cores
+settings.register_profile("unhurried", deadline=None)  # the first call imports, on a busy machine for long
+settings.load_profile("unhurried")
 
 
 class TinyNet(nn.Module):
