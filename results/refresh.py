@@ -34,8 +34,8 @@ def timing(path: Path) -> Table:
         "passes, authors", "passes, ours", "MiB, once", "MiB, ours",
     )  # fmt: skip
     caption = (
-        f"Medians of {content['rounds']} rounds in turn in one process; {_machine(content)}; passes: forward and backward "
-        "work of an image, in forwards."
+        f"Medians of {content['rounds']} rounds in turn in one process; {_machine(content)}; passes: forward and "
+        "backward work of an image, in forwards."
     )
     return Table(columns, tuple(cells), frozenset(), caption)
 
