@@ -59,6 +59,14 @@ def test_what_differs_is_a_column_and_what_is_shared_is_said_once():
     assert table.rows[-1] == ("at", "95.0", "–", "100")
 
 
+def test_how_weights_from_elsewhere_were_trained_is_not_known():
+    foreign = [replace(record, run="", method="my.pt", training_images=0, epochs=0, seed=0) for record in records()[:2]]
+    caption = accuracy_table(foreign).caption
+    for told in ("training images: unknown", "epochs: unknown", "seeds: unknown"):
+        assert told in caption
+    assert "training images: unknown" not in accuracy_table(records()).caption
+
+
 def test_seeds_alone_are_averaged():
     """Another recipe, data set or threat is another row, with the same seed too; what is found twice counts once."""
     twice = [RECORD, replace(RECORD), replace(RECORD, recipe="other", accuracy=0.05)]

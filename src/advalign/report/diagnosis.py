@@ -18,7 +18,9 @@ def verdict_table(diagnosis: Diagnosis) -> Table:
         f"{diagnosis.threat}; n = {diagnosis.n} test images; ± is one standard error of the binomial. "
         "A difference fails only where chance alone would give it less than once in a thousand times."
     )
-    rows = tuple((each.name, each.passed, str(each), each.sentence) for each in diagnosis.verdicts)
+    rows = tuple(
+        (each.name, each.passed, str(each), f"{each.sentence} {each.advice}".strip()) for each in diagnosis.verdicts
+    )
     return Table(("check", "verdict", "number", "what it says"), rows, frozenset(), caption, prose=True)
 
 

@@ -195,8 +195,8 @@ def accuracy_table(records: Sequence[Record], flags: Flags | None = None) -> Tab
             first = max(filled, key=lambda i: mean(cells[i][j]))
             best.add((first, j + 1))
             faint |= {(i, j + 1) for i in filled if i != first and _same(rows[i], rows[first], attack)}
-    shared = [f"{label}: {getattr(records[0], key)}" for key, label in _TOLD.items() if label not in extras]
-    seeds = " ".join(map(str, sorted({r.seed for r in records})))
+    shared = [f"{label}: {_told(records[0], key)}" for key, label in _TOLD.items() if label not in extras]
+    seeds = " ".join(map(str, sorted({r.seed for r in records if r.run}))) or "unknown"
     if _TOLD["n"] not in extras:
         shared.append(f"one image is {100 / records[0].n:.2g} points")
     notes = ["Accuracy in %", *shared, f"seeds: {seeds}", *(f"worst case: {name}" for name in names)]
@@ -231,4 +231,10 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def _tell(record: Record, keys: Sequence[str]) -> tuple[str, ...]:
-    return (record.method, *(str(getattr(record, key)) for key in keys))
+    return (record.method, *(_told(record, key) for key in keys))
+
+
+def _told(record: Record, key: str) -> str:
+    """Spell a field; of weights from elsewhere, which have no run, nobody knows how they were trained."""
+    known = record.run or key not in ("training_images", "epochs", "recipe")
+    return str(getattr(record, key)) if known else "unknown"
