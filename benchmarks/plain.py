@@ -12,9 +12,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
 BETA, WEIGHT = 6.0, 0.02
+WORKERS = 2
 Step = Callable[[Tensor, Tensor], None]
 
 
@@ -33,6 +35,36 @@ def natural(student: nn.Module) -> Step:
         optimizer.step()
 
     return step
+
+
+class Augmented(Dataset[tuple[Tensor, int]]):
+    """Images that a loader's workers shift over a border of 4 pixels, mirror and scale, one at a time."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        self.pixels, self.labels = pixels, labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = F.pad(self.pixels[index], (4, 4, 4, 4))
+        top, left, mirrored = (int(torch.randint(n, ())) for n in (9, 9, 2))
+        image = image[:, top : top + 32, left : left + 32]
+        return (image.flip(2) if mirrored else image).float() / 255, self.labels[index]
+
+
+def epoch(student: nn.Module, pixels: Tensor, labels: Tensor, size: int) -> Callable[[], None]:
+    """An epoch of natural training with torch's loader."""
+    step, device = natural(student), next(student.parameters()).device
+    loader = DataLoader(
+        Augmented(pixels, labels), size, shuffle=True, drop_last=True, num_workers=WORKERS, persistent_workers=True
+    )
+
+    def run() -> None:
+        for x, y in loader:
+            step(x.to(device), y.to(device))
+
+    return run
 
 
 def at(student: nn.Module, *, authors: bool) -> Step:

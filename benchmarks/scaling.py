@@ -8,6 +8,7 @@ results/benchmarks/scaling-<device>.json.
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from advalign import models
 from advalign.objectives import PLUGINS, Objective, parse
 from advalign.runtime import environment, pick_device, place, seeded
 from advalign.step import Step
-from benchmarks.timing import Way, in_turn, passes, row
+from benchmarks.timing import Way, in_turn, passes, rounds_ratio
 from benchmarks.workloads import RECIPE
 
 WIDTH, SIZE, STEPS, METHOD = 16, 64, 10, "trades"
@@ -74,12 +75,13 @@ def main(options: Options) -> None:
     for factor, variants in FACTORS.items():
         labels = [", ".join(str(value) for value in each.values()) or METHOD for each in variants]
         ways = {label: step_of(device, **each) for label, each in zip(labels, variants, strict=True)}
-        measured = row(in_turn(ways, options.rounds, device), labels[0])
+        seconds = in_turn(ways, options.rounds, device)
         for label, each in zip(labels, variants, strict=True):
             unit = _forward(each.get("width", WIDTH))
             work = passes(ways[label], unit, each.get("size", SIZE))
-            told = {"factor": factor, "value": label, "seconds": measured["seconds"][label]}
-            told |= {"times_the_first": measured["ratio"].get(label, 1.0)}
+            growth = statistics.median(rounds_ratio(seconds[label], seconds[labels[0]]))
+            told = {"factor": factor, "value": label, "seconds": round(statistics.median(seconds[label]), 4)}
+            told |= {"times_the_first": round(growth, 2)}
             rows.append(told | {"forward": work["forward"], "backward": work["backward"]})
     table = Table("factor", "value", "seconds", "times the first", "forward", "backward")
     for told in rows:

@@ -36,18 +36,27 @@ def once(way: Way, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def row(seconds: Mapping[str, list[float]], ours: str = "ours") -> dict[str, Any]:
-    """Return medians, and how many times faster ours is than each other way: the median and range of the rounds."""
+def row(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Return medians, and how many times faster each of our ways is than each other: median and range of the rounds."""
+    ours = [name for name in seconds if name.startswith("ours")]
     ratios = {
-        name: [other / mine for other, mine in zip(times, seconds[ours], strict=True)]
-        for name, times in seconds.items()
-        if name != ours
+        way: {other: rounds_ratio(times, seconds[way]) for other, times in seconds.items() if other not in ours}
+        for way in ours
     }
+
+    def of_each(told: Callable[[list[float]], Any]) -> dict[str, dict[str, Any]]:
+        return {way: {other: told(each) for other, each in others.items()} for way, others in ratios.items()}
+
     return {
         "seconds": {name: round(statistics.median(times), 4) for name, times in seconds.items()},
-        "ratio": {name: round(statistics.median(values), 2) for name, values in ratios.items()},
-        "ratio_range": {name: [round(min(values), 2), round(max(values), 2)] for name, values in ratios.items()},
+        "ratio": of_each(lambda each: round(statistics.median(each), 2)),
+        "ratio_range": of_each(lambda each: [round(min(each), 2), round(max(each), 2)]),
     }
+
+
+def rounds_ratio(slow: list[float], fast: list[float]) -> list[float]:
+    """Return each round's ratio of two ways' seconds."""
+    return [a / b for a, b in zip(slow, fast, strict=True)]
 
 
 def passes(way: Way, forward_flops: float, images: int) -> dict[str, float]:

@@ -54,7 +54,7 @@ def training_step(
 ) -> tuple[Way, nn.Module]:
     """Return one training step on a fixed batch in one way, and the student that it trains.
 
-    Ways: `authors` and `once`, the plain loops; `ours`; and on a GPU `ours, bf16` and `ours, bf16, graphs`.
+    Ways: `authors` and `once`, the plain loops; `ours`; `ours, bf16`; and on a GPU `ours, bf16, graphs`.
     """
     where = torch.device(device)
     student, guest = networks(workload, width, dtype, where)
@@ -74,12 +74,36 @@ def training_step(
     return partial(step, x, y), student
 
 
+def natural_epoch(way: str, width: int, size: int, images: int, device: str = "cpu") -> Way:
+    """Return an epoch of natural training, from uint8 images to updates, in one way: `plain`, or as `training_step`."""
+    where = torch.device(device)
+    student, _ = networks("natural", width, torch.float32, where)
+    with seeded("images"):
+        pixels, labels = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8), torch.arange(images) % 10
+    if way == "plain":
+        return plain.epoch(student, pixels, labels, size)
+    batches = Batches(Images(pixels, labels).to(where), size, augment="flip-crop", seed=0)
+    objective = place(Objective(parse("natural"), student, {}), where).train()
+    step = Step(objective, _recipe(way), batches.steps, where, cuda_graphs="graphs" in way)
+
+    def run() -> None:
+        step.start_epoch(0)
+        for x, y in batches.epoch(0):
+            step.schedule(0)
+            step.update(x, x, y, None)
+
+    return run
+
+
+def _recipe(way: str) -> Recipe:
+    return replace(RECIPE, precision="bf16" if "bf16" in way else "fp32")
+
+
 def _ours(workload: str, way: str, student: nn.Module, guest: nn.Module | None, x: Tensor, y: Tensor) -> Way:
-    recipe = replace(RECIPE, precision="bf16" if "bf16" in way else "fp32")
     method = parse(TRAINING[workload])
     objective = Objective(method, student, {} if guest is None else {GUEST[workload]: guest})
     objective = place(objective, x.device).train()
-    step = Step(objective, recipe, 1, x.device, cuda_graphs="graphs" in way)
+    step = Step(objective, _recipe(way), 1, x.device, cuda_graphs="graphs" in way)
     if x.dtype == torch.float32:  # as the library's batches are; random starts are drawn in the order of memory
         x = x.contiguous(memory_format=torch.channels_last)
 
@@ -139,16 +163,17 @@ def half_robust(data: Dataset, cache: Path, epochs: int = 8, count: int = 10_000
 def evaluations(
     data_name: str, data_dir: Path | None, cache: Path, n: int, device: torch.device
 ) -> dict[str, tuple[dict[str, Callable[[], Any]], int]]:
-    """Return the evaluations by name, each in two ways that tell which images withstand."""
+    """Return the evaluations by name, each in three ways that tell which images withstand, and its images."""
     data = load(data_name, directory=data_dir)
     net = half_robust(data, cache).to(device)
     images = stratified_subset(data.test, n, 0).to(device)
-    few = stratified_subset(data.test, n // 2, 0).to(device)
+    few = stratified_subset(data.test, n // 4, 0).to(device)
     fast = place(copy.deepcopy(net), device)
     budget = Linf(plain.EPS)
 
-    def ours(spelling: str, images: Images) -> Tensor:
-        found: Evaluation = evaluate(fast, images, [attacks.parse(spelling, threat=budget)], batch_size=256)
+    def ours(spelling: str, images: Images, precision: str = "fp32") -> Tensor:
+        attack = attacks.parse(spelling, threat=budget)
+        found: Evaluation = evaluate(fast, images, [attack], batch_size=256, precision=precision)
         return list(found.correct.values())[1]
 
     def theirs(attack: Callable[[nn.Module, Tensor, Tensor], Tensor], images: Images) -> Tensor:
@@ -160,13 +185,14 @@ def evaluations(
             flags.append(attack(net, x, y) & right)
         return torch.cat(flags).cpu()
 
+    def ways(plainly: Callable[..., Tensor], spelling: str, images: Images) -> tuple[dict[str, Callable[[], Any]], int]:
+        return {
+            "plain": partial(theirs, plainly, images),
+            "ours": partial(ours, spelling, images),
+            "ours, bf16": partial(ours, spelling, images, "bf16"),
+        }, len(images)
+
     return {
-        "PGD-20": (
-            {"plain": partial(theirs, plain.pgd, images), "ours": partial(ours, "pgd(steps=20)", images)},
-            len(images),
-        ),
-        "C&W-100": (
-            {"plain": partial(theirs, plain.carlini_wagner, few), "ours": partial(ours, "cw(steps=100)", few)},
-            len(few),
-        ),
+        "PGD-20": ways(plain.pgd, "pgd(steps=20)", images),
+        "C&W-100": ways(plain.carlini_wagner, "cw(steps=100)", few),
     }
