@@ -1,17 +1,22 @@
 """The benchmark suite: `python -m benchmarks [--data-dir DIR]`, about a quarter of an hour on two CPU cores.
 
 Training steps of five methods beside the plain loops (`plain.py`), an epoch of natural training from uint8 images on,
-and PGD-20 and C&W on a half-robust model, timed in turn in one process. The ways of a training step must make the same
-update in float64 before they are timed. Prints a table and writes results/benchmarks/<device>.json. On a GPU the sizes
-are the papers', and images a second, seconds an epoch of 50,000 images and the share of the arithmetic floor are added.
+and PGD-20 and C&W on a half-robust model, timed in turn in one process; and how long commands take to start. The ways
+of a training step must make the same update in float64 before they are timed. Prints a table and writes
+results/benchmarks/<device>.json. On a GPU the sizes are the papers', and images a second, seconds an epoch of 50,000
+images and the share of the arithmetic floor are added.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
+import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from subprocess import DEVNULL, run
 from typing import Any
 
 import torch
@@ -81,12 +86,15 @@ def main(options: Options) -> None:
             _say(console, rows[-1])
     elif wanted:
         console.print("PGD-20 and C&W are left out: they need --data-dir, where CIFAR-10 lies")
+    startup = {way: round(statistics.median(times), 2) for way, times in _startup(options.rounds).items()}
+    console.print(f"Start-up: {startup} s", highlight=False)
     result = {
         "rounds": options.rounds,
         "steps": options.steps,
         "load": os.getloadavg()[0],
         "peak_gflops": round(peak / 1e9, 1),
         "environment": environment(),
+        "startup": startup,
         "rows": rows,
     }
     console.print(_table(rows))
@@ -94,6 +102,19 @@ def main(options: Options) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result, indent=1) + "\n")
     console.print(f"Written: {file}")
+
+
+def _startup(rounds: int) -> dict[str, list[float]]:
+    """Return the seconds that new processes take, in turn."""
+    commands = {
+        "import torch": ["-c", "import torch"],
+        "advalign --help": ["-m", "advalign", "--help"],
+        "advalign list": ["-m", "advalign", "list", "methods"],
+    }
+    ways = {
+        name: partial(run, [sys.executable, *words], check=True, stdout=DEVNULL) for name, words in commands.items()
+    }
+    return in_turn(ways, rounds, torch.device("cpu"))
 
 
 def _training(
