@@ -70,6 +70,9 @@ def main(options: Options) -> None:
             continue
         rows.append(_training(workload, width, size, ways, device, options, peak))
         _say(console, rows[-1])
+    if not on_gpu and (not options.only or "memory" in options.only):  # a GPU has this batch in its rows
+        rows.append(_memory("trades+vfd", 64, 128))
+        console.print(f"{_label(rows[-1])}: {rows[-1]['memory_mib']} MiB", highlight=False)
     if not options.only or "natural epoch" in options.only:
         rows.append(_epoch(*((64, 128, EPOCH) if on_gpu else (16, 128, 2048)), ways[2:], device, options))
         _say(console, rows[-1])
@@ -155,6 +158,13 @@ def _training(
     return told
 
 
+def _memory(workload: str, width: int, size: int) -> dict[str, Any]:
+    ways, cpu = ("authors", "once", "ours", "ours, bf16"), torch.device("cpu")
+    memory = {way: peak_memory(memory_of, (workload, way, width, size, "cpu"), cpu) for way in ways}
+    shape = {"model": f"resnet18(width={width})", "batch": size}
+    return {"workload": f"{workload}, memory alone", **shape, "seconds": {}, "ratio": {}, "memory_mib": memory}
+
+
 def _epoch(
     width: int, size: int, images: int, ways: tuple[str, ...], device: torch.device, options: Options
 ) -> dict[str, Any]:
@@ -183,11 +193,12 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     plain = ("authors", "once", "plain")
     table = Table("workload", "way", "seconds", *plain, "forward", "backward", "share of peak", "MiB")
     for told in rows:
-        for way, seconds in told["seconds"].items():
+        ways = told["seconds"] or dict.fromkeys(told["memory_mib"], "")
+        for way, seconds in ways.items():
             faster = [str(told["ratio"].get(way, {}).get(other, "")) for other in plain]
             names = ("forward", "backward", "share_of_peak", "memory_mib")
             cells = [str(told.get(name, {}).get(way, "")) for name in names]
-            label = _label(told) if way == next(iter(told["seconds"])) else ""
+            label = _label(told) if way == next(iter(ways)) else ""
             table.add_row(label, way, str(seconds), *faster, *cells)
     return table
 

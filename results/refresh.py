@@ -24,9 +24,9 @@ def timing(path: Path) -> Table:
     for row in content["rows"]:
         shape = f"{row['model']}, batch {row['batch']}" if "batch" in row else "small-cnn(width=16)"
         where = f"{shape}, {row['images']} images" if "images" in row else shape
-        seconds = [f"{row['seconds'][way]:.2f}" for way in ours]
+        seconds = [f"{row['seconds'][way]:.2f}" if row["seconds"] else "–" for way in ours]
         faster = [
-            next((f"{row['ratio'][way][other]:.2f}" for other in others if other in row["ratio"][way]), "–")
+            next((f"{row['ratio'][way][other]:.2f}" for other in others if other in row["ratio"].get(way, {})), "–")
             for others in (("authors",), ("once", "plain"))
             for way in ours
         ]
