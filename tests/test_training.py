@@ -360,6 +360,8 @@ def test_compiled_training_gives_the_same_losses(uninterrupted: Path, tmp_path: 
     assert process.returncode == 0, output
     for a, b in zip(Run.read(uninterrupted).log, Run.read(tmp_path / "robust").log, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
+        assert "compile_seconds" not in a
+        assert 0 < b["compile_seconds"] < b["seconds"]
 
 
 def test_clipping_bounds_the_first_update(tmp_path: Path):

@@ -84,6 +84,7 @@ def fit(
     standing = _resume(run, objective, step.optimizer, average, device)
     if r.compile:
         objective.compile()
+    compiling = None
     on_step(standing, batches.steps)
     saved = time.monotonic()
     began = saved - standing.seconds
@@ -103,6 +104,8 @@ def fit(
                 calibration = objective.calibrate(x, x_adv, y, second)
                 standing.calibration = {name: _floats(told) for name, told in calibration.items()}
             standing.add(*step.update(x, x_adv, y, second))
+            if r.compile and compiling is None:  # it happens within the process's first step
+                compiling = time.monotonic() - saved
             average.update(at + 1)
             on_step(standing, batches.steps)
             if interrupts.reason or time.monotonic() - saved > checkpoint_seconds:
@@ -117,6 +120,8 @@ def fit(
                 row["validation"] = _validate(objective, student, validation, r)
             _keep(run, standing, student, card, row)
         standing.seconds = row["seconds"] = time.monotonic() - began
+        if compiling is not None:
+            row["compile_seconds"] = compiling
         write_lines(run.path / "log.jsonl", standing.log)
         _save(run, objective, step.optimizer, average, standing)
         saved = time.monotonic()
