@@ -110,6 +110,7 @@ def test_a_report_on_run_folders_has_every_section(tmp_path: Path, monkeypatch: 
         "Trade-off: digits, Linf(0.2), n = 500",
         "Accuracy by class: digits, Linf(0.2), n = 500",
         "Adversarial examples: digits, Linf(0.2), n = 500",
+        "Features: digits, Linf(0.2)",
         "Accuracy over the radius: digits, Linf",
         "Training",
         "Can the numbers be trusted?",

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from advalign.errors import UserError
+from rich.console import Console
+
+from advalign.errors import UserError, require
 from advalign.report.classes import by_class, class_figure, class_table, dataset_of, labels_of, outcomes_of
 from advalign.report.commands import evaluate_line, flags_of, train_line
 from advalign.report.diagnosis import remarks_table, verdicts_table
 from advalign.report.examples import examples_of
 from advalign.report.figures import calibration_curves, gallery, trade_off, training_curves
 from advalign.report.found import Found, Scope, find
+from advalign.report.maps import feature_plates
 from advalign.report.page import Listing, Plate, Sheet, write_page
 from advalign.report.radius import Curve, radii_of, radius_curves
 from advalign.report.tables import Flags, Table, accuracy_table, rows_of, worst_cases
 from advalign.runs import Record
-from advalign.runs.files import read_json
+from advalign.runs.files import read_json, require_writable
 from advalign.runtime import environment
 from advalign.spelling import parse_number
 
@@ -30,7 +33,14 @@ Section = Plate | Sheet | Listing
 Say = Callable[[str], None]
 
 
-def report_on(paths: Sequence[str | Path], out: str | Path, data_dir: str | Path | None = None) -> list[Table]:
+def report_on(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    data_dir: str | Path | None = None,
+    *,
+    maps: int = 4,
+    console: Console | None = None,
+) -> list[Table]:
     """Write one HTML page on the runs and records below the paths, and return its tables of accuracies.
 
     There is one table for each data set, threat and number of test images. Beside PAGE.html lies `PAGE-files`, with
@@ -39,12 +49,17 @@ def report_on(paths: Sequence[str | Path], out: str | Path, data_dir: str | Path
 
     Args:
         paths: run folders, folders of runs, or files of records (`.jsonl`); what is found twice counts once.
-        data_dir: where CIFAR lies, for the labels of test images; ADVALIGN_DATA, then the cache, if not given.
+        data_dir: where CIFAR lies, for labels and test images; ADVALIGN_DATA, then the cache, if not given.
+        maps: models in a map of features; 0 makes none.
 
     Raises:
-        UserError: a path does not exist, there are no records below the paths, or a file is damaged.
+        UserError: a path does not exist, there are no records below the paths, a file is damaged, or the page cannot be
+            written.
     """
+    require(maps >= 0, f"maps={maps} must be at least 0")
     found, page, absent = find([Path(path) for path in paths]), Path(out), []
+    parts = page.parent / f"{page.stem}-files"
+    require_writable(page.parent)
     flags = {run: flags_of(each.setting) for run, each in found.runs.items()}
     scopes = found.scopes()
     sections: list[Section] = []
@@ -58,7 +73,9 @@ def report_on(paths: Sequence[str | Path], out: str | Path, data_dir: str | Path
             sections += _trade_offs(name, records, flags)
             sections += _classes(name, scope, records, found, flags, data_dir, absent.append)
             sections += _gallery(name, scope, found, absent.append)
+    console = console or Console(quiet=True)
     sections += [
+        *feature_plates(found, parts / "features", most=maps, data_dir=data_dir, absent=absent.append, console=console),
         *_radii(found, absent.append),
         *_training(found, absent.append),
         *_verdicts(found, absent.append),
@@ -68,7 +85,6 @@ def report_on(paths: Sequence[str | Path], out: str | Path, data_dir: str | Path
         f"{len(found.runs)} runs, {len(found.records)} records. The test set takes no part in advalign's training, nor "
         "in its choice of a checkpoint."
     ]
-    parts = page.parent / f"{page.stem}-files"
     write_page(page, "advalign report", introduction, None, sections, environment(), absent=absent, parts=parts)
     return tables
 
