@@ -12,7 +12,7 @@ from advalign.report.classes import by_class, class_figure, class_table, dataset
 from advalign.report.commands import evaluate_line, flags_of, train_line
 from advalign.report.diagnosis import remarks_table, verdicts_table
 from advalign.report.examples import examples_of
-from advalign.report.figures import calibration_curves, gallery, trade_off, training_curves
+from advalign.report.figures import calibration_curves, gallery, gallery_in_words, trade_off, training_curves
 from advalign.report.found import Found, Scope, find
 from advalign.report.maps import feature_plates
 from advalign.report.page import Listing, Plate, Sheet, write_page
@@ -147,22 +147,28 @@ def _classes(
 
 
 def _gallery(name: str, scope: Scope, found: Found, say: Say) -> list[Section]:
-    bands = {
-        found.names[run]: examples_of(evaluated.examples, evaluated.content)
-        for run in found.runs
-        for evaluated in found.evaluations[run]
-        if evaluated.scope == scope and evaluated.examples.exists()
-    }
-    if not bands:
+    bands, doubts = {}, []
+    for run, evaluations in found.evaluations.items():
+        for evaluated in evaluations:
+            if evaluated.scope == scope and evaluated.examples.exists():
+                try:
+                    bands[found.names[run]] = examples_of(evaluated.examples, evaluated.content)
+                except UserError as error:
+                    doubts.append(f"Adversarial examples, {name}: {error}.")
+    for doubt in doubts:
+        say(doubt)
+    if not bands and not doubts:
         say(f"Adversarial examples, {name}: none were saved; advalign evaluate RUN --save-examples does.")
+    if not bands:
         return []
     shown = dict(list(bands.items())[:_BANDS])
     eps = parse_number(scope.threat.partition("(")[2].removesuffix(")"))
     caption = (
         f"The first test image of each class, what the attack that leaves least makes of it, and the difference around "
-        f"grey. {len(shown)} of {len(bands)} models whose examples were saved."
+        f"grey; below each its true class, what the model takes the adversarial image for, and whether it withstands. "
+        f"{len(shown)} of {len(bands)} models whose examples were saved."
     )
-    return [Plate(f"Adversarial examples: {name}", gallery(shown, amplify=0.5 / eps), caption)]
+    return [Plate(f"Adversarial examples: {name}", gallery(shown, amplify=0.5 / eps), caption, gallery_in_words(shown))]
 
 
 def _radii(found: Found, say: Say) -> list[Section]:
