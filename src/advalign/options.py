@@ -226,7 +226,7 @@ class Report:
     """Write one HTML page on runs and records: tables, figures, commands; each also as files beside it."""
 
     paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH")]
-    """run folders, folders of runs, or files of records"""
+    """run folders, folders of runs or of evaluated weights, files of records (.jsonl) or of results (.json)"""
     out: Path = Path("report.html")
     """the page; tables (.md, .tex, .csv) and figures (.svg, .pdf, .png) go into PAGE-files/ beside it"""
     data_dir: Path | None = None

@@ -48,7 +48,8 @@ def report_on(
     with the reason.
 
     Args:
-        paths: run folders, folders of runs, or files of records (`.jsonl`); what is found twice counts once.
+        paths: run folders, folders of runs or of evaluated weights, files of records (`.jsonl`) or of results of
+            `advalign evaluate` (`.json`); what is found twice counts once.
         data_dir: where CIFAR lies, for labels and test images; ADVALIGN_DATA, then the cache, if not given.
         maps: models in a map of features; 0 makes none.
 
@@ -85,6 +86,11 @@ def report_on(
         f"{len(found.runs)} runs, {len(found.records)} records. The test set takes no part in advalign's training, nor "
         "in its choice of a checkpoint."
     ]
+    if alone := {record.method for record in found.records if not record.run}:
+        introduction.append(
+            f"Weights from elsewhere: {len(alone)}, evaluated only. Nobody knows how they were trained, nor whether on "
+            "these test images."
+        )
     write_page(page, "advalign report", introduction, None, sections, environment(), absent=absent, parts=parts)
     return tables
 
@@ -123,8 +129,8 @@ def _classes(
         say(f"Accuracy by class, {name}: no run folder below the paths has the outcomes of {worst}.")
         return []
     try:
-        size = next(iter(found.runs.values())).setting["shape"][1]
-        data = dataset_of(scope.data, scope.images, size, data_dir)
+        sizes = (run.setting["shape"][1] for run in found.runs.values() if run.setting["data"] == scope.data)
+        data = dataset_of(scope.data, scope.images, next(sizes, 32), data_dir)
         accuracies = {}
         for row in rows_of(records, flags)[0]:
             behind = [evaluations[record] for record in row.records if record in evaluations]
@@ -175,12 +181,13 @@ def _radii(found: Found, say: Say) -> list[Section]:
     """Return accuracy over the radius, a figure for each data set and norm."""
     measured: dict[tuple[str, str, str], list[Record]] = {}
     for record in found.records:
-        measured.setdefault((record.data, record.threat.partition("(")[0], record.run), []).append(record)
+        model = record.run or record.method
+        measured.setdefault((record.data, record.threat.partition("(")[0], model), []).append(record)
     curves: dict[tuple[str, str], dict[str, Curve]] = {}
-    for (data, norm, run), records in measured.items():
+    for (data, norm, model), records in measured.items():
         attack, curve = radii_of(records)
         if curve:
-            name = found.names.get(run, f"{records[0].method}, {run}")
+            name = found.names.get(model, f"{records[0].method}, {model}" if records[0].run else model)
             curves.setdefault((data, norm), {})[f"{name}: {attack}"] = curve
     for run, diagnosis in found.diagnoses.items():
         shares = {float(eps): (share, diagnosis["n"]) for eps, share in diagnosis["accuracy_by_radius"].items()}
@@ -220,16 +227,21 @@ def _verdicts(found: Found, say: Say) -> list[Section]:
 
 
 def _commands(found: Found) -> list[Section]:
-    """Return for each run the lines that repeat it, and where it was made."""
+    """Return for each model the lines that repeat it, and where it was made."""
     places = {run: each.path for run, each in found.runs.items()}
-    groups = {}
+    lines: dict[str, list[str]] = {}
     for run, each in found.runs.items():
         here = read_json(each.path / "run.json").get("environment", {})
         made = ", ".join(f"{key} {here[key]}" for key in ("commit", "torch", "device") if here.get(key))
-        lines = [f"# trained with {made}", train_line(each, places)]
-        for evaluated in found.evaluations[run]:
-            first = evaluated.content["records"][0]
+        lines[run] = [f"# trained with {made}", train_line(each, places)]
+    for model, evaluations in found.evaluations.items():
+        for evaluated in evaluations:
+            first, source = evaluated.first, found.runs.get(model, evaluated.weights)
             made = ", ".join(f"{key} {first[key]}" for key in ("commit", "torch", "device") if first[key])
-            lines += [f"# measured with {made}", evaluate_line(each, evaluated.content, places)]
-        groups[f"{found.names[run]} ({run})"] = "\n".join(lines)
+            told = [f"# measured with {made}", evaluate_line(source, evaluated.content, places)]
+            lines.setdefault(model, []).extend(told)
+    titles = {
+        model: f"{found.names[model]} ({model})" if model in found.runs else found.names[model] for model in lines
+    }
+    groups = {titles[model]: "\n".join(those) for model, those in lines.items()}
     return [Listing("The commands that repeat them", groups)] if groups else []

@@ -200,6 +200,8 @@ def accuracy_table(records: Sequence[Record], flags: Flags | None = None) -> Tab
     if _TOLD["n"] not in extras:
         shared.append(f"one image is {100 / records[0].n:.2g} points")
     notes = ["Accuracy in %", *shared, f"seeds: {seeds}", *(f"worst case: {name}" for name in names)]
+    if not all(record.run for record in records):
+        notes.append("unknown: nobody knows how weights from elsewhere were trained")
     if any(len(each) > 1 for line in cells for each in line):
         notes.append("±: standard deviation over seeds")
     if best:
