@@ -188,6 +188,7 @@ REFUSALS = {
     "records": (["report", "empty"], "no records"),
     "lines that are no records": (["report", "three.jsonl"], "three.jsonl: line 1 is no JSON object"),
     "report of nothing": (["report"], "name at least one"),
+    "report's maps": (["report", "empty", "--maps", "-1"], "maps=-1 must be at least 0"),
     "list": (["list", "metods"], "did you mean 'methods'"),
     "study": (["study", "tabel1"], "unknown study 'tabel1': did you mean 'table1'"),
     "study's scale": (["study", "table1", "--scale", "tyni"], "unknown scale 'tyni': did you mean 'tiny'"),
@@ -410,13 +411,14 @@ FLAGS = {
     },
     "compare": {"--checkpoint"},
     "transfer": {"--attack", "--data", "--n", "--norm", "--eps", "--data-dir", "--device", "--out"},
+    "report": {"--out", "--data-dir", "--maps"},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_flags_of_the_other_commands_are_the_declared_ones(command: str):
     options, _ = cli.COMMANDS[command]
-    positional = {"source", "first", "second", "sources"}
+    positional = {"source", "first", "second", "sources", "paths"}
     assert {"--" + field.name.replace("_", "-") for field in fields(options) if field.name not in positional} == FLAGS[
         command
     ]

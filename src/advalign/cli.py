@@ -211,7 +211,7 @@ def run_report(options: Report) -> None:
     from advalign.report.tables import print_table
     from advalign.terminal import say
 
-    for table in report_on(options.paths, options.out, options.data_dir):
+    for table in report_on(options.paths, options.out, options.data_dir, maps=options.maps, console=_console()):
         print_table(_console(), table)
     say(_console(), f"Written: {options.out}, and its tables and figures in {options.out.with_suffix('')}-files")
 

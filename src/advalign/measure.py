@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
 from advalign import attacks, models
+from advalign.attacks.ascent import in_fp32
 from advalign.data import Dataset, Images, load, stratified_subset
 from advalign.errors import UserError, require, unknown
 from advalign.evaluation import WORST_CASE, Evaluation, Given, evaluate
@@ -179,7 +181,7 @@ def measure(
     records = _records(evaluation, {**setting, **made_with})
     write_json(file, {**_content(records, evaluation, subject.dataset.note), **identity, "distances": distances})
     if save_examples:
-        _save_examples(file.with_suffix(".npz"), evaluation, examples, images)
+        _save_examples(file.with_suffix(".npz"), evaluation, examples, subject, batch_size)
     state.unlink(missing_ok=True)
     if (path.parent / "run.json").exists():
         append_records(path.parent / "records.jsonl", records)
@@ -362,12 +364,30 @@ def _digest(parts: Sequence[object]) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 
 
-def _save_examples(file: Path, evaluation: Evaluation, examples: dict[str, torch.Tensor], images: Images) -> None:
-    """Write clean and adversarial images (N, C, H, W) in [0, 1], labels, and what withstands, by attack."""
-    arrays: dict[str, Any] = {"x": images.floats().cpu().numpy(), "y": images.labels.cpu().numpy()}
+def _save_examples(
+    file: Path, evaluation: Evaluation, examples: dict[str, torch.Tensor], subject: Subject, batch_size: int
+) -> None:
+    """Write the names of the classes, images (N, C, H, W) in [0, 1], labels, and what the model takes each image for.
+
+    Of each attack: its images, which of them withstand, and what the model takes them for.
+    """
+    x = subject.images.floats()
+    arrays: dict[str, Any] = {
+        "class_names": np.array(subject.dataset.class_names),
+        "x": x.cpu().numpy(),
+        "y": subject.images.labels.cpu().numpy(),
+        "predicted": _predicted(subject.net, x, x.device, batch_size),
+    }
     for name, x_adv in examples.items():
         arrays[f"x_adv {name}"] = x_adv.numpy()
         arrays[f"correct {name}"] = evaluation.correct[name].numpy()
+        arrays[f"predicted {name}"] = _predicted(subject.net, x_adv, x.device, batch_size)
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     write_atomically(file, content.getvalue())
+
+
+def _predicted(net: nn.Module, x: torch.Tensor, device: torch.device, batch_size: int) -> NDArray[np.int64]:
+    """Return the class (N,) that the network takes each image for, in fp32 as in the verdict."""
+    with torch.no_grad(), in_fp32(device):
+        return torch.cat([net(part.to(device)).argmax(1).cpu() for part in x.split(batch_size)]).numpy()

@@ -226,11 +226,14 @@ class Report:
     """Write one HTML page on runs and records: tables, figures, commands; each also as files beside it."""
 
     paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH")]
-    """run folders, folders of runs, or files of records"""
+    """run folders, folders of runs or of evaluated weights, files of records (.jsonl) or of results (.json)"""
     out: Path = Path("report.html")
     """the page; tables (.md, .tex, .csv) and figures (.svg, .pdf, .png) go into PAGE-files/ beside it"""
     data_dir: Path | None = None
-    """where CIFAR lies, for accuracy by class; ADVALIGN_DATA, then the download cache, if not given"""
+    """where CIFAR lies, for accuracy by class and maps of features; ADVALIGN_DATA, then the download cache, if not
+    given"""
+    maps: int = 4
+    """models in a map of clean and adversarial features (t-SNE); 0 for none, as large networks take minutes on a CPU"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from tests.runs.test_files import RECORD
 from advalign.errors import UserError
 from advalign.report import report_on
 from advalign.report.figures import calibration_curves, gallery, png, trade_off, training_curves
-from advalign.report.tables import accuracy_table
+from advalign.report.tables import accuracy_table, worst_cases
 from advalign.runs import append_records
 
 
@@ -98,6 +98,13 @@ def test_worst_cases_over_different_attacks_are_different_columns():
     assert [column for column in table.columns if "worst" in column] == ["worst(fgsm, mim(steps=20))", "worst(fgsm)"]
     drawn = trade_off([*records(), *weak]).axes[0].lines[0].get_xydata()
     np.testing.assert_allclose(np.array(drawn), [[91, 52], [95, 40]])  # the worst over the most attacks
+
+
+def test_the_worst_case_is_over_attacks_and_not_over_letters_and_in_the_white_box():
+    three, two = "worst(fgsm, mim, square)", 'worst(fgsm, pgd(steps=100, step_size=0.001, loss="margin"))'
+    far = "worst(transfer(fgsm, from natural small-cnn(width=8) 0123456789), transfer(mim, from a b c), cw, pgd)"
+    mixed = [replace(RECORD, attack=attack) for attack in (far, two, three, "clean")]
+    assert worst_cases(mixed) == [three, two, far]
 
 
 def test_a_report_on_runs_and_their_collected_records_invents_no_spread(tmp_path: Path):

@@ -18,8 +18,11 @@ from advalign.recipes import digits
 from advalign.report.classes import by_class, class_table, dataset_of, labels_of, outcomes_of
 from advalign.report.diagnosis import remarks_table, verdicts_table
 from advalign.report.examples import examples_of
+from advalign.report.figures import gallery, gallery_in_words
+from advalign.report.page import Plate, write_page
 from advalign.report.radius import radii_of, radius_curves
 from advalign.runs import Run
+from advalign.runs import load as load_net
 from advalign.runs.files import read_json
 from advalign.training import train
 
@@ -102,7 +105,7 @@ def test_a_report_on_run_folders_has_every_section(tmp_path: Path, monkeypatch: 
         cli.main(["evaluate", str(run.path), "--attacks", "fgsm", "pgd(steps=2)", "--save-examples"])
         cli.main(["evaluate", str(run.path), "--attacks", "fgsm", "--eps", "0.1"])
     cli.main(["diagnose", str(run.path), "--n", "10"])
-    cli.main(["report", "runs", "--out", "out/page.html"])
+    cli.main(["report", "runs", "--out", "out/page.html", "--maps", "1"])
     text = Path("out/page.html").read_text()
     for heading in (
         "Accuracy: digits, Linf(0.2), n = 500",
@@ -110,6 +113,7 @@ def test_a_report_on_run_folders_has_every_section(tmp_path: Path, monkeypatch: 
         "Trade-off: digits, Linf(0.2), n = 500",
         "Accuracy by class: digits, Linf(0.2), n = 500",
         "Adversarial examples: digits, Linf(0.2), n = 500",
+        "Features: digits, Linf(0.2)",
         "Accuracy over the radius: digits, Linf",
         "Training",
         "Can the numbers be trusted?",
@@ -131,13 +135,49 @@ def test_a_report_on_run_folders_has_every_section(tmp_path: Path, monkeypatch: 
 
 def test_examples_are_the_first_of_each_class_under_the_strongest_attack(tmp_path: Path):
     x = np.arange(5, dtype=np.float32).reshape(5, 1, 1, 1) / 10
-    arrays = {"x": x, "y": np.array([1, 1, 0, 0, 2])}
-    for name, correct in (("fgsm", [0, 1, 1, 0, 0]), ("pgd+", [0, 0, 1, 0, 0])):
-        arrays |= {f"x_adv {name}": x + len(name) / 100, f"correct {name}": np.array(correct, bool)}
+    arrays = {"x": x, "y": np.array([1, 1, 0, 0, 2]), "class_names": np.array(["cat", "dog", "elk"])}
+    for name, predicted in (("fgsm", [0, 1, 0, 2, 0]), ("pgd+", [2, 0, 0, 1, 0])):
+        correct = np.array(predicted) == arrays["y"]
+        arrays |= {f"x_adv {name}": x + len(name) / 100, f"correct {name}": correct, f"predicted {name}": predicted}
     np.savez(tmp_path / "a.npz", **arrays)  # pyright: ignore[reportArgumentType]  its stub thinks of allow_pickle
     told = {"clean": 0.75, "fgsm": 0.5, "pgd+": 0.25}
     records = [{"attack": attack, "accuracy": accuracy} for attack, accuracy in told.items()]
     shown, x_adv, captions = examples_of(tmp_path / "a.npz", {"records": records, "outcomes": {"clean": "11110"}})
     np.testing.assert_allclose(shown.flatten(), [0.2, 0.0, 0.4], atol=1e-6)
     np.testing.assert_allclose(x_adv.flatten(), [0.24, 0.04, 0.44], atol=1e-6)
-    assert captions == ["class 0: withstands", "class 1: fooled", "class 2: wrong before"]
+    assert captions == [
+        "true cat\npredicted cat\nwithstands",
+        "true dog\npredicted elk\nfooled",
+        "true elk\npredicted cat\nwrong before",
+    ]
+    del arrays["class_names"]
+    np.savez(tmp_path / "old.npz", **arrays)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="holds no predictions"):
+        examples_of(tmp_path / "old.npz", {"records": records, "outcomes": {"clean": "11110"}})
+
+
+def test_predictions_are_those_of_the_run_s_network(tmp_path: Path):
+    run = train("natural", data="digits", model="small-cnn(width=4)", recipe=QUICK, runs=tmp_path, device="cpu")
+    measured = measure(run.path, ["fgsm"], n=60, eps=0.1, batch_size=16, device="cpu", save_examples=True)
+    net = load_net(run.path)
+    with np.load(measured.path.with_suffix(".npz")) as arrays, torch.no_grad():
+        assert arrays["class_names"].tolist() == list(load("digits").class_names)
+        for images, predicted in (("x", "predicted"), ("x_adv fgsm", "predicted fgsm")):
+            assert net(torch.from_numpy(arrays[images])).argmax(1).tolist() == arrays[predicted].tolist()
+        right = measured.evaluation.correct["clean"].numpy()
+        assert (right == (arrays["predicted"] == arrays["y"])).all()
+        assert (arrays["correct fgsm"] == (right & (arrays["predicted fgsm"] == arrays["y"]))).all()
+
+
+def test_the_gallery_is_told_in_words(tmp_path: Path):
+    x = torch.zeros(2, 1, 1, 1)
+    bands = {"at": (x, x, ["true cat\npredicted <dog>\nfooled", "true elk\npredicted elk\nwithstands"])}
+    said = "at: true cat, predicted <dog>, fooled; true elk, predicted elk, withstands."
+    assert gallery_in_words(bands) == said
+    plate = Plate("Examples", gallery(bands, amplify=1), "Seen.", gallery_in_words(bands))
+    write_page(tmp_path / "page.html", "", [], None, [plate], {})
+    text = (tmp_path / "page.html").read_text()
+    escaped = said.replace("<dog>", "&lt;dog&gt;")
+    assert f'aria-label="Examples. {escaped}"' in text
+    assert f'alt="{escaped}"' in text
+    assert '<p class="note">Seen.</p>' in text

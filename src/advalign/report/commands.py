@@ -61,8 +61,12 @@ def train_line(run: Run, places: Places) -> str:
     return "\n".join((*(f"# {note}" for note in notes), shlex.join(["advalign", "train", *words])))
 
 
-def evaluate_line(run: Run, evaluation: Mapping[str, Any], places: Places) -> str:
-    """Return the line that measures again what a result file of `advalign evaluate` in the run's folder holds."""
+def evaluate_line(source: Run | Path | None, evaluation: Mapping[str, Any], places: Places) -> str:
+    """Return the line that measures again what a result file of `advalign evaluate` holds.
+
+    Args:
+        source: the run, or the weights from elsewhere; None where they are not at hand.
+    """
     first, attacks = evaluation["records"][0], [name for name in evaluation["outcomes"] if name != "clean"]
     norm, _, eps = first["threat"].removesuffix(")").partition("(")
     notes, surrogate = [], []
@@ -73,9 +77,21 @@ def evaluate_line(run: Run, evaluation: Mapping[str, Any], places: Places) -> st
         surrogate = ["--surrogate", str(place) if place else "SURROGATE"]
         if place is None:
             notes.append(f"SURROGATE: the run or weights file of {label}, not below these paths")
-    words = [str(run.path), "--attacks", *(attacks or ["none"]), *surrogate, "--checkpoint", first["checkpoint"]]
-    if first["data"] != run.setting["data"]:
+    if isinstance(source, Run):
+        words = [str(source.path), "--checkpoint", first["checkpoint"]]
+    elif first["run"]:
+        words = ["RUN", "--checkpoint", first["checkpoint"]]
+        notes.append(f"RUN: the folder of run {first['run']}, not below these paths")
+    else:
+        words = ["--weights", str(source or "WEIGHTS"), "--model", first["model"]]
+        if source is None:
+            notes.append(f"WEIGHTS: {first['checkpoint']}, the file with digest {evaluation['weights']}")
+    words += ["--attacks", *(attacks or ["none"]), *surrogate]
+    if not isinstance(source, Run) or first["data"] != source.setting["data"]:
         words += ["--data", first["data"]]
+    for flag in ("mean", "std"):
+        if evaluation.get(flag):
+            words += [f"--{flag}", *map(spell_number, evaluation[flag])]
     for flag, value in {
         "--n": first["n"], "--norm": norm.lower(), "--eps": eps, "--batch-size": first["batch_size"],
         "--precision": first["precision"], "--seed": first["attack_seed"],

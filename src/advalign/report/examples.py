@@ -10,25 +10,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advalign.errors import require
+
 _COLUMNS = 8
 
 
 def examples_of(file: Path, evaluation: Mapping[str, Any]) -> tuple[Tensor, Tensor, list[str]]:
     """Return the first image of each class, what the attack that leaves least makes of it, and a caption.
 
-    They are the same images for every model that was evaluated on as many.
+    A caption has a line each on the true class, the predicted one, and whether the attack has changed it. They are the
+    same images for every model that was evaluated on as many.
+
+    Raises:
+        UserError: the file does not hold the predictions, as those of earlier versions.
     """
     accuracies = {record["attack"]: record["accuracy"] for record in evaluation["records"]}
     with np.load(file) as arrays:
         names = [key.removeprefix("x_adv ") for key in arrays.files if key.startswith("x_adv ")]
         attack = min(names, key=lambda name: accuracies[name])
+        told = "class_names" in arrays.files
+        require(told, f"{file} holds no predictions: advalign evaluate RUN --save-examples writes it anew")
         labels, rows = np.unique(arrays["y"], return_index=True)
         labels, rows = labels[:_COLUMNS], rows[:_COLUMNS]
-        x, x_adv, withstands = (arrays[key][rows] for key in ("x", f"x_adv {attack}", f"correct {attack}"))
+        x, x_adv, withstands, predicted = (
+            arrays[key][rows] for key in ("x", f"x_adv {attack}", f"correct {attack}", f"predicted {attack}")
+        )
+        true, says = (arrays["class_names"][classes] for classes in (labels, predicted))
     right = [evaluation["outcomes"]["clean"][row] == "1" for row in rows]
-    told = [
-        "withstands" if after else "fooled" if before else "wrong before"
-        for before, after in zip(right, withstands, strict=True)
+    captions = [
+        f"true {label}\npredicted {other}\n{'withstands' if after else 'fooled' if before else 'wrong before'}"
+        for label, other, before, after in zip(true, says, right, withstands, strict=True)
     ]
-    captions = [f"class {label}: {word}" for label, word in zip(labels, told, strict=True)]
     return torch.from_numpy(x), torch.from_numpy(x_adv), captions

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +16,16 @@ from numpy.typing import NDArray
 
 from advalign import attacks, models
 from advalign.data import Images
+from advalign.report.figures import HOVER
 from advalign.runs import load
 from advalign.runs.files import write_atomically
 from advalign.runtime import seeded
 from advalign.threats import Threat
 
 _BATCH = 500
+_PERPLEXITY = 30
+_STEPS = 20
+_MARKERS = "os^Dv"  # beside the colours, for who cannot tell these apart
 
 
 class FeatureMap(NamedTuple):
@@ -42,6 +47,9 @@ def feature_map(run: Path, images: Images, threat: Threat, device: torch.device,
 
     Features are what the last linear layer reads. Van der Maaten and Hinton 2008, perplexity 30, begun at the principal
     components; clean and adversarial ones in one map.
+
+    Raises:
+        UserError: the run has no weights, or its network cannot be built or has no linear layer.
     """
     if not kept.exists():
         content = io.BytesIO()
@@ -51,26 +59,50 @@ def feature_map(run: Path, images: Images, threat: Threat, device: torch.device,
         return FeatureMap(**file)
 
 
-def feature_maps(maps: Mapping[str, FeatureMap]) -> Figure:
-    """Draw maps side by side, clean features above adversarial ones, a colour a class."""
+def feature_maps(maps: Mapping[str, FeatureMap], class_names: Sequence[str]) -> Figure:
+    """Draw maps side by side, clean features above adversarial ones, a colour and a mark a class.
+
+    Args:
+        class_names: of the labels that the maps have, from 0.
+    """
     with mpl.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(2.6 * len(maps) + 0.4, 5.2), layout="constrained")
+        figure = Figure(figsize=(2.6 * len(maps) + 0.4, 5.4), layout="constrained")
         grid = figure.subplots(2, len(maps), squeeze=False, sharex="col", sharey="col")
         for column, (name, found) in enumerate(maps.items()):
+            size = min(10, max(2, 2500 / len(found.labels)))
             for axes, places in zip(grid[:, column], (found.clean, found.adversarial), strict=True):
-                axes.scatter(*places.T, c=found.labels, cmap="tab10", vmin=0, vmax=9, s=2, linewidths=0)
+                for label, told in enumerate(class_names):
+                    axes.scatter(
+                        *places[found.labels == label].T, s=size, color=f"C{label}", linewidths=0, label=told,
+                        marker=_MARKERS[label % len(_MARKERS)], gid=HOVER + told,
+                    )  # fmt: skip
                 axes.set(xticks=[], yticks=[])
-            grid[0][column].set_title(name)
+            grid[0][column].set_title(textwrap.fill(name, 34))
         grid[0][0].set_ylabel("clean")
         grid[1][0].set_ylabel("adversarial")
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
+
+
+def explained(images: Images, threat: Threat, class_names: Sequence[str]) -> str:
+    """Return what a reader must know of the maps of these images: what they show, how they were made, their limits."""
+    return (
+        f"t-SNE of what the last linear layer reads (penultimate), for {len(images)} test images, the first ones of "
+        f"{len(class_names)} classes ({', '.join(class_names)}): clean above, and below what PGD makes of them in "
+        f"{_STEPS} whole steps inside {threat}. Both lie in one map a model, so that they can be compared; perplexity "
+        f"{_perplexity(images):g}, seed 0, begun at the principal components. t-SNE keeps neighbours together: "
+        "distances between clusters, and their sizes, mean little, and nothing can be compared from map to map."
+    )
 
 
 def _embedded(run: Path, images: Images, threat: Threat, device: torch.device) -> FeatureMap:
     from sklearn.manifold import TSNE
 
     net = load(run).to(device)
-    tapped, attack = models.Tapped(net, ("penultimate",), frozen=True), attacks.PGD(threat, steps=20)
+    tapped = models.Tapped(net, ("penultimate",), frozen=True)
+    # To the end: images that stop once they are fooled lie just beyond the boundary, beside where they began.
+    attack = attacks.PGD(threat, steps=_STEPS, until_fooled=False)
     clean, adversarial = [], []
     images = images.to(device)
     for rows in torch.arange(len(images), device=device).split(_BATCH):
@@ -80,6 +112,11 @@ def _embedded(run: Path, images: Images, threat: Threat, device: torch.device) -
         clean.append(tapped(x).features["penultimate"].cpu())
         adversarial.append(tapped(x_adv).features["penultimate"].cpu())
     features = torch.cat([*clean, *adversarial]).numpy()
-    places = TSNE(perplexity=min(30, len(images) / 2), init="pca", random_state=0).fit_transform(features)
+    places = TSNE(perplexity=_perplexity(images), init="pca", random_state=0).fit_transform(features)
     clean_places, adversarial_places = np.split(places, 2)
     return FeatureMap(clean_places, adversarial_places, images.labels.cpu().numpy())
+
+
+def _perplexity(images: Images) -> float:
+    """Return the usual one; of few images, as many neighbours as a quarter of the points."""
+    return min(_PERPLEXITY, len(images) / 2)

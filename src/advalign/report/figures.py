@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from math import nan, sqrt
 from statistics import mean, stdev
@@ -23,6 +24,7 @@ from advalign.runs import Record
 
 HOVER = "hover: "
 _FEW = 10  # curves that a legend inside the axes, and matplotlib's colours, are enough for
+_CAPTION = 20  # letters of a caption that an image of the gallery is as wide as
 _MARKERS = "osD^vP*X"
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -166,16 +168,19 @@ def calibration_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figur
     return figure
 
 
-def gallery(rows: Mapping[str, tuple[Tensor, Tensor, Sequence[str]]], amplify: float) -> Figure:
+Bands = Mapping[str, tuple[Tensor, Tensor, Sequence[str]]]
+"""By model, images (N, C, H, W) in [0, 1], adversarial images, and a caption of a few lines for each."""
+
+
+def gallery(rows: Bands, amplify: float) -> Figure:
     """Show originals, adversarial examples and their amplified difference around grey, a band of three rows per model.
 
     Args:
-        rows: model name to images (N, C, H, W) in [0, 1], adversarial images, and a caption for each.
         amplify: factor of the difference.
     """
     columns = len(next(iter(rows.values()))[2])
     with mpl.rc_context({"font.size": 8}):
-        figure = Figure(figsize=(1.05 * columns + 1.6, 3.3 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(1.05 * columns + 1.6, 3.6 * len(rows)), layout="constrained")
         grid = figure.subplots(3 * len(rows), columns, squeeze=False)
         for band, (name, (x, x_adv, captions)) in enumerate(rows.items()):
             difference = (0.5 + amplify * (x_adv - x)).clamp(0, 1)
@@ -187,9 +192,18 @@ def gallery(rows: Mapping[str, tuple[Tensor, Tensor, Sequence[str]]], amplify: f
                     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                     axes.set(xticks=[], yticks=[])
                     if k == 1:
-                        axes.set_xlabel(caption, fontsize=7)
+                        lines = [textwrap.fill(line, _CAPTION) for line in caption.split("\n")]
+                        axes.set_xlabel("\n".join(lines), fontsize=7)
                 grid[3 * band + k][0].set_ylabel(title, rotation=0, ha="right", va="center")
     return figure
+
+
+def gallery_in_words(rows: Bands) -> str:
+    """Say of each image of the gallery what its caption says, for who does not see it."""
+    return " ".join(
+        f"{name}: {'; '.join(', '.join(caption.splitlines()) for caption in captions)}."
+        for name, (_, _, captions) in rows.items()
+    )
 
 
 def accuracy_curves(diagnosis: Diagnosis) -> Figure:

@@ -25,6 +25,8 @@ class Plate(NamedTuple):
     heading: str
     figure: Figure
     caption: str
+    alt: str = ""
+    """What the figure shows, for who does not see it; the caption if not given."""
 
 
 class Sheet(NamedTuple):
@@ -102,5 +104,5 @@ def _files(section: Plate | Sheet | Listing, name: str) -> dict[str, str | bytes
 def _embedded(plate: Plate, name: str) -> Markup:
     """Return lines as SVG, in which the pointer finds them, and images as PNG."""
     if any(axes.images for axes in plate.figure.axes):
-        return Markup('<img src="{}" alt="{}">').format(data_uri(plate.figure), plate.caption)
+        return Markup('<img src="{}" alt="{}">').format(data_uri(plate.figure), plate.alt or plate.caption)
     return Markup(inline(plate.figure, name))

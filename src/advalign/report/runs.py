@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from advalign.errors import UserError
+from rich.console import Console
+
+from advalign.errors import UserError, require
 from advalign.report.classes import by_class, class_figure, class_table, dataset_of, labels_of, outcomes_of
 from advalign.report.commands import evaluate_line, flags_of, train_line
 from advalign.report.diagnosis import remarks_table, verdicts_table
 from advalign.report.examples import examples_of
-from advalign.report.figures import calibration_curves, gallery, trade_off, training_curves
+from advalign.report.figures import calibration_curves, gallery, gallery_in_words, trade_off, training_curves
 from advalign.report.found import Found, Scope, find
+from advalign.report.maps import feature_plates
 from advalign.report.page import Listing, Plate, Sheet, write_page
 from advalign.report.radius import Curve, radii_of, radius_curves
 from advalign.report.tables import Flags, Table, accuracy_table, rows_of, worst_cases
 from advalign.runs import Record
-from advalign.runs.files import read_json
+from advalign.runs.files import read_json, require_writable
 from advalign.runtime import environment
 from advalign.spelling import parse_number
 
@@ -30,7 +33,14 @@ Section = Plate | Sheet | Listing
 Say = Callable[[str], None]
 
 
-def report_on(paths: Sequence[str | Path], out: str | Path, data_dir: str | Path | None = None) -> list[Table]:
+def report_on(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    data_dir: str | Path | None = None,
+    *,
+    maps: int = 4,
+    console: Console | None = None,
+) -> list[Table]:
     """Write one HTML page on the runs and records below the paths, and return its tables of accuracies.
 
     There is one table for each data set, threat and number of test images. Beside PAGE.html lies `PAGE-files`, with
@@ -38,13 +48,19 @@ def report_on(paths: Sequence[str | Path], out: str | Path, data_dir: str | Path
     with the reason.
 
     Args:
-        paths: run folders, folders of runs, or files of records (`.jsonl`); what is found twice counts once.
-        data_dir: where CIFAR lies, for the labels of test images; ADVALIGN_DATA, then the cache, if not given.
+        paths: run folders, folders of runs or of evaluated weights, files of records (`.jsonl`) or of results of
+            `advalign evaluate` (`.json`); what is found twice counts once.
+        data_dir: where CIFAR lies, for labels and test images; ADVALIGN_DATA, then the cache, if not given.
+        maps: models in a map of features; 0 makes none.
 
     Raises:
-        UserError: a path does not exist, there are no records below the paths, or a file is damaged.
+        UserError: a path does not exist, there are no records below the paths, a file is damaged, or the page cannot be
+            written.
     """
+    require(maps >= 0, f"maps={maps} must be at least 0")
     found, page, absent = find([Path(path) for path in paths]), Path(out), []
+    parts = page.parent / f"{page.stem}-files"
+    require_writable(page.parent)
     flags = {run: flags_of(each.setting) for run, each in found.runs.items()}
     scopes = found.scopes()
     sections: list[Section] = []
@@ -58,7 +74,9 @@ def report_on(paths: Sequence[str | Path], out: str | Path, data_dir: str | Path
             sections += _trade_offs(name, records, flags)
             sections += _classes(name, scope, records, found, flags, data_dir, absent.append)
             sections += _gallery(name, scope, found, absent.append)
+    console = console or Console(quiet=True)
     sections += [
+        *feature_plates(found, parts / "features", most=maps, data_dir=data_dir, absent=absent.append, console=console),
         *_radii(found, absent.append),
         *_training(found, absent.append),
         *_verdicts(found, absent.append),
@@ -68,7 +86,11 @@ def report_on(paths: Sequence[str | Path], out: str | Path, data_dir: str | Path
         f"{len(found.runs)} runs, {len(found.records)} records. The test set takes no part in advalign's training, nor "
         "in its choice of a checkpoint."
     ]
-    parts = page.parent / f"{page.stem}-files"
+    if alone := {record.method for record in found.records if not record.run}:
+        introduction.append(
+            f"Weights from elsewhere: {len(alone)}, evaluated only. Nobody knows how they were trained, nor whether on "
+            "these test images."
+        )
     write_page(page, "advalign report", introduction, None, sections, environment(), absent=absent, parts=parts)
     return tables
 
@@ -107,8 +129,8 @@ def _classes(
         say(f"Accuracy by class, {name}: no run folder below the paths has the outcomes of {worst}.")
         return []
     try:
-        size = next(iter(found.runs.values())).setting["shape"][1]
-        data = dataset_of(scope.data, scope.images, size, data_dir)
+        sizes = (run.setting["shape"][1] for run in found.runs.values() if run.setting["data"] == scope.data)
+        data = dataset_of(scope.data, scope.images, next(sizes, 32), data_dir)
         accuracies = {}
         for row in rows_of(records, flags)[0]:
             behind = [evaluations[record] for record in row.records if record in evaluations]
@@ -131,34 +153,41 @@ def _classes(
 
 
 def _gallery(name: str, scope: Scope, found: Found, say: Say) -> list[Section]:
-    bands = {
-        found.names[run]: examples_of(evaluated.examples, evaluated.content)
-        for run in found.runs
-        for evaluated in found.evaluations[run]
-        if evaluated.scope == scope and evaluated.examples.exists()
-    }
-    if not bands:
+    bands, doubts = {}, []
+    for run, evaluations in found.evaluations.items():
+        for evaluated in evaluations:
+            if evaluated.scope == scope and evaluated.examples.exists():
+                try:
+                    bands[found.names[run]] = examples_of(evaluated.examples, evaluated.content)
+                except UserError as error:
+                    doubts.append(f"Adversarial examples, {name}: {error}.")
+    for doubt in doubts:
+        say(doubt)
+    if not bands and not doubts:
         say(f"Adversarial examples, {name}: none were saved; advalign evaluate RUN --save-examples does.")
+    if not bands:
         return []
     shown = dict(list(bands.items())[:_BANDS])
     eps = parse_number(scope.threat.partition("(")[2].removesuffix(")"))
     caption = (
         f"The first test image of each class, what the attack that leaves least makes of it, and the difference around "
-        f"grey. {len(shown)} of {len(bands)} models whose examples were saved."
+        f"grey; below each its true class, what the model takes the adversarial image for, and whether it withstands. "
+        f"{len(shown)} of {len(bands)} models whose examples were saved."
     )
-    return [Plate(f"Adversarial examples: {name}", gallery(shown, amplify=0.5 / eps), caption)]
+    return [Plate(f"Adversarial examples: {name}", gallery(shown, amplify=0.5 / eps), caption, gallery_in_words(shown))]
 
 
 def _radii(found: Found, say: Say) -> list[Section]:
     """Return accuracy over the radius, a figure for each data set and norm."""
     measured: dict[tuple[str, str, str], list[Record]] = {}
     for record in found.records:
-        measured.setdefault((record.data, record.threat.partition("(")[0], record.run), []).append(record)
+        model = record.run or record.method
+        measured.setdefault((record.data, record.threat.partition("(")[0], model), []).append(record)
     curves: dict[tuple[str, str], dict[str, Curve]] = {}
-    for (data, norm, run), records in measured.items():
+    for (data, norm, model), records in measured.items():
         attack, curve = radii_of(records)
         if curve:
-            name = found.names.get(run, f"{records[0].method}, {run}")
+            name = found.names.get(model, f"{records[0].method}, {model}" if records[0].run else model)
             curves.setdefault((data, norm), {})[f"{name}: {attack}"] = curve
     for run, diagnosis in found.diagnoses.items():
         shares = {float(eps): (share, diagnosis["n"]) for eps, share in diagnosis["accuracy_by_radius"].items()}
@@ -198,16 +227,21 @@ def _verdicts(found: Found, say: Say) -> list[Section]:
 
 
 def _commands(found: Found) -> list[Section]:
-    """Return for each run the lines that repeat it, and where it was made."""
+    """Return for each model the lines that repeat it, and where it was made."""
     places = {run: each.path for run, each in found.runs.items()}
-    groups = {}
+    lines: dict[str, list[str]] = {}
     for run, each in found.runs.items():
         here = read_json(each.path / "run.json").get("environment", {})
         made = ", ".join(f"{key} {here[key]}" for key in ("commit", "torch", "device") if here.get(key))
-        lines = [f"# trained with {made}", train_line(each, places)]
-        for evaluated in found.evaluations[run]:
-            first = evaluated.content["records"][0]
+        lines[run] = [f"# trained with {made}", train_line(each, places)]
+    for model, evaluations in found.evaluations.items():
+        for evaluated in evaluations:
+            first, source = evaluated.first, found.runs.get(model, evaluated.weights)
             made = ", ".join(f"{key} {first[key]}" for key in ("commit", "torch", "device") if first[key])
-            lines += [f"# measured with {made}", evaluate_line(each, evaluated.content, places)]
-        groups[f"{found.names[run]} ({run})"] = "\n".join(lines)
+            told = [f"# measured with {made}", evaluate_line(source, evaluated.content, places)]
+            lines.setdefault(model, []).extend(told)
+    titles = {
+        model: f"{found.names[model]} ({model})" if model in found.runs else found.names[model] for model in lines
+    }
+    groups = {titles[model]: "\n".join(those) for model, those in lines.items()}
     return [Listing("The commands that repeat them", groups)] if groups else []

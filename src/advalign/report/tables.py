@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
@@ -174,8 +175,17 @@ def _by_run(group: Sequence[Record]) -> dict[tuple[str, ...], list[Record]]:
 
 
 def worst_cases(records: Sequence[Record]) -> list[str]:
-    """Return the worst cases measured, that over most attacks first."""
-    return sorted({r.attack for r in records if r.attack.startswith("worst(")}, key=len, reverse=True)
+    """Return the worst cases measured, that over most attacks first; those over transferred examples last."""
+    found = {record.attack for record in records if record.attack.startswith("worst(")}
+    return sorted(found, key=lambda attack: ("transfer(" in attack, -_members(attack), attack))
+
+
+def _members(worst: str) -> int:
+    """Count the attacks of a worst case, whose own arguments have commas too."""
+    outer = worst.removeprefix("worst(").removesuffix(")")
+    while (inner := re.sub(r"\([^()]*\)", "", outer)) != outer:
+        outer = inner
+    return outer.count(",") + 1
 
 
 def accuracy_table(records: Sequence[Record], flags: Flags | None = None) -> Table:
@@ -200,6 +210,8 @@ def accuracy_table(records: Sequence[Record], flags: Flags | None = None) -> Tab
     if _TOLD["n"] not in extras:
         shared.append(f"one image is {100 / records[0].n:.2g} points")
     notes = ["Accuracy in %", *shared, f"seeds: {seeds}", *(f"worst case: {name}" for name in names)]
+    if not all(record.run for record in records):
+        notes.append("unknown: nobody knows how weights from elsewhere were trained")
     if any(len(each) > 1 for line in cells for each in line):
         notes.append("±: standard deviation over seeds")
     if best:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -41,9 +42,16 @@ _OUTCOME = ("accuracy", "seconds", "commit", "torch", "device")
 
 def append_records(path: Path, records: list[Record]) -> None:
     """Add records to a JSON Lines file; what was measured before in just the same way gives way to the new."""
-    new = {_measured(record) for record in records}
-    old = [record for record in read_records(path) if _measured(record) not in new]
-    write_lines(path, [asdict(record) for record in (*old, *records)])
+    write_lines(path, [asdict(record) for record in latest([*read_records(path), *records])])
+
+
+def latest(records: Iterable[Record]) -> list[Record]:
+    """Return, of records that were measured in just the same way, the last; in their order."""
+    last: dict[tuple[object, ...], Record] = {}
+    for record in records:
+        last.pop(_measured(record), None)
+        last[_measured(record)] = record
+    return list(last.values())
 
 
 def read_records(path: Path) -> list[Record]:

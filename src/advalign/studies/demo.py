@@ -7,14 +7,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from advalign import attacks
 from advalign.data import Dataset, load
 from advalign.measure import measure
 from advalign.recipes import digits
-from advalign.report.figures import calibration_curves, gallery, png, trade_off, training_curves
+from advalign.report.figures import (
+    Bands,
+    calibration_curves,
+    gallery,
+    gallery_in_words,
+    png,
+    trade_off,
+    training_curves,
+)
 from advalign.report.page import Plate, write_page
 from advalign.report.runs import CALIBRATION
 from advalign.report.tables import accuracy_table, print_table
@@ -81,6 +88,7 @@ def _demo(out: Path, seed: int, time_budget: float | None, console: Console) -> 
         "Read the plot as curves: beta (TRADES) and weight (VFD) are dials between clean and robust accuracy. "
         "One seed on a small data set: half a point is 2 or 3 images.",
     )
+    bands = _attacked({run.setting["method"]: run for run in runs if run.setting["method"] in SHOWN}, data, budget)
     plates = (
         Plate(
             "Trade-off",
@@ -89,9 +97,10 @@ def _demo(out: Path, seed: int, time_budget: float | None, console: Console) -> 
         ),
         Plate(
             "Adversarial examples",
-            _gallery({str(run.setting["method"]): run for run in runs if run.setting["method"] in SHOWN}, data, budget),
+            gallery(bands, amplify=0.5 / budget.eps),
             "PGD-20 from the same images for each model: original, adversarial example, and their difference amplified "
-            "around grey. Below each: the true class and what the model says.",
+            "around grey. Below each: the true class and what the model takes it for.",
+            gallery_in_words(bands),
         ),
         Plate(
             "Training",
@@ -114,7 +123,7 @@ def _demo(out: Path, seed: int, time_budget: float | None, console: Console) -> 
     return True
 
 
-def _gallery(runs: dict[str, Run], data: Dataset, budget: Linf, count: int = 8) -> Figure:
+def _attacked(runs: dict[str, Run], data: Dataset, budget: Linf, count: int = 8) -> Bands:
     """Attack the first test image of each of `count` classes."""
     rows = torch.stack([(data.test.labels == label).nonzero()[0, 0] for label in range(count)])
     x, y = data.test.floats(rows), data.test.labels[rows]
@@ -126,6 +135,7 @@ def _gallery(runs: dict[str, Run], data: Dataset, budget: Linf, count: int = 8) 
             x_adv = attack(model, x, y)
         with torch.no_grad():
             says = model(x_adv).argmax(1)
-        captions = [f"{data.class_names[a]} → {data.class_names[b]}" for a, b in zip(y, says, strict=True)]
+        pairs = zip(y, says, strict=True)
+        captions = [f"true {data.class_names[a]}\npredicted {data.class_names[b]}" for a, b in pairs]
         bands[method] = (x, x_adv, captions)
-    return gallery(bands, amplify=0.5 / budget.eps)
+    return bands

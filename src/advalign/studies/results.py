@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 
-from advalign.report.features import feature_map, feature_maps, few
+from advalign.report.features import explained, feature_map, feature_maps, few
 from advalign.report.figures import png
 from advalign.report.page import Plate, write_page
 from advalign.report.sweeps import Point, sweep_curves, trade_off_curves
@@ -163,20 +163,20 @@ def trade_off(results: Results) -> Plate | None:
 
 def feature_plate(results: Results) -> Plate | None:
     """Draw the features of every model of the study's first seed that is trained, of five classes of test images."""
-    maps = {}
-    for job in results.jobs:
-        if job.run.finished and job.cell.recipe.seed == 0:
-            kept = results.out / "features" / f"{job.run.id}.npz"
-            images = few(dataset(job.cell.data, results.place.data_dir).test, classes=5, each=500)
-            device = pick_device(results.place.device)
-            maps[job.cell.row] = feature_map(job.run.path, images, job.threat, device, kept)
-    if not maps:
+    jobs = [job for job in results.jobs if job.run.finished and job.cell.recipe.seed == 0]
+    if not jobs:
         return None
-    caption = (
-        "t-SNE of what the last layer reads, a colour a class, 500 test images each; adversarial images by PGD-20. "
-        "Clean and adversarial features of a model lie in one map; distances between far groups mean little."
-    )
-    return Plate("Features", feature_maps(maps), caption)
+    first, device = jobs[0], pick_device(results.place.device)
+    data = dataset(first.cell.data, results.place.data_dir)
+    images, names = few(data.test, classes=5, each=500), data.class_names[:5]
+    maps = {
+        job.cell.row: feature_map(
+            job.run.path, images, first.threat, device, results.out / "features" / f"{job.run.id}.npz"
+        )
+        for job in jobs
+        if (job.cell.data, job.threat) == (first.cell.data, first.threat)
+    }
+    return Plate("Features", feature_maps(maps, names), explained(images, first.threat, names))
 
 
 def sweep(along: str) -> Draw:
