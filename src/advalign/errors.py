@@ -1,4 +1,4 @@
-"""The two ways a command ends early: what the user typed cannot be done, or a training run broke down."""
+"""The ways a command ends early: what the user typed cannot be done, or not now, or a training run broke down."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from difflib import get_close_matches
 
 class UserError(ValueError):
     """Bad input. One line that names the value, what was allowed and the nearest valid name; exit code 2."""
+
+
+class Busy(UserError):
+    """Another process is at it; later the same can be done."""
 
 
 class TrainingError(RuntimeError):

@@ -71,8 +71,8 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """Method, architecture, and the run or, of weights from elsewhere, the file's digest."""
-        return f"{self.method} {self.model} {self.card.get('run', self.digest[:10])}"
+        """Method, architecture, and the run, how far it is if unfinished, or the digest of a file from elsewhere."""
+        return f"{self.method} {self.model} {self.card.get('run', self.digest[:10])}{self.card.get('stands', '')}"
 
     @property
     def method(self) -> str:
@@ -245,6 +245,7 @@ def opened(
     images = dataset.test if n is None else stratified_subset(dataset.test, n, SUBSET_SEED)
     if "run" in card and (path.parent / "run.json").exists() and not (run := Run.read(path.parent)).finished:
         card["epochs"], whole = len(run.log), card["epochs"]
+        card["stands"] = f" at epoch {card['epochs']}"
         say(console, f"{path.parent} is not finished: it stands at epoch {card['epochs']} of {whole}")
     if dataset.note:
         say(console, f"{dataset.name}: {dataset.note}")

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from advalign import models
 from advalign.data import Dataset, load, load_extra
 from advalign.data.extra import find_npz
-from advalign.errors import UserError, require
+from advalign.errors import Busy, UserError, require
 from advalign.fit import Row, Standing, fit
 from advalign.interrupts import Interrupts
 from advalign.objectives import Base, Method, as_method
@@ -92,9 +92,10 @@ def train(
     with Interrupts(time_budget) as interrupts, progress_bars(console, "steps") as bars:
         for each in todo:
             say(console, f"{each.method} on {dataset.name}, {each.model}: {each.run.path}")
-            with _only_here(each.run, wait=each is not planned), seeded(recipe.seed):
-                finished = each.run.finished or _fit(
-                    each, where, interrupts, checkpoint_seconds, cuda_graphs, sinks, bars
+            waits = None if each is planned else interrupts
+            with _only_here(each.run, waits, console) as here, seeded(recipe.seed):
+                finished = here and (
+                    each.run.finished or _fit(each, where, interrupts, checkpoint_seconds, cuda_graphs, sinks, bars)
                 )
             if not finished:
                 say(console, f"Stopped: {interrupts.reason}. Saved in {each.run.path}; the same command goes on.")
@@ -137,21 +138,37 @@ def _fit(
 
 
 @contextmanager
-def _only_here(run: Run, *, wait: bool) -> Iterator[None]:
+def _only_here(run: Run, waits: Interrupts | None, console: Console) -> Iterator[bool]:
     """Hold the run's folder, so that no second process trains the same run; the system frees it at any death.
 
-    Another run's guest is waited for: it will be there when its process is done.
+    Another run's guest is waited for, since it will be there when its process is done: until there is reason to stop,
+    which gives False.
+
+    Raises:
+        Busy: another process holds it, and there is no waiting.
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make {run.path}: {error.strerror}") from None
+    lock, told = FileLock(run.path / ".lock"), False
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=1 if told else 0)
+        except Timeout:
+            if waits is None:
+                raise Busy(f"{run.path} is being trained by another process; nothing was changed") from None
+            if waits.reason:
+                yield False
+                return
+            if not told:
+                say(console, f"waiting for the other process that trains {run.path}")
+            told = True
     try:
-        with FileLock(run.path / ".lock", timeout=-1 if wait else 0):
-            run.remove_leftovers()
-            yield
-    except Timeout:
-        raise UserError(f"{run.path} is being trained by another process; nothing was changed") from None
+        run.remove_leftovers()
+        yield True
+    finally:
+        lock.release()
 
 
 class _Show:

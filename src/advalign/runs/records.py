@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from filelock import FileLock
+
 from advalign.errors import UserError
 from advalign.runs.files import read_lines, write_lines
 
@@ -41,8 +43,13 @@ _OUTCOME = ("accuracy", "seconds", "commit", "torch", "device")
 
 
 def append_records(path: Path, records: list[Record]) -> None:
-    """Add records to a JSON Lines file; what was measured before in just the same way gives way to the new."""
-    write_lines(path, [asdict(record) for record in latest([*read_records(path), *records])])
+    """Add records to a JSON Lines file; what was measured before in just the same way gives way to the new.
+
+    Of two processes that add at a time, one waits.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        write_lines(path, [asdict(record) for record in latest([*read_records(path), *records])])
 
 
 def latest(records: Iterable[Record]) -> list[Record]:

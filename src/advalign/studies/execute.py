@@ -11,13 +11,15 @@ from typing import Literal
 
 from rich.console import Console
 
-from advalign.errors import TrainingError, UserError
+from advalign.errors import Busy, TrainingError, UserError
 from advalign.interrupts import stoppable
 from advalign.measure import measure
 from advalign.studies.job import Job, dataset
 from advalign.studies.study import CLEAN, Column
 from advalign.terminal import say
 from advalign.training import train
+
+BUSY_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Place:
     data_dir: Path | None = None
     deadline: float | None = None
     """In the seconds of `time.time`, which machines share."""
+    plugins: tuple[str, ...] = ()
+    """`package.module:Class` of those of one's own, which every process has to know."""
 
     @property
     def left(self) -> float | None:
@@ -39,7 +43,8 @@ class Place:
 class Outcome:
     """How a job ended."""
 
-    status: Literal["finished", "stopped", "failed"]
+    status: Literal["finished", "stopped", "failed", "busy"]
+    """busy: another process trains one of its runs"""
     reason: str = ""
 
 
@@ -58,6 +63,8 @@ def carry_out(job: Job, place: Place, console: Console) -> Outcome:
                     _measure(job, n, columns, job.surrogate if black_box else None, place, console)
     except KeyboardInterrupt as stop:
         return Outcome("stopped", str(stop) or "SIGINT arrived")
+    except Busy as error:
+        return Outcome("busy", str(error))
     except (TrainingError, UserError) as error:
         return Outcome("failed", str(error).removeprefix(f"{job.run.path}: "))
     except Exception as error:  # a study of many runs outlives any of them
@@ -66,17 +73,40 @@ def carry_out(job: Job, place: Place, console: Console) -> Outcome:
 
 
 def locally(jobs: Sequence[Job], place: Place, console: Console, watch: Watcher) -> str:
-    """Carry the jobs out one after another; return why it stopped before the end, or the empty string."""
-    began = time.monotonic()
-    for k, job in enumerate(jobs):
-        eta = f", about {spelled((time.monotonic() - began) / k * (len(jobs) - k))} left" if k else ""
-        say(console, f"cell {k + 1} of {len(jobs)}: {job.name}{eta}")
-        outcome = carry_out(job, place, console)
-        if outcome.status == "stopped":
-            return outcome.reason
-        if outcome.status == "failed":
-            say(console, f"failed: {outcome.reason}")
-        watch(job, outcome)
+    """Carry the jobs out one after another; return why it stopped before the end, or the empty string.
+
+    What another process is at comes after the others, and is waited for at the end.
+    """
+    began, k, todo = time.monotonic(), 0, list(jobs)
+    while todo:
+        later = []
+        for job in todo:
+            eta = f", about {spelled((time.monotonic() - began) / k * (len(jobs) - k))} left" if k else ""
+            say(console, f"cell {k + 1} of {len(jobs)}: {job.name}{eta}")
+            outcome = carry_out(job, place, console)
+            if outcome.status == "stopped":
+                return outcome.reason
+            if outcome.status == "busy":
+                say(console, f"later: {outcome.reason}")
+                later.append(job)
+                continue
+            if outcome.status == "failed":
+                say(console, f"failed: {outcome.reason}")
+            k += 1
+            watch(job, outcome)
+        if len(later) == len(todo) and (reason := _wait(place)):
+            return reason
+        todo = later
+    return ""
+
+
+def _wait(place: Place) -> str:
+    """Wait a while for another process; return why there is no more waiting, or the empty string."""
+    try:
+        with stoppable(place.left):
+            time.sleep(BUSY_SECONDS)
+    except KeyboardInterrupt as stop:
+        return str(stop) or "SIGINT arrived"
     return ""
 
 

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from advalign.data import Dataset, load
+from advalign.errors import UserError, require
 from advalign.objectives import parse
 from advalign.plan import Plan, plan
 from advalign.runs import Record, Run
@@ -22,6 +23,8 @@ class Job:
     """with the job's seed in its recipe"""
     run: Run
     test_images: int
+    images: str
+    """digest of the data set"""
     columns: tuple[Column, ...] = ()
     surrogate: Job | None = None
     guests: tuple[Job, ...] = ()
@@ -46,15 +49,22 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is trained and every column measured."""
-        return self.run.finished and not self.missing()
+        """Whether the run is trained and every column measured; not, where its files cannot be read."""
+        try:
+            return self.run.finished and not self.missing()
+        except UserError:
+            return False
 
     def n(self, column: Column) -> int:
         """Return how many test images the column is measured on."""
         return min(column.n or self.test_images, self.test_images)
 
     def records(self) -> dict[Column, Record]:
-        """Return what was measured so far; of two records in one place the later."""
+        """Return what was measured so far; of two records in one place the later.
+
+        Raises:
+            UserError: the run's records are damaged.
+        """
         found = {}
         for record in self.run.records:
             for column in self.columns:
@@ -71,10 +81,12 @@ class Job:
         measured = (record.checkpoint, record.threat, record.n, record.precision, record.attack_seed)
         if measured != ("best", str(self.threat), self.n(column), "fp32", 0):
             return False
+        if (record.epochs, record.images) != (self.cell.recipe.epochs, self.images):  # half-trained, or on other data
+            return False
         if not column.black_box:
             return record.attack == column.attack
         made_on = "" if self.surrogate is None else self.surrogate.run.id
-        return record.attack.startswith(f"transfer({column.attack}, from ") and made_on in record.attack
+        return record.attack.startswith(f"transfer({column.attack}, from ") and record.attack.endswith(f" {made_on})")
 
 
 @cache
@@ -89,8 +101,9 @@ def lay_out(study: Study, seeds: int, *, runs: Path, data_dir: Path | None) -> l
     Raises:
         UserError: anything that cannot work.
     """
+    require(seeds >= 1, f"seeds={seeds} must be at least 1")
     surrogate = None if study.surrogate is None else _job(study.surrogate, 0, runs, data_dir)
-    return [
+    jobs = [
         replace(
             _job(cell, seed, runs, data_dir),
             columns=tuple(column for column in study.columns if column.data in (None, cell.data)),
@@ -99,18 +112,23 @@ def lay_out(study: Study, seeds: int, *, runs: Path, data_dir: Path | None) -> l
         for seed in range(seeds)
         for cell in study.in_order
     ]
+    for job in jobs:
+        itself = surrogate is not None and job.run.path == surrogate.run.path
+        require(not itself, f"{job.name} is the surrogate itself, so no black box: give the study another surrogate")
+    return jobs
 
 
 def _job(cell: Cell, seed: int, runs: Path, data_dir: Path | None) -> Job:
     cell = replace(cell, recipe=replace(cell.recipe, seed=seed))
     data = dataset(cell.data, data_dir)
     planned = plan(parse(cell.method), data, cell.model, cell.recipe, runs=runs, given={})
-    return Job(cell, planned.run, len(data.test), guests=_guests(planned, cell.data))
+    return Job(cell, planned.run, len(data.test), data.digest, guests=_guests(planned, cell.data))
 
 
 def _guests(planned: Plan, data: str) -> tuple[Job, ...]:
     jobs = []
     for guest in (each for each in planned.guests.values() if isinstance(each, Plan)):
         cell = Cell(method=str(guest.method), data=data, model=guest.model, recipe=guest.recipe)
-        jobs.append(Job(cell, guest.run, len(guest.dataset.test), guests=_guests(guest, data)))
+        made = guest.dataset
+        jobs.append(Job(cell, guest.run, len(made.test), made.digest, guests=_guests(guest, data)))
     return tuple(jobs)

@@ -1,4 +1,4 @@
-"""Studies on a cluster: each run a Ray task with its share of a GPU, after the guests it needs.
+"""Studies on a cluster: to train a run is a Ray task, after its guests; to measure it another. Each has its GPU share.
 
 Runs and data must be in folders that every machine sees under one path. A task that is lost with its machine is given
 to another, where the run goes on from its last saved state; training holds each run's folder, so no run is made twice
@@ -15,8 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
-from advalign.errors import UserError
+from advalign.errors import UserError, require
 from advalign.interrupts import stoppable
+from advalign.objectives import register
 from advalign.studies.execute import Outcome, Place, Watcher, carry_out, spelled
 from advalign.studies.job import Job
 from advalign.terminal import say
@@ -41,27 +42,35 @@ def on_ray(jobs: Sequence[Job], place: Place, gpus: float | None, console: Conso
     ours = not ray.is_initialized()
     if ours:
         ray.init(log_to_driver=False)
-    if gpus is None:
-        gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+    there = ray.cluster_resources().get("GPU", 0.0)
+    gpus = min(1.0, there) if gpus is None else gpus
+    require(gpus <= there, f"gpus={gpus:g} a cell, and the cluster has {there:g}")
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_work)
     place = replace(place, data_dir=None if place.data_dir is None else place.data_dir.absolute())
-    under_way: dict[Path, Any] = {}  # by the run's folder
+    training: dict[Path, Any] = {}  # by the run's folder
 
-    def submit(job: Job) -> Any:
-        """Return the job's task, which begins when the runs it needs are there; none is submitted twice."""
-        if job.run.path not in under_way:
-            needed = [*job.guests, *([job.surrogate] if job.surrogate is not None else [])]
-            waits = [submit(by_run.get(each.run.path, each)) for each in needed if not each.run.finished]
-            under_way[job.run.path] = task.remote(_absolute(job), place, *waits)
-        return under_way[job.run.path]
+    def trained(job: Job) -> Any:
+        """Return the task that trains a run, which begins when its guests are there; no run has two."""
+        if job.run.path not in training:
+            guests = [trained(guest) for guest in job.guests if not guest.run.finished]
+            training[job.run.path] = task.remote(_absolute(replace(job, columns=())), place, *guests)
+        return training[job.run.path]
 
-    by_run = {job.run.path: job for job in jobs}
-    began, reason = time.monotonic(), ""
+    def measured(job: Job) -> Any:
+        surrogate = [] if job.surrogate is None else [job.surrogate]
+        waits = [trained(each) for each in (job, *surrogate) if not each.run.finished]
+        return task.remote(_absolute(job), place, *waits)
+
+    began, reason, waiting = time.monotonic(), "", dict[Any, Job]()
     try:
         with stoppable():
-            waiting = {submit(job): job for job in jobs}
+            waiting = {measured(job): job for job in jobs}
             while waiting and not reason:
-                (done, *_), _ = ray.wait(list(waiting))
+                ready, _ = ray.wait(list(waiting), timeout=place.left)
+                if not ready:
+                    reason = "the time budget is used up"
+                    break
+                (done,) = ready
                 job, outcome = waiting.pop(done), _outcome(ray, done)
                 if outcome.status == "stopped":
                     reason = outcome.reason
@@ -73,9 +82,10 @@ def on_ray(jobs: Sequence[Job], place: Place, gpus: float | None, console: Conso
     except KeyboardInterrupt as stop:
         reason = str(stop) or "SIGINT arrived"
     if reason:  # as Ctrl-C would: training saves its state and ends
-        for each in under_way.values():
+        tasks = [*training.values(), *waiting]
+        for each in tasks:
             ray.cancel(each)
-        ray.wait(list(under_way.values()), num_returns=len(under_way), timeout=60)
+        ray.wait(tasks, num_returns=len(tasks), timeout=60)
     if ours:
         ray.shutdown()
     return reason
@@ -83,6 +93,8 @@ def on_ray(jobs: Sequence[Job], place: Place, gpus: float | None, console: Conso
 
 def _work(job: Job, place: Place, *needed: Outcome) -> Outcome:
     """Carry a job out in a worker; `needed` makes Ray wait, and a guest that has failed fails again with its reason."""
+    for spelling in place.plugins:
+        register(spelling)
     return carry_out(job, place, Console(quiet=True))
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from advalign.errors import UserError, require, unknown
 from advalign.models import own
+from advalign.objectives import parse
 from advalign.recipes import RECIPES, Recipe
 from advalign.spelling import check_arguments, parse_number
 from advalign.studies.paper import STUDIES
@@ -35,11 +38,17 @@ def find_study(spelling: str, scale: Scale) -> Study:
         return _from_yaml(path, scale)
     module, colon, function = spelling.rpartition(":")
     if path.suffix == ".py":
-        made = _function_of(path)(scale)
+        make = _function_of(path)
     elif colon:
-        made = own.find_function(module, function)(scale)
+        make = own.find_function(module, function)
     else:
         raise unknown("study", spelling, STUDIES)
+    try:
+        made = make(scale)
+    except UserError:
+        raise
+    except Exception as error:  # somebody's function may raise anything
+        raise UserError(f"{spelling}: study(scale) raised {type(error).__name__}: {error}".splitlines()[0]) from error
     require(isinstance(made, Study), f"{spelling} returns {type(made).__name__}, not an advalign.studies.Study")
     return made
 
@@ -50,6 +59,7 @@ def _function_of(path: Path) -> Callable[[Scale], Any]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # somebody's file may raise anything
@@ -88,7 +98,7 @@ def _from_yaml(path: Path, scale: Scale) -> Study:
         columns=tuple(columns),
         seeds=seeds,
         surrogate=_cell(surrogate, common) if any(column.black_box for column in columns) else None,
-        figures=_figures(given.get("figure")),
+        figures=_figures(given.get("figure"), cells),
     )
 
 
@@ -109,25 +119,31 @@ def _column(given: Any) -> Column:
 
 def _recipe(given: Any, default: Recipe) -> Recipe:
     """Read a preset's name, or a mapping of changes, to a `preset` if it names one."""
-    given = {"preset": given} if isinstance(given, str) else _mapping(given, "recipe", ("preset", *_names(Recipe)))
+    known = ("preset", *_names(Recipe))
+    given = {"preset": given} if isinstance(given, str) else _mapping(given, "recipe", known)
+    require("seed" not in given, "recipe: the seeds are the study's: say how many with `seeds`")
     name = given.pop("preset", None)
-    if name is not None and name not in RECIPES:
+    if name is not None and (not isinstance(name, str) or name not in RECIPES):
         raise unknown("recipe", str(name), RECIPES)
     return replace(default if name is None else RECIPES[name](), **{k: _value(v) for k, v in given.items()})
 
 
 def _value(value: Any) -> Any:
-    """Read what YAML has no word for: a fraction such as 8/255, a tuple."""
-    if isinstance(value, str) and "/" in value:
+    """Read what YAML has no word for: a number such as 8/255 or 1e-3, a tuple."""
+    if isinstance(value, str) and value[:1].isdigit():
         return parse_number(value)
     return tuple(value) if isinstance(value, list) else value
 
 
-def _figures(given: Any) -> tuple[Any, ...]:
+def _figures(given: Any, cells: Iterable[Cell]) -> tuple[Any, ...]:
     """Read `trade-off`, or the name of the argument that the cells' `at` are values of."""
     if given is None:
         return ()
-    return (trade_off,) if given == "trade-off" else (sweep(str(given)), trade_off)
+    parts = [type(part) for cell in cells for part in parse(cell.method).parts]
+    arguments = {name for part in parts for name in signature(part).parameters}
+    if given not in (known := ("trade-off", *sorted(arguments), *_names(Recipe))):
+        raise unknown("figure", str(given), known)
+    return (trade_off,) if given == "trade-off" else (sweep(given), trade_off)
 
 
 def _mapping(given: Any, what: str, known: Iterable[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from advalign import attacks, models, objectives
 from advalign.errors import require, unknown
 from advalign.recipes import Recipe
 from advalign.threats import Linf
+from advalign.transfer import to_the_end
 
 if TYPE_CHECKING:
     from advalign.report.page import Plate
@@ -25,7 +26,7 @@ class Column:
     """An accuracy that is measured on every cell.
 
     Raises:
-        UserError: an unknown attack, or n below 1.
+        UserError: an unknown attack, one that cannot be shown to another model as a black box has to, or n below 1.
     """
 
     heading: str
@@ -41,6 +42,10 @@ class Column:
         if self.attack != CLEAN:
             canonical = attacks.spelled(attacks.parse(self.attack, threat=Linf(8 / 255)))
             object.__setattr__(self, "attack", canonical)
+            if self.black_box:
+                to_the_end(attacks.parse(self.attack, threat=Linf(8 / 255)))
+        clean = self.black_box and self.attack == CLEAN
+        require(not clean, f"column {self.heading!r} is a black box, and names no attack that is made on the surrogate")
         require(self.n is None or self.n >= 1, f"column {self.heading!r}: n={self.n} must be at least 1")
 
 
@@ -74,7 +79,8 @@ class Study:
     """A declared set of runs and evaluations that makes a table and its figures.
 
     Raises:
-        UserError: two columns of one heading, two cells for one place, an unknown row, or no surrogate for a black box.
+        UserError: two columns of one heading, two cells for one place, an unknown row, no surrogate for a black box, or
+            a column of which it is not clear which data it is measured on.
     """
 
     name: str
@@ -99,6 +105,13 @@ class Study:
         require(self.seeds >= 1, f"seeds={self.seeds} must be at least 1")
         _distinct("column", [column.heading for column in self.columns])
         _distinct("row", [f"{cell.row}, {cell.data}" for cell in self.cells])
+        known = {cell.data for cell in self.cells}
+        for column in self.columns:
+            if column.data is not None and column.data not in known:
+                raise unknown(f"data of column {column.heading!r}", column.data, known)
+        for row in self.rows if any(column.data is None for column in self.columns) else ():
+            several = sorted({cell.data for cell in self.cells if cell.row == row})
+            require(len(several) == 1, f"row {row!r} has the data {' and '.join(several)}: each column needs its data")
         for row in self.first:
             if row not in self.rows:
                 raise unknown("row", row, self.rows)
