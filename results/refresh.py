@@ -11,11 +11,14 @@ from pathlib import Path
 
 from advalign.report.tables import Table, accuracy_table
 from advalign.runs import read_records
+from advalign.studies.claims import claims, study_in, sweep_table
 from advalign.studies.methods import comparison
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md", ROOT / "docs" / "evaluation.md", ROOT / "docs" / "speed.md")
-_BLOCK = re.compile(r"(<!-- (table|comparison|timing|scaling) of (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(<!-- (table|comparison|claims|sweep|timing|scaling) of (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL
+)
 
 
 def timing(path: Path) -> Table:
@@ -69,12 +72,14 @@ def refreshed(text: str) -> str:
     """Return the text with the table of each marked block made from its records."""
 
     def table(found: re.Match[str]) -> str:
-        path = ROOT / found[3]
-        if found[2] in ("timing", "scaling"):
-            made = timing(path) if found[2] == "timing" else scaling(path)
+        kind, path = found[2], ROOT / found[3]
+        if kind in ("timing", "scaling"):
+            made = timing(path) if kind == "timing" else scaling(path)
+        elif kind in ("claims", "sweep"):
+            made = (claims if kind == "claims" else sweep_table)(*study_in(path))
         else:
             records = [record for file in sorted(path.rglob("records.jsonl")) for record in read_records(file)]
-            made = accuracy_table(records) if found[2] == "table" else comparison(records)
+            made = accuracy_table(records) if kind == "table" else comparison(records)
         return f"{found[1]}{made.markdown()}\n{found[4]}"
 
     return _BLOCK.sub(table, text)

@@ -37,10 +37,11 @@ _AT_NEED = {
 }
 
 FLOOR = 0.5  # points that another training seed moves an accuracy by anyway
-NOISE = (
-    "bold: the best of a column; grey, or italic: not told from it, being nearer than two standard errors of the "
-    f"difference (over seeds; of a single seed, the binomial's over its test images) or than {FLOOR} points"
+NEAR = (
+    "nearer than two standard errors of the difference (over seeds; of a single seed, the binomial's over its test "
+    f"images) or than {FLOOR} points"
 )
+NOISE = f"bold: the best of a column; grey, or italic: not told from it, being {NEAR}"
 
 _LATEX = str.maketrans(
     {sign: rf"\{sign}" for sign in "&%_#${}"}
@@ -65,7 +66,8 @@ class Row:
         values = list(self.accuracies(attack).values())
         if len(values) > 1:
             return stdev(values) ** 2 / len(values)
-        return values[0] * (100 - values[0]) / self.records[0].n
+        n = next(record.n for record in self.records if record.attack == attack)
+        return values[0] * (100 - values[0]) / n
 
     def cell(self, attack: str) -> str:
         """Spell mean and standard deviation; where not all of the row's seeds were measured, how many were."""
@@ -197,14 +199,7 @@ def accuracy_table(records: Sequence[Record], flags: Flags | None = None) -> Tab
     worst = worst_cases(records)
     attacks = sorted(dict.fromkeys(r.attack for r in records), key=lambda a: (a != "clean", a in worst))
     names = {worst[0]: "worst case"} if len(worst) == 1 else {}
-    cells = [[row.accuracies(attack).values() for attack in attacks] for row in rows]
-    best, faint = set(), set()
-    for j, attack in enumerate(attacks):
-        filled = [i for i in range(len(rows)) if cells[i][j]]
-        if len(filled) > 1:
-            first = max(filled, key=lambda i: mean(cells[i][j]))
-            best.add((first, j + 1))
-            faint |= {(i, j + 1) for i in filled if i != first and _same(rows[i], rows[first], attack)}
+    best, faint = marks(rows, attacks)
     shared = [f"{label}: {_told(records[0], key)}" for key, label in _TOLD.items() if label not in extras]
     seeds = " ".join(map(str, sorted({r.seed for r in records if r.run}))) or "unknown"
     if _TOLD["n"] not in extras:
@@ -212,23 +207,38 @@ def accuracy_table(records: Sequence[Record], flags: Flags | None = None) -> Tab
     notes = ["Accuracy in %", *shared, f"seeds: {seeds}", *(f"worst case: {name}" for name in names)]
     if not all(record.run for record in records):
         notes.append("unknown: nobody knows how weights from elsewhere were trained")
-    if any(len(each) > 1 for line in cells for each in line):
+    if any(len(row.accuracies(attack)) > 1 for row in rows for attack in attacks):
         notes.append("±: standard deviation over seeds")
     if best:
         notes.append(NOISE)
     return Table(
         ("method", *(names.get(attack, attack) for attack in attacks), *extras),
         tuple((row.method, *map(row.cell, attacks), *row.extras) for row in rows),
-        frozenset(best),
+        best,
         "; ".join(notes) + ".",
-        faint=frozenset(faint),
+        faint=faint,
     )
 
 
-def _same(row: Row, best: Row, attack: str) -> bool:
-    """Tell whether a row is inside the noise of the best one."""
-    gap = mean(best.accuracies(attack).values()) - mean(row.accuracies(attack).values())
-    return gap <= max(FLOOR, 2 * sqrt(row.variance(attack) + best.variance(attack)))
+Places = frozenset[tuple[int, int]]
+
+
+def marks(rows: Sequence[Row], attacks: Sequence[str]) -> tuple[Places, Places]:
+    """Return (row, column) of each attack's best accuracy, and of those inside its noise; column 0 is the method."""
+    best, faint = set(), set()
+    for j, attack in enumerate(attacks, 1):
+        filled = [i for i, row in enumerate(rows) if row.accuracies(attack)]
+        if len(filled) > 1:
+            first = max(filled, key=lambda i: mean(rows[i].accuracies(attack).values()))
+            best.add((first, j))
+            faint |= {(i, j) for i in filled if i != first and inside_noise(rows[i], rows[first], attack)}
+    return frozenset(best), frozenset(faint)
+
+
+def inside_noise(row: Row, other: Row, attack: str) -> bool:
+    """Tell whether two rows cannot be told apart, both measured under the attack."""
+    gap = abs(mean(other.accuracies(attack).values()) - mean(row.accuracies(attack).values()))
+    return gap <= max(FLOOR, 2 * sqrt(row.variance(attack) + other.variance(attack)))
 
 
 def print_table(console: Console, table: Table) -> None:

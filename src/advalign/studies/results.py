@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -138,8 +138,7 @@ class Results:
         ]
         if any(column.black_box for column in study.columns) and study.surrogate is not None:
             notes.append(f"black box: made on a {study.surrogate.method} {study.surrogate.model}")
-        attacks = [column.attack for column in study.columns]
-        notes += [note for attack, note in _ATTACKS.items() if any(each.startswith(attack) for each in attacks)]
+        notes += notes_on([column.attack for column in study.columns])
         if study.published:
             notes.append(f"paper: {study.source}; difference: ours − paper, in points")
         return "; ".join(notes) + "."
@@ -149,8 +148,18 @@ class Results:
         headings: dict[int, list[str]] = {}
         for column in self.study.columns:
             headings.setdefault(self.jobs[0].n(column), []).append(column.heading)
-        usual, *others = sorted(headings, key=lambda n: -len(headings[n]))
-        return ", ".join([str(usual), *(f"{n} for {' and '.join(headings[n])}" for n in others)])
+        return spelled_images(headings)
+
+
+def spelled_images(headings: Mapping[int, Sequence[str]]) -> str:
+    """Spell the number of test images that most columns are measured on, and the columns that have another."""
+    usual, *others = sorted(headings, key=lambda n: -len(headings[n]))
+    return ", ".join([str(usual), *(f"{n} for {' and '.join(headings[n])}" for n in others)])
+
+
+def notes_on(attacks: Sequence[str]) -> list[str]:
+    """Return what a reader must know of columns under these attacks."""
+    return [note for attack, note in _ATTACKS.items() if any(each.startswith(attack) for each in attacks)]
 
 
 def trade_off(results: Results) -> Plate | None:

@@ -1,0 +1,134 @@
+"""What a study's records say of VFD-Adv's claims: what the plug-in changes beside the paper's change, and sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+
+from advalign.errors import require, unknown
+from advalign.report.tables import NEAR, NOISE, Row, Table, inside_noise, marks
+from advalign.runs import Record, read_records
+from advalign.studies.paper import BASES, STUDIES
+from advalign.studies.results import notes_on, spelled_images
+from advalign.studies.scales import SCALES
+from advalign.studies.study import Column, Study
+
+_CLAIMED = ("clean", "PGD", "FGSM", "C&W", "AA", "black-box PGD")
+_ALONG = {"figure4a": "layer", "figure4b": "weight"}
+_NOT_THERE = "–"
+_NO_ROW = Row("", (), ())
+
+
+def study_in(folder: Path) -> tuple[Study, list[Record]]:
+    """Return the study that a folder `NAME-SCALE` holds the records of, and the records.
+
+    Raises:
+        UserError: an unknown name or scale, no records, or a damaged file.
+    """
+    name, _, scale = folder.name.rpartition("-")
+    if name not in STUDIES:
+        raise unknown("study", name, STUDIES)
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
+    records = read_records(folder / "records.jsonl")
+    require(bool(records), f"no records in {folder}")
+    return STUDIES[name](SCALES[scale]), records
+
+
+def claims(study: Study, records: Sequence[Record]) -> Table:
+    """Tabulate what VFD changes on each base, in points, above the paper's change; a dash where a number is missing.
+
+    In parentheses is what cannot be told from no change, by the rule of the other tables.
+    """
+    attacks, rows = _attacks(study, records, _CLAIMED), _rows(study, records)
+    lines = []
+    for base in BASES:
+        joined = f"{base}+vfd"
+        after, before = study.published[joined], study.published[base]
+        ours = [_change(rows[joined], rows[base], attack) for attack in attacks.values()]
+        theirs = [_signed(after[each] - before[each]) if each in after else _NOT_THERE for each in attacks]
+        lines += [(f"{base}, ours", *ours), (f"{base}, paper", *theirs)]
+    notes = [
+        "Change in points where VFD joins a base",
+        *_setting(records, attacks),
+        f"in parentheses: cannot be told from none, being {NEAR}",
+        f"{_NOT_THERE}: not measured yet, or not in the paper",
+        *notes_on(list(attacks.values())),
+        f"paper: {study.source}",
+    ]
+    return Table(("VFD on", *attacks), tuple(lines), frozenset(), "; ".join(notes) + ".")
+
+
+def sweep_table(study: Study, records: Sequence[Record]) -> Table:
+    """Tabulate accuracies along a study's sweep and, where plain TRADES was measured, the changes from it."""
+    attacks, rows = _attacks(study, records, [column.heading for column in study.columns]), _rows(study, records)
+    places = [cell.at if isinstance(cell.at, str) else f"{cell.at:g}" for cell in study.cells]
+    cells = dict(zip(places, (rows[cell.method] for cell in study.cells), strict=True))
+    plain = rows.get("trades", _NO_ROW)
+    headings, changes = list(attacks), dict.fromkeys(cells, ())
+    notes = ["Accuracy in %", *_setting(records, attacks), NOISE, f"{_NOT_THERE}: not measured yet"]
+    if plain.records:
+        headings += [f"Δ {heading}" for heading in attacks]
+        notes.append("Δ: change in points from TRADES; in parentheses: inside the noise of the two")
+        changes = {at: tuple(_change(row, plain, attack) for attack in attacks.values()) for at, row in cells.items()}
+    lines = tuple((at, *(row.cell(attack) for attack in attacks.values()), *changes[at]) for at, row in cells.items())
+    best, faint = marks(list(cells.values()), list(attacks.values()))
+    return Table((_ALONG[study.name], *headings), lines, best, "; ".join(notes) + ".", faint=faint)
+
+
+def _attacks(study: Study, records: Sequence[Record], headings: Sequence[str]) -> dict[str, str]:
+    """Return by heading the attack as records spell it, which for a black box names the surrogate."""
+    columns = {column.heading: column for column in study.columns}
+    return {
+        heading: next((record.attack for record in records if _is_of(record, columns[heading])), _NOT_THERE)
+        for heading in headings
+    }
+
+
+def _is_of(record: Record, column: Column) -> bool:
+    if column.black_box:
+        return record.attack.startswith(f"transfer({column.attack}, from ")
+    return record.attack == column.attack
+
+
+def _rows(study: Study, records: Sequence[Record]) -> dict[str, Row]:
+    """Return a row for each method that the study declares or the records have; without records if there are none."""
+    methods = dict.fromkeys([*(cell.method for cell in study.cells), *(record.method for record in records)])
+    return {method: Row(method, (), tuple(r for r in records if r.method == method)) for method in methods}
+
+
+def _change(row: Row, base: Row, attack: str) -> str:
+    """Spell the change from the base over the seeds that both have, in parentheses if it may be none."""
+    if row is base:
+        return ""
+    seeds = row.accuracies(attack).keys() & base.accuracies(attack).keys()
+    if not seeds:
+        return _NOT_THERE
+    row, base = (replace(each, records=tuple(r for r in each.records if r.seed in seeds)) for each in (row, base))
+    change = _signed(mean(row.accuracies(attack).values()) - mean(base.accuracies(attack).values()))
+    return f"({change})" if inside_noise(row, base, attack) else change
+
+
+def _signed(change: float) -> str:
+    return f"{round(change, 1) + 0.0:+.1f}"  # + 0.0, for no change is not -0.0
+
+
+def _setting(records: Sequence[Record], attacks: Mapping[str, str]) -> list[str]:
+    """Tell what the records have in common, and on how many images and with how many seeds they were measured."""
+    told = [
+        f"{key.replace('_', ' ')}: {', '.join(sorted({str(getattr(record, key)) for record in records}))}"
+        for key in ("data", "model", "threat", "epochs", "training_images", "seed")
+    ]
+    images: dict[int, list[str]] = {}
+    for heading, attack in attacks.items():
+        for n in {record.n for record in records if record.attack == attack}:
+            images.setdefault(n, []).append(heading)
+    told.append(f"test images: {spelled_images(images)}")
+    if surrogates := {attack.rpartition(", from ")[2] for attack in attacks.values() if ", from " in attack}:
+        told.append(f"black box: made on {', '.join(sorted(each.removesuffix(')') for each in surrogates))}")
+    seeds = [{record.seed for record in records if record.method == each} for each in {r.method for r in records}]
+    if min(map(len, seeds)) == 1:
+        told.append("a row of one seed does not tell how far another seed would move it")
+    return told
