@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,14 +169,19 @@ def run_transfer(options: Transfer) -> None:
 
 
 def run_study(options: Study) -> None:
-    """Carry out the study, print its table, and say where the rest is."""
+    """Carry out the study, print its table, and say where the rest is; exit code 1 if a cell failed."""
     from advalign.interrupts import parse_duration
+    from advalign.objectives import register
     from advalign.report.tables import print_table
-    from advalign.studies import SCALES, Place, conduct, find_study, laid_out
+    from advalign.studies import SCALES, Place, check_executor, conduct, find_study, laid_out
     from advalign.terminal import say
 
     if options.scale not in SCALES:
         raise unknown("scale", options.scale, SCALES)
+    check_executor(options.executor, options.gpus)
+    budget = parse_duration(options.time_budget) if options.time_budget else None
+    for spelling in options.plugin:
+        register(spelling)
     study, console = find_study(options.study, SCALES[options.scale]), _console()
     out = options.out or Path("studies") / f"{study.name}-{options.scale}"
     if options.dry_run:
@@ -188,12 +192,14 @@ def run_study(options: Study) -> None:
         return
     results = conduct(
         study, seeds=options.seeds, runs=options.runs, out=out, data_dir=options.data_dir, device=options.device,
-        time_budget=parse_duration(options.time_budget) if options.time_budget else None, executor=options.executor,
-        gpus=options.gpus, console=console,
+        time_budget=budget, executor=options.executor, gpus=options.gpus, plugins=options.plugin, console=console,
     )  # fmt: skip
-    table = results.table()
-    print_table(console, replace(table, rows=table.rows[: len(study.rows)]))  # the published ones are in the files
-    say(console, f"Written: {out} (table.md, table.tex, records.jsonl, report.html)")
+    print_table(console, results.table())
+    say(console, f"Written: {out} (report.html and its parts, table.md, records.jsonl)")
+    if results.failures:
+        raise TrainingError(
+            f"{len(results.failures)} of {len(results.jobs)} cells failed; the same command tries again"
+        )
 
 
 def run_demo(options: Demo) -> None:

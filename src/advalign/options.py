@@ -197,6 +197,8 @@ class Study:
     """local: one cell after another; ray: each where the cluster has room"""
     gpus: float | None = None
     """with ray: share of a GPU for each cell; a whole one, where the cluster has any, if not given"""
+    plugin: tuple[str, ...] = ()
+    """plug-ins of your own that methods may name, as package.module:Class"""
     dry_run: bool = False
     """only show how far each cell is"""
     out: Path | None = None

@@ -144,3 +144,45 @@ def test_the_documentation_counts_the_cells():
     rows = dict(re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|.*\| (\d+) \|$", DOCS.partition("--scale`")[0], re.MULTILINE))
     counts = {name: int(count) for names, count in rows.items() for name in re.findall(r"\w+", names)}
     assert counts == {name: len(study(SCALES["paper"]).cells) for name, study in STUDIES.items()}
+
+
+REFUSED_YAML = {
+    "figure": ("figure: tradeoff", "unknown figure 'tradeoff': did you mean 'trade-off'"),
+    "figure as a list": ("figure: [a]", r"unknown figure \"\['a'\]\""),
+    "seed": ("recipe: {seed: 5}", "the seeds are the study's"),
+    "preset as a list": ("recipe: {preset: [digits]}", r"unknown recipe \"\['digits'\]\""),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_YAML)
+def test_more_that_is_refused(name: str, tmp_path: Path):
+    line, words = REFUSED_YAML[name]
+    with pytest.raises(UserError, match=words):
+        read(f"data: digits\nmethods: [trades]\ncolumns: [clean, {{heading: PGD, attack: pgd}}]\n{line}\n", tmp_path)
+
+
+def test_a_number_in_a_form_that_yaml_takes_for_a_word(tmp_path: Path):
+    study = read("data: digits\nmethods: [trades]\nrecipe: {lr: 1e-3}\ncolumns: [clean]", tmp_path)
+    assert study.cells[0].recipe.lr == 1e-3
+
+
+PYTHON = {
+    "raises": ("def study(scale):\n    raise ValueError('no')", r"study\(scale\) raised ValueError: no"),
+    "takes nothing": ("def study():\n    pass", r"study\(scale\) raised TypeError"),
+}
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_a_function_that_fails_is_one_line(name: str, tmp_path: Path):
+    text, words = PYTHON[name]
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=words):
+        find_study(str(tmp_path / "mine.py"), TINY)
+
+
+def test_a_file_may_define_dataclasses(tmp_path: Path):
+    (tmp_path / "with_classes.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom advalign.studies.paper import figure4a\n"
+        "@dataclass\nclass Pair:\n    a: int\n\ndef study(scale):\n    return figure4a(scale)\n"
+    )
+    assert find_study(str(tmp_path / "with_classes.py"), TINY).name == "figure4a"

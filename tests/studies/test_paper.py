@@ -152,3 +152,13 @@ def test_a_run_is_that_of_the_command_line(tmp_path: Path, monkeypatch: pytest.M
     expected = {each.cell.method: each for each in jobs}
     assert vanilla == expected["natural"].run.path
     assert [guest.run.path for guest in expected["trades+vfd"].guests] == [vanilla]
+
+
+def test_what_needs_a_warm_up_has_one_where_the_learning_rate_begins_at_its_top():
+    for scale, epochs in (("paper", 1), ("short", 0), ("tiny", 0)):
+        for name in ("table1", "table2", "vgg16", "figure2", "figure3", "arat"):
+            for cell in made(scale, name).cells:
+                needs = any(part in cell.method for part in ("lbgat", "ar-at"))
+                assert cell.recipe.warmup == (epochs if needs else 0), (scale, name, cell.row)
+    averaged = {cell.recipe.average_start for cell in made("paper", "arat").cells if cell.recipe.average == "swa"}
+    assert averaged == {RECIPES["common"]().milestones[0]}

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
-from advalign.data import load
+from advalign.data import Images, load
 from advalign.errors import UserError
+from advalign.measure import measure
 from advalign.recipes import digits
 from advalign.report import sweeps
 from advalign.runs import Record, Run, read_records
 from advalign.studies import Cell, Column, Results, Study, conduct, laid_out, sweep, trade_off
 from advalign.studies.execute import Place, spelled
+from advalign.studies.results import notes_on
+from advalign.training import train
 
 MODEL = "small-cnn(width=4)"
 RECIPE = replace(digits(), epochs=1, steps=1, subset=256, batch_size=128)
@@ -82,7 +89,12 @@ def test_every_cell_is_trained_and_measured(done: tuple[Results, Path, str]):
         assert {record.threat for record in found.values()} == {"Linf(0.2)"}
         assert {record.run for record in found.values()} == {job.run.id}
     written = {path.name for path in (folder / "out").iterdir()}
-    assert written == {"records.jsonl", "table.md", "table.tex", "report.html", "trade-off.png", "along-weight.png"}
+    assert written == {"study.json", "records.jsonl", "table.md", "report.html", "report-files"}
+    assert {path.name for path in (folder / "out" / "report-files").iterdir()} == {
+        f"{name}.{ending}"
+        for name, endings in (("table", "md tex csv"), ("trade-off", "svg pdf png"), ("along-weight", "svg pdf png"))
+        for ending in endings.split()
+    }
     assert read_records(folder / "out" / "records.jsonl") == results.records()
 
 
@@ -123,18 +135,21 @@ def test_the_table_has_ours_the_published_and_the_difference(done: tuple[Results
         for job in results.jobs
         for column, record in job.records().items()
     }
-    ours, others = table.rows[:3], table.rows[3:]
-    assert [row[0] for row in ours] == ["natural", "trades", "trades+vfd(weight=0.1)"]
-    for row in ours:
+    names = ["natural", "trades", "trades, paper", "trades, difference", "trades+vfd(weight=0.1)", "somebody's, paper"]
+    assert [row[0] for row in table.rows] == names
+    ours = {i: table.rows[i] for i in (0, 1, 4)}
+    for row in ours.values():
         assert row[1:] == tuple(f"{accuracy[row[0], heading]:.1f}" for heading in table.columns[1:])
-    assert others == (
-        ("trades, paper", "81.1", "", "", ""),
-        ("somebody's, paper", "", "50.0", "", ""),
-        ("trades, difference", f"{accuracy['trades', 'clean'] - 81.1:+.1f}", "", "", ""),
-    )
-    for row, column in table.best:
-        assert row < 3
-        assert float(table.rows[row][column]) == max(float(each[column]) for each in ours)
+    assert table.rows[2][1:] == ("81.1", "", "", "")
+    assert table.rows[3][1:] == (f"{accuracy['trades', 'clean'] - 81.1:+.1f}", "", "", "")
+    assert table.rows[5][1:] == ("", "50.0", "", "")
+    assert len(table.best) == 4
+    for row, column in table.best:  # among the two that are attacked in training
+        assert row in (1, 4)
+        assert float(table.rows[row][column]) == max(float(ours[i][column]) for i in (1, 4))
+    for row, column in table.faint:
+        assert row in (1, 4)
+        assert (row, column) not in table.best
     for told in ("test images: 500, 100 for few", "made on a natural small-cnn(width=8)", "a paper", "epochs: 1"):
         assert told in table.caption
     assert table.markdown() in (folder / "out" / "table.md").read_text()
@@ -188,6 +203,10 @@ def test_a_cell_that_fails_is_shown_and_the_others_finish(tmp_path: Path):
     assert name.startswith("at, too fast (failed: the loss became nan in epoch 1")
     assert name in (tmp_path / "out" / "table.md").read_text()
     assert results.table().rows[1][1:] == ("–", "–")
+    again = laid_out(results.study, seeds=1, runs=tmp_path / "runs", out=tmp_path / "out", place=Place())
+    assert again.table() == results.table()
+    assert "failed: the loss became nan" in "".join(again.overview())
+    assert again.failures == {results.jobs[1].run.id: results.failures[results.jobs[1].run.id]}
 
 
 def test_a_failed_surrogate_leaves_the_other_columns(tmp_path: Path):
@@ -201,9 +220,16 @@ def test_several_seeds(tmp_path: Path):
     results = run(study(cell("natural"), columns=COLUMNS[:1]), tmp_path, seeds=2)
     values = [100 * record.accuracy for record in results.records()]
     assert [record.seed for record in results.records()] == [0, 1]
-    assert results.table().rows[0][1].startswith(f"{mean(values):.1f} ± ")
-    assert results.table().rows[0][1].endswith(" (2)")
+    assert results.table().rows[0][1] == f"{mean(values):.1f} ± {stdev(values):.1f}"
     assert "seeds: 0, 1" in results.table().caption
+    more = laid_out(
+        study(cell("natural"), columns=COLUMNS[:1]),
+        seeds=3,
+        runs=tmp_path / "runs",
+        out=tmp_path / "out",
+        place=Place(),
+    )
+    assert more.table().rows[0][1].endswith(" (2 of 3 seeds)")
 
 
 def test_features_are_mapped_and_kept(tmp_path: Path):
@@ -229,6 +255,14 @@ REFUSED = {
     "no surrogate": ({"surrogate": None}, "black-box columns need a surrogate"),
     "surrogate of other data": ({"surrogate": cell("natural", data="cifar10")}, "must have its data"),
     "unknown row": ({"first": ("tardes",)}, "unknown row 'tardes'"),
+    "data of nobody": (
+        {"columns": (replace(COLUMNS[0], data="digist"),)},
+        "unknown data of column 'clean' 'digist': did",
+    ),
+    "two data sets, one number": (
+        {"cells": (cell("natural"), cell("natural", data="cifar10")), "surrogate": None, "columns": COLUMNS[:1]},
+        "row 'natural' has the data cifar10 and digits: each column needs its data",
+    ),
     "no seeds": ({"seeds": 0}, "seeds=0 must be at least 1"),
 }
 
@@ -245,11 +279,118 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(tmp_path: Path):
         run(study(cell("natural"), cell('trades+vfd(layer="layre3")')), tmp_path)
     with pytest.raises(UserError, match="unknown executor 'rya'"):
         run(study(cell("natural")), tmp_path, executor="rya")
+    with pytest.raises(UserError, match=r"gpus=0\.5 is for executor ray, and the executor is local"):
+        run(study(cell("natural")), tmp_path, gpus=0.5)
+    with pytest.raises(UserError, match="natural on digits, seed 0 is the surrogate itself, so no black box"):
+        run(study(cell("natural"), surrogate=cell("natural")), tmp_path)
+    with pytest.raises(UserError, match="seeds=0 must be at least 1"):
+        run(study(cell("natural")), tmp_path, seeds=0)
+    with pytest.raises(UserError, match="stops once it fools the surrogate"):
+        Column(heading="AA", attack="autoattack", black_box=True)
+    with pytest.raises(UserError, match="'bb' is a black box, and names no attack"):
+        Column(heading="bb", black_box=True)
     with pytest.raises(UserError, match="n=0 must be at least 1"):
         Column(heading="none", n=0)
     with pytest.raises(UserError, match="unknown attack 'pdg'"):
         Column(heading="PGD", attack="pdg")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_half_a_training_or_of_other_images_do_not_count(tmp_path: Path):
+    """What `advalign evaluate` left in the run's folder is taken for the study's only where it is the same."""
+    made = study(cell("natural", recipe=replace(RECIPE, epochs=2)), columns=COLUMNS[:1])
+    (job,) = laid_out(made, seeds=1, runs=tmp_path / "runs", out=tmp_path / "out", place=Place()).jobs
+    train(
+        "natural", data="digits", model=MODEL, recipe=job.cell.recipe, runs=tmp_path / "runs",
+        sinks=lambda run: [lambda row: os.kill(os.getpid(), signal.SIGTERM)],
+    )  # fmt: skip
+    assert len(job.run.log) == 1
+    half = measure(job.run.path, ["none"], device="cpu").records[0]
+    results = run(made, tmp_path)
+    (whole,) = results.records()
+    assert (half.epochs, whole.epochs) == (1, 2)
+    images = load("digits")
+    noisy = replace(images, test=Images(255 - images.test.pixels, images.test.labels))
+    other = measure(job.run.path, ["none"], data=noisy, device="cpu").records[0]
+    assert other.accuracy != whole.accuracy
+    assert run(made, tmp_path).records() == [whole]
+
+
+def test_a_black_box_made_on_half_a_surrogate_does_not_count(done: tuple[Results, Path, str]):
+    job = done[0].jobs[0]
+    column = COLUMNS[3]
+    record = job.records()[column]
+    assert job._is_of(record, column)
+    assert not job._is_of(replace(record, attack=f"{record.attack[:-1]} at epoch 1)"), column)
+
+
+def test_a_damaged_run_fails_alone(tmp_path: Path):
+    made = study(cell("natural"), cell("at"), columns=COLUMNS[:1])
+    results = run(made, tmp_path)
+    (results.jobs[0].run.path / "records.jsonl").write_text("{half a li")
+    wider = replace(made, columns=COLUMNS[:2])
+    results = run(wider, tmp_path)
+    assert [job.finished for job in results.jobs] == [False, True]
+    assert "records.jsonl" in results.table().rows[0][0]
+    assert results.table().rows[1][2] != "–"
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_the_rest(tmp_path: Path):
+    def broken(results: Results) -> None:
+        raise RuntimeError("no ink")
+
+    results = run(study(cell("natural"), columns=COLUMNS[:1], figures=(broken,)), tmp_path)
+    assert results.jobs[0].finished
+    assert "A figure is missing: RuntimeError: no ink" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "records.jsonl").write_text("mine")
+    with pytest.raises(UserError, match=r"out holds another records\.jsonl: name another folder with --out"):
+        run(study(cell("natural")), tmp_path)
+    (tmp_path / "out" / "records.jsonl").unlink()
+    run(study(cell("natural"), columns=COLUMNS[:1]), tmp_path)
+    with pytest.raises(UserError, match="out is the folder of 'Toy'"):
+        run(study(cell("natural"), columns=COLUMNS[:1], title="Another"), tmp_path)
+
+
+def test_what_another_process_trains_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("advalign.studies.execute.BUSY_SECONDS", 0.05)
+    made = study(cell("natural"), cell("at"), columns=COLUMNS[:1])
+    planned = laid_out(made, seeds=1, runs=tmp_path / "runs", out=tmp_path / "out", place=Place())
+    held = planned.jobs[0].run.path
+    held.mkdir(parents=True)
+    other, printed = FileLock(held / ".lock"), io.StringIO()
+    other.acquire()
+    stopped = run(made, tmp_path, time_budget=8, console=Console(file=printed, width=300))
+    assert [job.finished for job in stopped.jobs] == [False, True]
+    assert "later: " in printed.getvalue()
+    assert "Stopped: the time budget is used up" in printed.getvalue()
+    assert stopped.failures == {}
+    other.release()
+    assert all(job.finished for job in run(made, tmp_path).jobs)
+
+
+def test_waiting_for_a_guest_ends_with_the_time(tmp_path: Path):
+    made = study(cell("at+vfd(weight=0.1)"), columns=COLUMNS[:1])
+    planned = laid_out(made, seeds=1, runs=tmp_path / "runs", out=tmp_path / "out", place=Place())
+    held = planned.jobs[0].guests[0].run.path
+    held.mkdir(parents=True)
+    with FileLock(held / ".lock"):
+        began = time.monotonic()
+        printed = io.StringIO()
+        run(made, tmp_path, time_budget=1, console=Console(file=printed, width=300))
+    assert time.monotonic() - began < 20
+    assert "waiting for the other process that trains" in printed.getvalue()
+    assert "Stopped: the time budget is used up" in printed.getvalue()
+
+
+def test_notes_are_of_exactly_these_attacks():
+    canonical = {name: Column(heading="x", attack=name).attack for name in ("cw", 'pgd(loss="margin", steps=100)')}
+    assert len(notes_on(list(canonical.values()))) == 2
+    assert len(notes_on([f"transfer({canonical['cw']}, from natural small-cnn 0)"])) == 1
+    assert notes_on(["pgd(steps=100)", "cw(c=10.0, steps=1000)", "cw(steps=5)"]) == []
 
 
 def test_times_for_people():

@@ -41,10 +41,9 @@ def trade_off_curves(curves: Mapping[str, Sequence[Point]], robust: str) -> Figu
         for i, (name, points) in enumerate(curves.items()):
             x, y = [mean(point.clean) for point in points], [mean(point.robust) for point in points]
             joined = all(isinstance(point.at, float | int) for point in points)
-            axes.errorbar(
-                x, y, xerr=[_spread(point.clean) for point in points], yerr=[_spread(point.robust) for point in points],
-                fmt=_MARKERS[i % len(_MARKERS)] + ("-" if joined else ""), label=name, linewidth=1, capsize=2,
-            )  # fmt: skip
+            wide, high = _spreads([point.clean for point in points]), _spreads([point.robust for point in points])
+            style = _MARKERS[i % len(_MARKERS)] + ("-" if joined else "")
+            axes.errorbar(x, y, xerr=wide, yerr=high, fmt=style, label=name, linewidth=1, capsize=2)
             for point, clean, withstood in zip(points, x, y, strict=True):
                 axes.annotate(
                     _label(point.at), (clean, withstood), textcoords="offset points", xytext=(6, 5), fontsize=7
@@ -70,12 +69,12 @@ def sweep_curves(curves: Mapping[str, Sequence[Point]], along: str, robust: str)
                 values = [getattr(point, what) for point in points]
                 x = [float(places.index(point.at)) if named else float(point.at) for point in points]
                 axes.errorbar(
-                    x, list(map(mean, values)), yerr=list(map(_spread, values)), label=name, linewidth=1, capsize=3,
+                    x, list(map(mean, values)), yerr=_spreads(values), label=name, linewidth=1, capsize=3,
                     marker=_MARKERS[i % len(_MARKERS)],
                 )  # fmt: skip
             axes.set_xlabel(along)
-            if named:
-                axes.set_xticks(range(len(places)), labels=list(map(_label, places)))
+            marks = [place if isinstance(place, float | int) and not named else i for i, place in enumerate(places)]
+            axes.set_xticks(marks, labels=list(map(_label, places)))
         left.set_ylabel("clean accuracy, %")
         right.set_ylabel(f"accuracy under {robust}, %")
         if len(curves) > 1:
@@ -83,9 +82,11 @@ def sweep_curves(curves: Mapping[str, Sequence[Point]], along: str, robust: str)
     return figure
 
 
-def _spread(values: Sequence[float]) -> float:
-    """Return the standard deviation over seeds; none of one."""
-    return stdev(values) if len(values) > 1 else 0.0
+def _spreads(points: Sequence[Sequence[float]]) -> list[float] | None:
+    """Return each point's standard deviation over seeds; no bars at all where there is one seed."""
+    if all(len(values) == 1 for values in points):
+        return None
+    return [stdev(values) if len(values) > 1 else 0.0 for values in points]
 
 
 def _label(at: float | str) -> str:

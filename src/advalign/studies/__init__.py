@@ -1,6 +1,6 @@
 """Studies: declared sets of runs and evaluations, carried out here or on a cluster, at any state a table."""
 
-from advalign.studies.conduct import conduct, laid_out
+from advalign.studies.conduct import check_executor, conduct, laid_out
 from advalign.studies.execute import Place
 from advalign.studies.own import find_study
 from advalign.studies.paper import STUDIES
@@ -17,6 +17,7 @@ __all__ = [
     "Results",
     "Scale",
     "Study",
+    "check_executor",
     "conduct",
     "find_study",
     "laid_out",

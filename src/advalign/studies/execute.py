@@ -55,6 +55,7 @@ def carry_out(job: Job, place: Place, console: Console) -> Outcome:
     """Train and measure one job as far as it is not done. A failure, of whatever kind, is an outcome."""
     try:
         with stoppable():
+            _ = job.run.records  # damaged ones are told before anything is trained
             _train(job, place, console)
             for n, black_box, columns in _together(job):
                 if black_box and job.surrogate is not None:

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
+from advalign import attacks
+from advalign.errors import UserError, require
+from advalign.objectives import parse
 from advalign.report.features import explained, feature_map, feature_maps, few
-from advalign.report.figures import png
 from advalign.report.page import Plate, write_page
 from advalign.report.sweeps import Point, sweep_curves, trade_off_curves
-from advalign.report.tables import Table
+from advalign.report.tables import NOISE, Row, Table, marks
 from advalign.runs import Record
 from advalign.runs.files import write_atomically, write_lines
 from advalign.runtime import environment, pick_device
 from advalign.studies.execute import Place
 from advalign.studies.job import Job, dataset
-from advalign.studies.study import CLEAN, Cell, Column, Draw, Study
+from advalign.studies.study import CLEAN, Column, Draw, Study
+from advalign.threats import Linf
 
 ROBUST = "PGD"
 """the heading of the column that figures take for robust accuracy: of all test images, at every scale"""
-_NOT_YET = "–"
+
+
+def _spelling(attack: str) -> str:
+    return attacks.spelled(attacks.parse(attack, threat=Linf(8 / 255)))
+
+
 # The words that a reader of a column needs who knows the attack's name from elsewhere.
 _ATTACKS = {
-    "cw": "C&W is the L2 attack with c = 1 fixed, κ = 0, 1000 steps, lr .01, which the paper's settings spell: nothing "
-    "holds it inside the threat, and it measures the scale of the logits as much as robustness",
-    "pgd(steps=100": "CW-inf is PGD on the margin, inside the threat",
+    _spelling("cw"): "C&W is the L2 attack with c = 1 fixed, κ = 0, 1000 steps, lr .01, which the paper's settings "
+    "spell: nothing holds it inside the threat, and it measures the scale of the logits as much as robustness",
+    _spelling('pgd(loss="margin", steps=100)'): "CW-inf is PGD on the margin, 100 steps, inside the threat",
 }
+_MARK = "study.json"
+"""the file by which a folder is known as a study's"""
 
 
 @dataclass(frozen=True)
@@ -44,31 +54,30 @@ class Results:
 
     def records(self) -> list[Record]:
         """Return every accuracy that the table is made of."""
-        return [record for job in self.jobs for record in job.records().values()]
+        return [record for job in self.jobs for record in self._known(job).values()]
 
     def table(self) -> Table:
-        """Tabulate the accuracies: ours, the published ones, and the difference, in blocks of rows."""
-        columns, published = self.study.columns, self.study.published
-        ours = {row: [self._values(row, column) for column in columns] for row in self.study.rows}
-        rows = [(self._label(row), *map(self._spelled, values)) for row, values in ours.items()]
-        for row, numbers in published.items():
-            there = [f"{numbers[c.heading]:.1f}" if c.heading in numbers else "" for c in columns]
-            rows.append((f"{row}, paper", *there))
-        for row, measured in ours.items():
-            numbers = published.get(row, {})
-            gaps = [
-                f"{mean(values) - numbers[column.heading]:+.1f}" if values and column.heading in numbers else ""
-                for column, values in zip(columns, measured, strict=True)
-            ]
-            if any(gaps):
-                rows.append((f"{row}, difference", *gaps))
-        lines = list(ours.values())
-        best = frozenset(
-            (max(filled, key=lambda i: mean(lines[i][j])), j + 1)
-            for j in range(len(columns))
-            if len(filled := [i for i in range(len(lines)) if lines[i][j]]) > 1
-        )
-        return Table(("method", *(column.heading for column in columns)), tuple(rows), best, self._caption())
+        """Tabulate the accuracies; below a row of ours the published one and the difference, where there is one.
+
+        Natural models do not compete for the best: nothing they give up is measured.
+        """
+        headings = [column.heading for column in self.study.columns]
+        rows = {name: self._row(name) for name in self.study.rows}
+        natural = {cell.row for cell in self.study.cells if not parse(cell.method).defends}
+        competing = [name for name in rows if name not in natural] or list(rows)
+        best, faint = marks([rows[name] for name in competing], headings)
+        lines: list[tuple[str, ...]] = []
+        at: dict[str, int] = {}
+        for name, row in rows.items():
+            at[name] = len(lines)
+            lines.append((self._label(name), *(self._spelled(row, heading) for heading in headings)))
+            if numbers := self.study.published.get(name):
+                lines += _published(name, numbers, row, headings)
+        for name, numbers in self.study.published.items():
+            lines += [] if name in rows else _published(name, numbers, Row(name, (), ()), headings)
+        best, faint = (frozenset((at[competing[i]], j) for i, j in places) for places in (best, faint))
+        caption = self._caption(natural_competes=bool(natural & set(competing)))
+        return Table(("method", *headings), tuple(lines), best, caption, faint=faint)
 
     def curves(self, robust: str) -> dict[str, list[Point]]:
         """Return clean accuracy and that of the column `robust` along each curve of the study, as far as measured."""
@@ -77,53 +86,95 @@ class Results:
         if not {CLEAN, robust} <= headings.keys():
             return curves
         for cell in self.study.cells:
-            clean = self._values(cell.row, headings[CLEAN], cell)
-            withstood = self._values(cell.row, headings[robust], cell)
+            row = self._row(cell.row)
+            clean, withstood = (tuple(row.accuracies(heading).values()) for heading in (CLEAN, robust))
             if cell.curve and clean and len(clean) == len(withstood):
-                curves.setdefault(cell.curve, []).append(Point(cell.at, tuple(clean), tuple(withstood)))
+                curves.setdefault(cell.curve, []).append(Point(cell.at, clean, withstood))
         return curves
 
-    def write(self) -> None:
-        """Write the table, the records, the figures and the page into the study's folder."""
-        table, plates = self.table(), [plate for draw in self.study.figures if (plate := draw(self)) is not None]
+    def write(self, *, figures: bool = True) -> None:
+        """Write the table, the records, the page and its parts into the study's folder.
+
+        A figure that cannot be drawn is left out, and the page says why.
+
+        Raises:
+            UserError: the folder is another study's, or cannot be written to.
+        """
+        table, plates, absent = self.table(), [], []
+        for draw in self.study.figures if figures else ():
+            try:
+                plates += [plate] if (plate := draw(self)) is not None else []
+            except Exception as error:  # a study's own may raise anything
+                absent.append(f"A figure is missing: {type(error).__name__}: {error}".splitlines()[0])
+        mark = {"study": self.study.name, "title": self.study.title, "failures": self.failures}
+        write_atomically(self.out / _MARK, json.dumps(mark, indent=1) + "\n")
         write_lines(self.out / "records.jsonl", [asdict(record) for record in self.records()])
         write_atomically(self.out / "table.md", table.markdown() + "\n")
-        write_atomically(self.out / "table.tex", table.latex() + "\n")
-        for plate in plates:
-            write_atomically(self.out / f"{re.sub(r'[^a-z0-9]+', '-', plate.heading.lower())}.png", png(plate.figure))
         done = sum(job.finished for job in self.jobs)
         introduction = [f"{done} of {len(self.jobs)} cells are finished."]
-        write_page(self.out / "report.html", self.study.title, introduction, table, plates, environment())
+        write_page(
+            self.out / "report.html", self.study.title, introduction, table, plates, environment(), absent=absent,
+            parts=self.out / "report-files",
+        )  # fmt: skip
+
+    def failures_before(self) -> dict[str, str]:
+        """Return what an earlier call has noted of cells that failed.
+
+        Raises:
+            UserError: the folder holds something else than this study.
+        """
+        mark = self.out / _MARK
+        if not mark.exists():
+            taken = [name for name in ("records.jsonl", "table.md", "report.html") if (self.out / name).exists()]
+            require(not taken, f"{self.out} holds another {taken and taken[0]}: name another folder with --out")
+            return {}
+        try:
+            content = json.loads(mark.read_text())
+            study, failures = (content["study"], content["title"]), dict(content["failures"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"{mark} is damaged: remove it") from None
+        ours = (self.study.name, self.study.title)
+        require(study == ours, f"{self.out} is the folder of {study[1]!r}: name another with --out")
+        return failures
 
     def overview(self) -> list[str]:
         """Return a line on each job: how far it is."""
         surrogate = self.jobs[0].surrogate
         lines = [] if surrogate is None else [f"surrogate: {surrogate.trained}: {surrogate.run.path}"]
         for job in self.jobs:
-            measured = len(job.columns) - len(job.missing())
+            measured = len(self._known(job))
             status = "finished" if job.finished else f"{job.trained}, {measured} of {len(job.columns)} columns measured"
+            if job.run.id in self.failures:
+                status += f", failed: {self.failures[job.run.id]}"
             lines.append(f"{job.name}: {status}: {job.run.path}")
         return lines
 
-    def _values(self, row: str, column: Column, cell: Cell | None = None) -> list[float]:
-        """Return the accuracies of a row, in per cent, a value a seed."""
-        return [
-            100 * found.accuracy
-            for job in self.jobs
-            if job.cell.row == row and (cell is None or job.cell.data == cell.data)
-            if (found := job.records().get(column)) is not None
-        ]
+    def _known(self, job: Job) -> dict[Column, Record]:
+        """Return what was measured of a job; nothing, where its files cannot be read, which carrying it out tells."""
+        try:
+            return job.records()
+        except UserError:
+            return {}
 
-    def _spelled(self, values: list[float]) -> str:
-        if not values:
-            return _NOT_YET
-        return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f} ({len(values)})" if len(values) > 1 else "")
+    def _row(self, name: str) -> Row:
+        """Return a row's records, each under its column's heading."""
+        jobs = [job for job in self.jobs if job.cell.row == name]
+        found = [(column, record) for job in jobs for column, record in self._known(job).items()]
+        return Row(name, (), tuple(replace(record, attack=column.heading) for column, record in found))
+
+    def _spelled(self, row: Row, heading: str) -> str:
+        """Spell mean and spread, and how many of the seeds that are planned were measured, if not all."""
+        column = next(column for column in self.study.columns if column.heading == heading)
+        planned = sum(job.cell.row == row.method and column in job.columns for job in self.jobs)
+        measured = len(row.accuracies(heading))
+        told = row.cell(heading).partition(" (")[0]
+        return told if measured in (0, planned) else f"{told} ({measured} of {planned} seeds)"
 
     def _label(self, row: str) -> str:
         failed = [self.failures[job.run.id] for job in self.jobs if job.cell.row == row and job.run.id in self.failures]
         return f"{row} (failed: {failed[0]})" if failed else row
 
-    def _caption(self) -> str:
+    def _caption(self, *, natural_competes: bool) -> str:
         study, cells = self.study, [job.cell for job in self.jobs]
         notes = [
             "Accuracy in %",
@@ -139,6 +190,9 @@ class Results:
         if any(column.black_box for column in study.columns) and study.surrogate is not None:
             notes.append(f"black box: made on a {study.surrogate.method} {study.surrogate.model}")
         notes += notes_on([column.attack for column in study.columns])
+        notes.append(NOISE + ("" if natural_competes else ", natural models aside"))
+        if len({cell.recipe.seed for cell in cells}) > 1:
+            notes.append("±: standard deviation over seeds")
         if study.published:
             notes.append(f"paper: {study.source}; difference: ours − paper, in points")
         return "; ".join(notes) + "."
@@ -147,7 +201,8 @@ class Results:
         """Tell how many the columns are measured on: the usual number, and those that have another."""
         headings: dict[int, list[str]] = {}
         for column in self.study.columns:
-            headings.setdefault(self.jobs[0].n(column), []).append(column.heading)
+            job = next(job for job in self.jobs if column in job.columns)
+            headings.setdefault(job.n(column), []).append(column.heading)
         return spelled_images(headings)
 
 
@@ -157,9 +212,13 @@ def spelled_images(headings: Mapping[int, Sequence[str]]) -> str:
     return ", ".join([str(usual), *(f"{n} for {' and '.join(headings[n])}" for n in others)])
 
 
-def notes_on(attacks: Sequence[str]) -> list[str]:
+def notes_on(spellings: Sequence[str]) -> list[str]:
     """Return what a reader must know of columns under these attacks."""
-    return [note for attack, note in _ATTACKS.items() if any(each.startswith(attack) for each in attacks)]
+    return [
+        note
+        for attack, note in _ATTACKS.items()
+        if any(each == attack or each.startswith(f"transfer({attack}, from ") for each in spellings)
+    ]
 
 
 def trade_off(results: Results) -> Plate | None:
@@ -198,6 +257,14 @@ def sweep(along: str) -> Draw:
         return Plate(f"Along {along}", sweep_curves(curves, along, ROBUST), caption)
 
     return draw
+
+
+def _published(name: str, numbers: Mapping[str, float], row: Row, headings: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the published numbers of a row and, if some of ours are there, the difference."""
+    there = [f"{numbers[heading]:.1f}" if heading in numbers else "" for heading in headings]
+    ours = {heading: row.accuracies(heading).values() for heading in headings}
+    gaps = [f"{mean(ours[h]) - numbers[h]:+.1f}" if ours[h] and h in numbers else "" for h in headings]
+    return [(f"{name}, paper", *there), *([(f"{name}, difference", *gaps)] if any(gaps) else [])]
 
 
 def _told(label: str, values: Sequence[object]) -> str:
