@@ -232,8 +232,7 @@ class Report:
     out: Path = Path("report.html")
     """the page; tables (.md, .tex, .csv) and figures (.svg, .pdf, .png) go into PAGE-files/ beside it"""
     data_dir: Path | None = None
-    """where CIFAR lies, for accuracy by class and maps of features; ADVALIGN_DATA, then the download cache, if not
-    given"""
+    """where CIFAR lies, for labels and test images; ADVALIGN_DATA, then the download cache, if not given"""
     maps: int = 4
     """models in a map of clean and adversarial features (t-SNE); 0 for none, as large networks take minutes on a CPU"""
 

@@ -15,6 +15,7 @@ from advalign.measure import measure
 from advalign.recipes import digits
 from advalign.report import report_on
 from advalign.report.commands import evaluate_line
+from advalign.report.figures import trade_off
 from advalign.report.found import find
 from advalign.runs import append_records
 from advalign.runs.files import read_json, write_json
@@ -48,6 +49,8 @@ def test_weights_from_elsewhere_are_rows_beside_runs(tmp_path: Path):
         assert row[1:3] == (shares["clean"], shares["fgsm"])
     assert cells["net.pt, evaluated only"][-3:] == ("unknown", "unknown", "net.pt")
     assert "nobody knows how weights from elsewhere were trained" in table.caption
+    drawn = (line.get_label() for line in trade_off(find([tmp_path]).records).axes[0].lines)
+    assert {"natural", "net.pt, evaluated only"} <= set(drawn)  # that one is unknown tells nothing in a legend
     text = (tmp_path / "page.html").read_text()
     assert "Weights from elsewhere: 1, evaluated only" in text
     for heading in ("Accuracy by class", "Adversarial examples"):

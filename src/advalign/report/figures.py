@@ -49,10 +49,10 @@ def trade_off(records: Sequence[Record], attack: str | None = None, flags: Flags
     for row in rows_of(records, flags)[0]:
         clean, robust = row.accuracies("clean"), row.accuracies(attack)
         if seeds := clean.keys() & robust.keys():
-            family = ", ".join((re.sub(r"\([^()]*\)", "", row.method), *row.extras))
+            family = ", ".join((re.sub(r"\([^()]*\)", "", row.method), *row.traits))
             arguments = ", ".join(re.findall(r"\(([^()]*)\)", row.method))
             x, y = [clean[seed] for seed in seeds], [robust[seed] for seed in seeds]
-            name = ", ".join((row.method, *row.extras))
+            name = ", ".join((row.method, *row.traits))
             point = Point(mean(x), mean(y), _spread(x), _spread(y), len(seeds), name, arguments)
             families.setdefault(family, []).append(point)
     with mpl.rc_context(STYLE):

@@ -137,7 +137,7 @@ def _classes(
             if behind:
                 labels = labels_of(data, scope.n)
                 clean, robust = zip(*(outcomes_of(each, worst) for each in behind), strict=True)
-                model = ", ".join((row.method, *row.extras))
+                model = ", ".join((row.method, *row.traits))
                 accuracies[model] = (
                     by_class(clean, labels, data.classes),
                     by_class(robust, labels, data.classes),

@@ -56,6 +56,13 @@ class Row:
     method: str
     extras: tuple[str, ...]
     records: tuple[Record, ...]
+    telling: tuple[int, ...] = ()
+    """which of the extras tell runs apart, or weights from elsewhere, and not only the one kind from the other"""
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """What a figure names the row by, beside its method."""
+        return tuple(self.extras[i] for i in self.telling)
 
     def accuracies(self, attack: str) -> dict[int, float]:
         """Return the accuracy of each seed, in per cent."""
@@ -140,10 +147,20 @@ def rows_of(records: Sequence[Record], flags: Flags | None = None) -> tuple[list
         if len({_tell(record, shown) for record in first}) < len(first):
             shown.append(key)
     labels = {**_TOLD, **_AT_NEED, "run": "run"}
-    rows = [Row(group[0].method, _tell(group[0], shown)[1:], tuple(group)) for group in groups.values()]
+    ours, others = ([record for record in first if bool(record.run) == known] for known in (True, False))
+    telling = tuple(
+        i
+        for i, key in enumerate(shown)  # of others the checkpoint is the file, which they are named by
+        if _differ(ours, key) or (key != "checkpoint" and _differ(others, key))
+    )
+    rows = [Row(group[0].method, _tell(group[0], shown)[1:], tuple(group), telling) for group in groups.values()]
     if "recipe" in shown:
         rows = _with_flags(rows, shown.index("recipe"), flags or {})
     return rows, [labels[key] for key in shown]
+
+
+def _differ(records: Sequence[Record], key: str) -> bool:
+    return len({_told(record, key) for record in records}) > 1
 
 
 def _with_flags(rows: Sequence[Row], column: int, flags: Flags) -> list[Row]:
