@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from advalign import evaluation
@@ -46,28 +47,30 @@ def crafted(
     Raises:
         UserError: the attack has no last step to go on to, or the file is damaged.
     """
-    if file.exists():
-        advance(len(images))
-        return _read(file, len(images))
-    attack, state, saved = to_the_end(attack), state_of(file), time.monotonic()
-    made: list[Tensor] = load_state(state, ("made",))["made"] if state.exists() else []
-    advance(sum(map(len, made)))
-    with evaluating(surrogate):
-        fast = Folded(surrogate)
-        batches = torch.arange(len(images), device=images.labels.device).split(batch_size)
-        for k, rows in list(enumerate(batches))[len(made) :]:
-            x, y = images.floats(rows), images.labels[rows]
-            with seeded(seed, spelled(attack), k), autocast(x.device, precision):
-                made.append(attack(fast, x, y).float().cpu())
-            if time.monotonic() - saved > evaluation.SAVE_SECONDS:
-                save_state(state, {"made": made})
-                saved = time.monotonic()
-            advance(len(rows))
-    from safetensors.torch import save
+    attack = to_the_end(attack)
+    with FileLock(file.with_name(f".{file.name}.lock")):  # what another process makes is waited for
+        if file.exists():
+            advance(len(images))
+            return _read(file, len(images))
+        state, saved = state_of(file), time.monotonic()
+        made: list[Tensor] = load_state(state, ("made",))["made"] if state.exists() else []
+        advance(sum(map(len, made)))
+        with evaluating(surrogate):
+            fast = Folded(surrogate)
+            batches = torch.arange(len(images), device=images.labels.device).split(batch_size)
+            for k, rows in list(enumerate(batches))[len(made) :]:
+                x, y = images.floats(rows), images.labels[rows]
+                with seeded(seed, spelled(attack), k), autocast(x.device, precision):
+                    made.append(attack(fast, x, y).float().cpu())
+                if time.monotonic() - saved > evaluation.SAVE_SECONDS:
+                    save_state(state, {"made": made})
+                    saved = time.monotonic()
+                advance(len(rows))
+        from safetensors.torch import save
 
-    examples = torch.cat(made).contiguous()
-    write_atomically(file, save({"x_adv": examples}))
-    state.unlink(missing_ok=True)
+        examples = torch.cat(made).contiguous()
+        write_atomically(file, save({"x_adv": examples}))
+        state.unlink(missing_ok=True)
     return examples
 
 

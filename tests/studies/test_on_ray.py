@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from advalign.errors import UserError
+from advalign.objectives import PLUGINS, register
 from advalign.recipes import digits
 from advalign.studies import Cell, Column, Study, conduct
 
@@ -63,3 +64,46 @@ def test_two_workers_give_the_records_of_one(tmp_path: Path, monkeypatch: pytest
         path.name for path in (tmp_path / "local").iterdir()
     }
     assert stopped.records() == []
+
+
+FRAGILE = """
+import os, signal
+from pathlib import Path
+from advalign import PlugIn
+
+class Fragile(PlugIn):
+    name = "fragile"
+
+    def __init__(self):
+        super().__init__()
+        if os.environ.get("RAY_JOB_ID") or "ray" in Path("/proc/self/cmdline").read_text():
+            mark = Path(__file__).with_name("was-lost")
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def terms(self, outs, y):
+        return {}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Ray's own
+def test_a_worker_that_is_lost_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Killed without a word, as with its machine; here Ray is started by the study, and the plug-in is one's own."""
+    pytest.importorskip("ray")
+    (tmp_path / "fragile_parts.py").write_text(FRAGILE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    monkeypatch.setenv("PYTHONWARNINGS", "default")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    register("fragile_parts:Fragile")
+    try:
+        study = replace(STUDY, cells=(cell("at+fragile"),), columns=STUDY.columns[:1], surrogate=None)
+        done = conduct(
+            study, runs=tmp_path / "runs", out=tmp_path / "out", device="cpu", executor="ray",
+            plugins=["fragile_parts:Fragile"],
+        )  # fmt: skip
+    finally:
+        del PLUGINS["fragile"]
+    assert (tmp_path / "was-lost").exists()
+    assert [job.finished for job in done.jobs] == [True]

@@ -129,7 +129,7 @@ def test_the_examples_of_the_documentation_run_as_shown(tmp_path: Path):
     for study in (read(yaml, tmp_path), find_study(str(tmp_path / "my_study.py"), TINY)):
         results = conduct(study, seeds=1, runs=tmp_path / "runs", out=tmp_path / study.name, device="cpu")
         assert all(job.finished for job in results.jobs)
-        assert (tmp_path / study.name / "along-weight.png").exists()
+        assert (tmp_path / study.name / "report-files" / "along-weight.png").exists()
 
 
 @pytest.mark.parametrize("line", re.findall(r"^(?:RAY_ADDRESS=\S+ )?advalign (study .+)$", DOCS, re.MULTILINE))
@@ -166,15 +166,15 @@ def test_a_number_in_a_form_that_yaml_takes_for_a_word(tmp_path: Path):
     assert study.cells[0].recipe.lr == 1e-3
 
 
-PYTHON = {
+FAILING = {
     "raises": ("def study(scale):\n    raise ValueError('no')", r"study\(scale\) raised ValueError: no"),
     "takes nothing": ("def study():\n    pass", r"study\(scale\) raised TypeError"),
 }
 
 
-@pytest.mark.parametrize("name", PYTHON)
+@pytest.mark.parametrize("name", FAILING)
 def test_a_function_that_fails_is_one_line(name: str, tmp_path: Path):
-    text, words = PYTHON[name]
+    text, words = FAILING[name]
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(UserError, match=words):
         find_study(str(tmp_path / "mine.py"), TINY)
@@ -182,7 +182,8 @@ def test_a_function_that_fails_is_one_line(name: str, tmp_path: Path):
 
 def test_a_file_may_define_dataclasses(tmp_path: Path):
     (tmp_path / "with_classes.py").write_text(
-        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom advalign.studies.paper import figure4a\n"
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from advalign.studies.paper import figure4a\n"
         "@dataclass\nclass Pair:\n    a: int\n\ndef study(scale):\n    return figure4a(scale)\n"
     )
     assert find_study(str(tmp_path / "with_classes.py"), TINY).name == "figure4a"
