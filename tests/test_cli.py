@@ -384,8 +384,8 @@ def flags_of(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
 def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
     """A new flag is a decision: it is added here too."""
     assert flags_of("study", capsys) == {
-        "--help", "--scale", "--seeds", "--time-budget", "--executor", "--gpus", "--dry-run", "--out", "--runs",
-        "--data-dir", "--device",
+        "--help", "--scale", "--seeds", "--time-budget", "--executor", "--gpus", "--plugin", "--dry-run", "--out",
+        "--runs", "--data-dir", "--device",
     }  # fmt: skip
     assert flags_of("train", capsys) == {
         "--help", "--data", "--model", "--width", "--recipe", "--vanilla", "--robust", "--extractor", "--plugin",

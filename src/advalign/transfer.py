@@ -42,36 +42,46 @@ def crafted(
 
     All images are attacked, also those that the surrogate gets wrong, and to the last step: an attack that stops at the
     surrogate's boundary would not carry over it. On the CPU. What is made is saved every ten seconds, and a second
-    call goes on from there, to the same bits.
+    call goes on from there, to the same bits. What another process is making is waited for.
 
     Raises:
         UserError: the attack has no last step to go on to, or the file is damaged.
     """
-    attack = to_the_end(attack)
-    with FileLock(file.with_name(f".{file.name}.lock")):  # what another process makes is waited for
-        if file.exists():
-            advance(len(images))
-            return _read(file, len(images))
-        state, saved = state_of(file), time.monotonic()
-        made: list[Tensor] = load_state(state, ("made",))["made"] if state.exists() else []
-        advance(sum(map(len, made)))
-        with evaluating(surrogate):
-            fast = Folded(surrogate)
-            batches = torch.arange(len(images), device=images.labels.device).split(batch_size)
-            for k, rows in list(enumerate(batches))[len(made) :]:
-                x, y = images.floats(rows), images.labels[rows]
-                with seeded(seed, spelled(attack), k), autocast(x.device, precision):
-                    made.append(attack(fast, x, y).float().cpu())
-                if time.monotonic() - saved > evaluation.SAVE_SECONDS:
-                    save_state(state, {"made": made})
-                    saved = time.monotonic()
-                advance(len(rows))
-        from safetensors.torch import save
+    from safetensors.torch import save
 
-        examples = torch.cat(made).contiguous()
-        write_atomically(file, save({"x_adv": examples}))
-        state.unlink(missing_ok=True)
-    return examples
+    attack, lock = to_the_end(attack), file.with_name(f".{file.name}.lock")
+    there = file.exists()
+    if not there:
+        with FileLock(lock):
+            if not (there := file.exists()):  # else another process was at it
+                examples = _make(surrogate, images, attack, batch_size, precision, seed, state_of(file), advance)
+                write_atomically(file, save({"x_adv": examples}))
+                state_of(file).unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)  # whoever still waits for it finds the file
+    if there:
+        advance(len(images))
+    return _read(file, len(images))
+
+
+def _make(
+    surrogate: nn.Module, images: Images, attack: Attack, batch_size: int, precision: str, seed: int, state: Path,
+    advance: Callable[[int], None],
+) -> Tensor:  # fmt: skip
+    made: list[Tensor] = load_state(state, ("made",))["made"] if state.exists() else []
+    saved = time.monotonic()
+    advance(sum(map(len, made)))
+    with evaluating(surrogate):
+        fast = Folded(surrogate)
+        batches = torch.arange(len(images), device=images.labels.device).split(batch_size)
+        for k, rows in list(enumerate(batches))[len(made) :]:
+            x, y = images.floats(rows), images.labels[rows]
+            with seeded(seed, spelled(attack), k), autocast(x.device, precision):
+                made.append(attack(fast, x, y).float().cpu())
+            if time.monotonic() - saved > evaluation.SAVE_SECONDS:
+                save_state(state, {"made": made})
+                saved = time.monotonic()
+            advance(len(rows))
+    return torch.cat(made).contiguous()
 
 
 def state_of(file: Path) -> Path:
