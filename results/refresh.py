@@ -11,14 +11,17 @@ from pathlib import Path
 
 from advalign.report.tables import Table, accuracy_table
 from advalign.runs import read_records
-from advalign.studies.claims import claims, study_in, sweep_table
+from advalign.studies.claims import claims, study_in, study_table, sweep_table
 from advalign.studies.methods import comparison
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md", ROOT / "docs" / "evaluation.md", ROOT / "docs" / "speed.md")
 _BLOCK = re.compile(
-    r"(<!-- (table|comparison|claims|sweep|timing|scaling) of (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL
+    r"(<!-- (table|comparison|claims|study|sweep|timing|scaling) of (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
+
+
+_OF_STUDIES = {"claims": claims, "study": study_table, "sweep": sweep_table}
 
 
 def timing(path: Path) -> Table:
@@ -75,8 +78,8 @@ def refreshed(text: str) -> str:
         kind, path = found[2], ROOT / found[3]
         if kind in ("timing", "scaling"):
             made = timing(path) if kind == "timing" else scaling(path)
-        elif kind in ("claims", "sweep"):
-            made = (claims if kind == "claims" else sweep_table)(*study_in(path))
+        elif kind in _OF_STUDIES:
+            made = _OF_STUDIES[kind](*study_in(path))
         else:
             records = [record for file in sorted(path.rglob("records.jsonl")) for record in read_records(file)]
             made = accuracy_table(records) if kind == "table" else comparison(records)

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 from advalign.errors import require, unknown
+from advalign.objectives import parse
 from advalign.report.tables import NEAR, NOISE, Row, Table, inside_noise, marks
 from advalign.runs import Record, read_records
 from advalign.studies.paper import BASES, STUDIES
@@ -16,6 +17,7 @@ from advalign.studies.scales import SCALES
 from advalign.studies.study import Column, Study
 
 _CLAIMED = ("clean", "PGD", "FGSM", "C&W", "AA", "black-box PGD")
+_SAYS_MOST = ("clean", "PGD", "CW-inf", "AA", "black-box PGD")
 _ALONG = {"figure4a": "layer", "figure4b": "weight"}
 _NOT_THERE = "–"
 _NO_ROW = Row("", (), ())
@@ -59,6 +61,21 @@ def claims(study: Study, records: Sequence[Record]) -> Table:
         f"paper: {study.source}",
     ]
     return Table(("VFD on", *attacks), tuple(lines), frozenset(), "; ".join(notes) + ".")
+
+
+def study_table(study: Study, records: Sequence[Record]) -> Table:
+    """Tabulate what of a study says most: clean, white-box and black-box accuracy of each row.
+
+    Natural models do not compete for the best, as in the study's own table.
+    """
+    attacks, rows = _attacks(study, records, _SAYS_MOST), _rows(study, records)
+    cells = [cell for cell in study.cells if rows[cell.method].records]
+    competing = [i for i, cell in enumerate(cells) if parse(cell.method).defends]
+    places = marks([rows[cells[i].method] for i in competing], list(attacks.values()))
+    best, faint = (frozenset((competing[i], j) for i, j in each) for each in places)
+    lines = tuple((cell.row, *(rows[cell.method].cell(attack) for attack in attacks.values())) for cell in cells)
+    notes = ["Accuracy in %", *_setting(records, attacks), f"{NOISE}, natural models aside"]
+    return Table(("method", *attacks), lines, best, "; ".join(notes) + ".", faint=faint)
 
 
 def sweep_table(study: Study, records: Sequence[Record]) -> Table:
