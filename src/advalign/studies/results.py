@@ -226,6 +226,8 @@ def trade_off(results: Results) -> Plate | None:
     if not (curves := results.curves(ROBUST)):
         return None
     caption = "Up and to the right is better. Bars: one standard deviation over seeds, where there are several."
+    if aside := ", ".join(cell.row for cell in results.study.cells if not cell.curve):
+        caption += f" Not drawn: {aside}."
     return Plate("Trade-off", trade_off_curves(curves, ROBUST), caption)
 
 
