@@ -13,7 +13,7 @@ import json
 import os
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL, run
@@ -24,6 +24,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from advalign.graphs import WARM_UPS
 from advalign.runtime import environment, pick_device
 from benchmarks.timing import in_turn, passes, peak_flops, peak_memory, row
 from benchmarks.workloads import TRAINING, equal_updates, evaluations, memory_of, natural_epoch, training_step
@@ -45,8 +46,8 @@ class Options:
 
     rounds: int = 5
     """rounds that count, each way once in each"""
-    steps: int = 1
-    """training steps a round and way; 40 on a GPU"""
+    steps: int | None = None
+    """training steps a round and way; 1, and 40 on a GPU, if not given"""
     only: tuple[str, ...] = ()
     """workloads; all if not given"""
     data_dir: Path | None = None
@@ -63,8 +64,9 @@ def main(options: Options) -> None:
     """Measure, print, and write."""
     device, console = pick_device(options.device), Console()
     on_gpu = device.type == "cuda"
-    ways = ("authors", "once", "ours", "ours, bf16", *(("ours, bf16, graphs",) if on_gpu else ()))
-    peak, rows = peak_flops(device), []
+    options = replace(options, steps=options.steps or (40 if on_gpu else 1))
+    ways = ("authors", "once", "once, best", "ours", "ours, bf16", *(("ours, bf16, graphs",) if on_gpu else ()))
+    load, peak, rows = os.getloadavg()[0], peak_flops(device), []
     for workload, width, size in ON_GPU if on_gpu else ON_CPU:
         if options.only and workload not in options.only:
             continue
@@ -74,7 +76,7 @@ def main(options: Options) -> None:
         rows.append(_memory("trades+vfd", 64, 128))
         console.print(f"{_label(rows[-1])}: {rows[-1]['memory_mib']} MiB", highlight=False)
     if not options.only or "natural epoch" in options.only:
-        rows.append(_epoch(*((64, 128, EPOCH) if on_gpu else (16, 128, 2048)), ways[2:], device, options))
+        rows.append(_epoch(*((64, 128, EPOCH) if on_gpu else (16, 128, 2048)), ways[3:], device, options))
         _say(console, rows[-1])
     wanted = not options.only or {"PGD-20", "C&W-100"} & set(options.only)
     if options.data_dir is not None and wanted:
@@ -94,7 +96,7 @@ def main(options: Options) -> None:
     result = {
         "rounds": options.rounds,
         "steps": options.steps,
-        "load": os.getloadavg()[0],
+        "load_before": load,
         "peak_gflops": round(peak / 1e9, 1),
         "environment": environment(),
         "startup": startup,
@@ -125,16 +127,23 @@ def _training(
 ) -> dict[str, Any]:
     plain_ways = ("once", "ours") if workload == "natural" else ("authors", "once", "ours")
     difference = equal_updates(workload, plain_ways)
-    ways = tuple(way for way in ways if way in plain_ways or way.startswith("ours"))
+    ways = tuple(way for way in ways if way != "authors" or way in plain_ways)
     steps = {way: training_step(workload, way, width, size, str(device))[0] for way in ways}
 
     def several(way: str) -> None:
-        for _ in range(options.steps):
+        for _ in range(many):
             steps[way]()
 
-    measured = row(in_turn({way: lambda way=way: several(way) for way in ways}, options.rounds, device))
+    many = options.steps or 1
+    if device.type == "cuda":  # beyond what a recording needs
+        for way in ways:
+            for _ in range(WARM_UPS + 1):
+                steps[way]()
+    found = in_turn({way: lambda way=way: several(way) for way in ways}, options.rounds, device)
+    measured = row({way: [took / many for took in times] for way, times in found.items()})
     work = {way: passes(steps[way], FLOPS[width], size) for way in plain_ways}
-    seconds = {way: value / options.steps for way, value in measured["seconds"].items()}
+    seconds = measured["seconds"]
+    steps.clear()  # or its networks would be in the next numbers
     told: dict[str, Any] = {
         "workload": workload,
         "model": f"resnet18(width={width})",
@@ -143,10 +152,8 @@ def _training(
         "float64_difference": difference,
         "forward": {way: work[way]["forward"] for way in plain_ways},
         "backward": {way: work[way]["backward"] for way in plain_ways},
-        "gflops": {way: round(work["ours" if "ours" in way else way]["flops"] / seconds[way] / 1e9, 1) for way in ways},
-        "share_of_peak": {
-            way: round(work["ours" if "ours" in way else way]["flops"] / seconds[way] / peak, 3) for way in ways
-        },
+        "gflops": {way: round(work[_counted(way)]["flops"] / seconds[way] / 1e9, 1) for way in ways},
+        "share_of_peak": {way: round(work[_counted(way)]["flops"] / seconds[way] / peak, 3) for way in ways},
         "memory_mib": {way: peak_memory(memory_of, (workload, way, width, size, str(device)), device) for way in ways},
     }
     if device.type == "cuda":
@@ -158,8 +165,13 @@ def _training(
     return told
 
 
+def _counted(way: str) -> str:
+    """Return the way that does the same passes, in the precision in which they are counted."""
+    return way.partition(",")[0]
+
+
 def _memory(workload: str, width: int, size: int) -> dict[str, Any]:
-    ways, cpu = ("authors", "once", "ours", "ours, bf16"), torch.device("cpu")
+    ways, cpu = ("authors", "once", "once, best", "ours", "ours, bf16"), torch.device("cpu")
     memory = {way: peak_memory(memory_of, (workload, way, width, size, "cpu"), cpu) for way in ways}
     shape = {"model": f"resnet18(width={width})", "batch": size}
     return {"workload": f"{workload}, memory alone", **shape, "seconds": {}, "ratio": {}, "memory_mib": memory}
@@ -168,7 +180,7 @@ def _memory(workload: str, width: int, size: int) -> dict[str, Any]:
 def _epoch(
     width: int, size: int, images: int, ways: tuple[str, ...], device: torch.device, options: Options
 ) -> dict[str, Any]:
-    runs = {way: natural_epoch(way, width, size, images, str(device)) for way in ("plain", *ways)}
+    runs = {way: natural_epoch(way, width, size, images, str(device)) for way in ("plain", "plain, workers", *ways)}
     measured = row(in_turn(runs, options.rounds, device))
     return {
         "workload": "natural epoch", "model": f"resnet18(width={width})", "batch": size, "images": images, **measured
@@ -190,7 +202,7 @@ def _say(console: Console, told: dict[str, Any]) -> None:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    plain = ("authors", "once", "plain")
+    plain = ("authors", "once", "once, best", "plain", "plain, workers")
     table = Table("workload", "way", "seconds", *plain, "forward", "backward", "share of peak", "MiB")
     for told in rows:
         ways = told["seconds"] or dict.fromkeys(told["memory_mib"], "")

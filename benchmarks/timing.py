@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from advalign.graphs import WARM_UPS
 
 Way = Callable[[], Any]
 
@@ -100,10 +103,14 @@ def peak_flops(device: torch.device) -> float:
 def peak_memory(make: Callable[..., Way], arguments: tuple[Any, ...], device: torch.device) -> int:
     """Return the most MiB that two calls of a way hold, in a process of its own on the CPU."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
         torch.cuda.reset_peak_memory_stats()
-        _twice(make, arguments)
-        return torch.cuda.max_memory_allocated() >> 20
+        way = make(*arguments)
+        for _ in range(WARM_UPS + 2):  # until a recording is replayed
+            way()
+        return (torch.cuda.max_memory_reserved() - before) >> 20
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_resident, (make, arguments, torch.get_num_threads()))
 

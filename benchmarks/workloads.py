@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -54,15 +55,19 @@ def training_step(
 ) -> tuple[Way, nn.Module]:
     """Return one training step on a fixed batch in one way, and the student that it trains.
 
-    Ways: `authors` and `once`, the plain loops; `ours`; `ours, bf16`; and on a GPU `ours, bf16, graphs`.
+    Ways: `authors`, `once` and `once, best`, the plain loops; `ours`; `ours, bf16`; on a GPU `ours, bf16, graphs`.
     """
     where = torch.device(device)
     student, guest = networks(workload, width, dtype, where)
     with seeded("images"):
         x, y = torch.rand(size, 3, 32, 32).to(where, dtype), (torch.arange(size) % 10).to(where)
-    if way not in ("authors", "once"):
+    if way.startswith("ours"):
         return _ours(workload, way, student, guest, x, y), student
-    authors = way == "authors"
+    authors, best = way == "authors", way == "once, best"
+    if best:
+        for network in (student,) if guest is None else (student, guest):
+            place(network, where)
+        x = x.contiguous(memory_format=torch.channels_last)
     if workload == "natural":
         step = plain.natural(student)
     elif workload == "at":
@@ -71,17 +76,26 @@ def training_step(
         step = plain.lbgat(student, guest.train(), authors=authors)
     else:
         step = plain.trades(student, guest, authors=authors)
-    return partial(step, x, y), student
+    return (partial(_in_bf16, step, x, y) if best else partial(step, x, y)), student
+
+
+def _in_bf16(step: plain.Step, x: Tensor, y: Tensor) -> None:
+    with torch.autocast(x.device.type, torch.bfloat16):
+        step(x, y)
 
 
 def natural_epoch(way: str, width: int, size: int, images: int, device: str = "cpu") -> Way:
-    """Return an epoch of natural training, from uint8 images to updates, in one way: `plain`, or as `training_step`."""
+    """Return an epoch of natural training, from uint8 images to updates, in one way.
+
+    Ways: `plain` with a loader of no workers, `plain, workers` with several, and ours as `training_step` has them.
+    """
     where = torch.device(device)
     student, _ = networks("natural", width, torch.float32, where)
     with seeded("images"):
         pixels, labels = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8), torch.arange(images) % 10
-    if way == "plain":
-        return plain.epoch(student, pixels, labels, size)
+    if way.startswith("plain"):
+        workers = min(8, os.cpu_count() or 1) if "workers" in way else 0
+        return plain.epoch(student, pixels, labels, size, workers)
     batches = Batches(Images(pixels, labels).to(where), size, augment="flip-crop", seed=0)
     objective = place(Objective(parse("natural"), student, {}), where).train()
     step = Step(objective, _recipe(way), batches.steps, where, cuda_graphs="graphs" in way)

@@ -194,7 +194,8 @@ def run_study(options: Study) -> None:
         study, seeds=options.seeds, runs=options.runs, out=out, data_dir=options.data_dir, device=options.device,
         time_budget=budget, executor=options.executor, gpus=options.gpus, plugins=options.plugin, console=console,
     )  # fmt: skip
-    print_table(console, results.table())
+    if results.records():
+        print_table(console, results.table())
     say(console, f"Written: {out} (report.html and its parts, table.md, records.jsonl)")
     if results.failures:
         raise TrainingError(

@@ -16,13 +16,15 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from advalign.diagnosis import Diagnosis, Surfaces
-from advalign.report.tables import Flags, rows_of, worst_cases
+from advalign.report.tables import Flags, members_of, rows_of, worst_cases
 from advalign.runs import Record
 
 HOVER = "hover: "
+_SPAN = 4  # points that an axis of the trade-off shows at least: less looks like a difference
 _FEW = 10  # curves that a legend inside the axes, and matplotlib's colours, are enough for
 _CAPTION = 20  # letters of a caption that an image of the gallery is as wide as
 _MARKERS = "osD^vP*X"
@@ -70,7 +72,13 @@ def trade_off(records: Sequence[Record], attack: str | None = None, flags: Flags
                 axes.errorbar(*at, point.robust_spread, point.clean_spread, fmt="none", ecolor=color, elinewidth=1)
         every = [point for points in families.values() for point in points]
         front = pareto([(point.clean, point.robust) for point in every])
-        axes.plot(*zip(*front, strict=True), ":", color="0.4", linewidth=1.2, label="Pareto front", zorder=1)
+        if len(front) > 1:
+            axes.plot(*zip(*front, strict=True), ":", color="0.4", linewidth=1.2, label="Pareto front", zorder=1)
+        for side in (axes.xaxis, axes.yaxis):
+            low, high = side.get_view_interval()
+            if high - low < _SPAN:
+                middle = (low + high) / 2
+                side.set_view_interval(middle - _SPAN / 2, middle + _SPAN / 2, ignore=True)
         for point in every:
             axes.plot(point.clean, point.robust, "o", markersize=16, alpha=0, gid=HOVER + str(point))
         legend = {"frameon": False, "fontsize": 8 if len(families) <= _FEW else 6}
@@ -117,7 +125,9 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _short(attack: str) -> str:
-    return "worst case" if attack.startswith("worst(") else attack
+    if not attack.startswith("worst("):
+        return attack
+    return "worst case" if members_of(attack) > 1 else attack.removeprefix("worst(").removesuffix(")")
 
 
 def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
@@ -133,6 +143,8 @@ def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
                 rows = [row for row in log if key in row.get("validation", {})]
                 shares = [100 * row["validation"][key] for row in rows]
                 right.plot([row["epoch"] for row in rows], shares, style, **told)
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set(xlabel="epoch", ylabel="training loss", yscale="log")
         right.set(xlabel="epoch", ylabel="validation accuracy, %", title="dashed: clean, solid: PGD-10")
         if len(logs) <= _FEW:
@@ -164,7 +176,9 @@ def calibration_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figur
             right.plot(epochs, [told.get("ratio", nan) for _, told in rows], color=f"C{i}", label=f"{name}, {layer}")
         left.set(xlabel="epoch", ylabel="distance of features", yscale="log", title="dashed: clean, solid: adversarial")
         right.set(xlabel="epoch", ylabel="gradient, VFD / labels", yscale="log", title="band: .05 to .5")
-        right.legend(frameon=False, fontsize=7)
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(frameon=False, fontsize=7, loc="outside lower center", ncols=3)
     return figure
 
 

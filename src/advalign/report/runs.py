@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def report_on(
     require(maps >= 0, f"maps={maps} must be at least 0")
     found, page, absent = find([Path(path) for path in paths]), Path(out), []
     parts = page.parent / f"{page.stem}-files"
+    require(not page.is_dir(), f"{page} is a folder: name a file, such as {page / 'report.html'}")
     require_writable(page.parent)
     flags = {run: flags_of(each.setting) for run, each in found.runs.items()}
     scopes = found.scopes()
@@ -70,8 +72,11 @@ def report_on(
         name = f"{scope.data}, {scope.threat}, n = {scope.n}" + ("" if named else f", images {scope.images}")
         tables.append(accuracy_table(records, flags))
         sections.append(Sheet(f"Accuracy: {name}", tables[-1]))
+        many = len(rows_of(records, flags)[0]) > 1
+        if not many and sum(each.data == scope.data for each in scopes) > 1:
+            continue  # a model by itself, as at another radius, is told in a line and in the curve over the radius
         if worst_cases(records):
-            sections += _trade_offs(name, records, flags)
+            sections += _trade_offs(name, records, flags) if many else []
             sections += _classes(name, scope, records, found, flags, data_dir, absent.append)
             sections += _gallery(name, scope, found, absent.append)
     console = console or Console(quiet=True)
@@ -98,7 +103,7 @@ def report_on(
 def _trade_offs(name: str, records: Sequence[Record], flags: Flags) -> list[Section]:
     caption = (
         "Up and to the right is better. Bars: standard deviation over seeds, where there are several. Dotted: the "
-        "models that no other one beats in both. Point at a mark for its numbers."
+        "models that no other one equals or beats in both. Point at a mark for its numbers."
     )
     plates: list[Section] = [Plate(f"Trade-off: {name}", trade_off(records, flags=flags), caption)]
     if any(record.attack == "autoattack" for record in records):
@@ -195,7 +200,7 @@ def _radii(found: Found, say: Say) -> list[Section]:
             where = (diagnosis["data"], diagnosis["threat"].partition("(")[0])
             curves.setdefault(where, {})[f"{found.names[run]}: PGD-20 of its diagnosis"] = shares
     if not curves:
-        say("Accuracy over the radius: evaluate runs with several --eps, or diagnose them.")
+        say("Accuracy over the radius: evaluate runs once for each of several --eps, or diagnose them.")
     caption = "Bars: one standard error of the binomial. The radius at 0 is clean accuracy."
     return [
         Plate(f"Accuracy over the radius: {data}, {norm}", radius_curves(each), caption)
@@ -238,8 +243,21 @@ def _commands(found: Found) -> list[Section]:
         for evaluated in evaluations:
             first, source = evaluated.first, found.runs.get(model, evaluated.weights)
             made = ", ".join(f"{key} {first[key]}" for key in ("commit", "torch", "device") if first[key])
-            told = [f"# measured with {made}", evaluate_line(source, evaluated.content, places)]
+            line = evaluate_line(source, evaluated.content, places)
+            told = [f"# measured with {made}", line + (" --save-examples" if evaluated.examples.exists() else "")]
             lines.setdefault(model, []).extend(told)
+    for run, diagnosis in found.diagnoses.items():
+        norm, _, eps = diagnosis["threat"].removesuffix(")").partition("(")
+        words = [
+            "advalign",
+            "diagnose",
+            str(found.runs[run].path),
+            "--data",
+            diagnosis["data"],
+            "--n",
+            str(diagnosis["n"]),
+        ]
+        lines.setdefault(run, []).append(shlex.join([*words, "--norm", norm.lower(), "--eps", eps]))
     titles = {
         model: f"{found.names[model]} ({model})" if model in found.runs else found.names[model] for model in lines
     }

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import inf, sqrt
 from statistics import mean, stdev
 
 from rich.console import Console
@@ -38,10 +38,13 @@ _AT_NEED = {
 
 FLOOR = 0.5  # points that another training seed moves an accuracy by anyway
 NEAR = (
-    "nearer than two standard errors of the difference (over seeds; of a single seed, the binomial's over its test "
-    f"images) or than {FLOOR} points"
+    "nearer than the 95 % interval of the difference reaches (Student's t over seeds; of a single seed, the binomial's "
+    f"over its test images) or than {FLOOR} points"
 )
-NOISE = f"bold: the best of a column; grey, or italic: not told from it, being {NEAR}"
+NOISE = f"bold: the best of a column, natural models aside; grey, or italic: not told from it, being {NEAR}"
+_UNDEFENDED = ("natural", "contrast")  # they compete for nothing: what they give up shows in other columns
+
+_PIPE = 160  # characters
 
 _LATEX = str.maketrans(
     {sign: rf"\{sign}" for sign in "&%_#${}"}
@@ -196,10 +199,10 @@ def _by_run(group: Sequence[Record]) -> dict[tuple[str, ...], list[Record]]:
 def worst_cases(records: Sequence[Record]) -> list[str]:
     """Return the worst cases measured, that over most attacks first; those over transferred examples last."""
     found = {record.attack for record in records if record.attack.startswith("worst(")}
-    return sorted(found, key=lambda attack: ("transfer(" in attack, -_members(attack), attack))
+    return sorted(found, key=lambda attack: ("transfer(" in attack, -members_of(attack), attack))
 
 
-def _members(worst: str) -> int:
+def members_of(worst: str) -> int:
     """Count the attacks of a worst case, whose own arguments have commas too."""
     outer = worst.removeprefix("worst(").removesuffix(")")
     while (inner := re.sub(r"\([^()]*\)", "", outer)) != outer:
@@ -213,14 +216,16 @@ def accuracy_table(records: Sequence[Record], flags: Flags | None = None) -> Tab
     Rows are not averaged over anything else: another recipe, data set or threat is another row.
     """
     rows, extras = rows_of(records, flags)
-    worst = worst_cases(records)
+    worst = [each for each in worst_cases(records) if members_of(each) > 1]
     attacks = sorted(dict.fromkeys(r.attack for r in records), key=lambda a: (a != "clean", a in worst))
+    attacks = [each for each in attacks if not each.startswith("worst(") or each in worst]  # of one attack: itself
     names = {worst[0]: "worst case"} if len(worst) == 1 else {}
     best, faint = marks(rows, attacks)
     shared = [f"{label}: {_told(records[0], key)}" for key, label in _TOLD.items() if label not in extras]
-    seeds = " ".join(map(str, sorted({r.seed for r in records if r.run}))) or "unknown"
+    seeds = ", ".join(map(str, sorted({r.seed for r in records if r.run}))) or "unknown"
     if _TOLD["n"] not in extras:
-        shared.append(f"one image is {100 / records[0].n:.2g} points")
+        share = f"{100 / records[0].n:.2g}"
+        shared.append(f"one image is {share} point{'' if share == '1' else 's'}")
     notes = ["Accuracy in %", *shared, f"seeds: {seeds}", *(f"worst case: {name}" for name in names)]
     if not all(record.run for record in records):
         notes.append("unknown: nobody knows how weights from elsewhere were trained")
@@ -241,10 +246,14 @@ Places = frozenset[tuple[int, int]]
 
 
 def marks(rows: Sequence[Row], attacks: Sequence[str]) -> tuple[Places, Places]:
-    """Return (row, column) of each attack's best accuracy, and of those inside its noise; column 0 is the method."""
+    """Return (row, column) of each attack's best accuracy, and of those inside its noise; column 0 is the method.
+
+    Natural models compete only with one another.
+    """
     best, faint = set(), set()
+    defended = {i for i, row in enumerate(rows) if any(r.method not in _UNDEFENDED for r in row.records)}
     for j, attack in enumerate(attacks, 1):
-        filled = [i for i, row in enumerate(rows) if row.accuracies(attack)]
+        filled = [i for i, row in enumerate(rows) if row.accuracies(attack) and (i in defended or not defended)]
         if len(filled) > 1:
             first = max(filled, key=lambda i: mean(rows[i].accuracies(attack).values()))
             best.add((first, j))
@@ -254,19 +263,26 @@ def marks(rows: Sequence[Row], attacks: Sequence[str]) -> tuple[Places, Places]:
 
 def inside_noise(row: Row, other: Row, attack: str) -> bool:
     """Tell whether two rows cannot be told apart, both measured under the attack."""
-    gap = abs(mean(other.accuracies(attack).values()) - mean(row.accuracies(attack).values()))
-    return gap <= max(FLOOR, 2 * sqrt(row.variance(attack) + other.variance(attack)))
+    from scipy.stats import t
+
+    values = [list(each.accuracies(attack).values()) for each in (row, other)]
+    freedom = sum(map(len, values)) - 2 if min(map(len, values)) > 1 else inf
+    reach = float(t.ppf(0.975, freedom)) * sqrt(row.variance(attack) + other.variance(attack))
+    return abs(mean(values[0]) - mean(values[1])) <= max(FLOOR, reach)
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print the table to a terminal, the best in bold, what is inside its noise dimmed."""
+    """Print the table, the best in bold, what is inside its noise dimmed; into a pipe or a log at its full width."""
     shown = RichTable(caption=table.caption, caption_justify="left")
     for j, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if j == 0 or table.prose else "right", overflow="fold")
+        left = j == 0 or table.prose
+        shown.add_column(
+            column, justify="left" if left else "right", overflow="fold", no_wrap=j == 0 and not table.prose
+        )
     for i, row in enumerate(table.rows):
         styles = ["bold" if (i, j) in table.best else "dim" if (i, j) in table.faint else "" for j in range(len(row))]
         shown.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))
-    console.print(shown, highlight=False)
+    console.print(shown, highlight=False, width=None if console.is_terminal else max(console.width, _PIPE), crop=False)
 
 
 def _tell(record: Record, keys: Sequence[str]) -> tuple[str, ...]:

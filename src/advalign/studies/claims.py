@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import mean
 
 from advalign.errors import require, unknown
-from advalign.objectives import parse
 from advalign.report.tables import NEAR, NOISE, Row, Table, inside_noise, marks
 from advalign.runs import Record, read_records
 from advalign.studies.paper import BASES, STUDIES
@@ -64,17 +63,12 @@ def claims(study: Study, records: Sequence[Record]) -> Table:
 
 
 def study_table(study: Study, records: Sequence[Record]) -> Table:
-    """Tabulate what of a study says most: clean, white-box and black-box accuracy of each row.
-
-    Natural models do not compete for the best, as in the study's own table.
-    """
+    """Tabulate what of a study says most: clean, white-box and black-box accuracy of each row."""
     attacks, rows = _attacks(study, records, _SAYS_MOST), _rows(study, records)
     cells = [cell for cell in study.cells if rows[cell.method].records]
-    competing = [i for i, cell in enumerate(cells) if parse(cell.method).defends]
-    places = marks([rows[cells[i].method] for i in competing], list(attacks.values()))
-    best, faint = (frozenset((competing[i], j) for i, j in each) for each in places)
+    best, faint = marks([rows[cell.method] for cell in cells], list(attacks.values()))
     lines = tuple((cell.row, *(rows[cell.method].cell(attack) for attack in attacks.values())) for cell in cells)
-    notes = ["Accuracy in %", *_setting(records, attacks), f"{NOISE}, natural models aside"]
+    notes = ["Accuracy in %", *_setting(records, attacks), NOISE]
     return Table(("method", *attacks), lines, best, "; ".join(notes) + ".", faint=faint)
 
 

@@ -56,11 +56,12 @@ def conduct(
     pick_device(device)
     deadline = None if time_budget is None else time.time() + time_budget
     place = Place(device, None if data_dir is None else Path(data_dir), deadline, tuple(plugins))
+    say(console, study.title)
     results = laid_out(study, seeds=seeds, runs=runs, out=out, place=place)
     for folder in (results.out, Path(runs)):
         require_writable(folder)
     todo = [job for job in results.jobs if not job.finished]
-    say(console, f"{study.title}: {len(results.jobs) - len(todo)} of {len(results.jobs)} cells were finished before")
+    say(console, f"{len(results.jobs) - len(todo)} of {len(results.jobs)} cells were finished before")
 
     def watch(job: Job, outcome: Outcome) -> None:
         results.failures.pop(job.run.id, None)

@@ -50,7 +50,7 @@ def find_study(spelling: str, scale: Scale) -> Study:
     except Exception as error:  # somebody's function may raise anything
         raise UserError(f"{spelling}: study(scale) raised {type(error).__name__}: {error}".splitlines()[0]) from error
     require(isinstance(made, Study), f"{spelling} returns {type(made).__name__}, not an advalign.studies.Study")
-    return made
+    return replace(made, declared=path.read_text()) if path.suffix == ".py" else made
 
 
 def _function_of(path: Path) -> Callable[[Scale], Any]:
@@ -72,7 +72,8 @@ def _from_yaml(path: Path, scale: Scale) -> Study:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
     given = _mapping(content, "a study", _KEYS)
@@ -99,6 +100,7 @@ def _from_yaml(path: Path, scale: Scale) -> Study:
         seeds=seeds,
         surrogate=_cell(surrogate, common) if any(column.black_box for column in columns) else None,
         figures=_figures(given.get("figure"), cells),
+        declared=text,
     )
 
 
@@ -106,6 +108,7 @@ def _cell(given: Any, common: Mapping[str, Any]) -> Cell:
     """Read a method, or a mapping with one and what is its own; of the recipe, what it changes."""
     given = {"method": given} if isinstance(given, str) else _mapping(given, "methods", _names(Cell))
     require("method" in given, f"an entry of methods has no method: {given}")
+    given = {"row": given["method"], **given}  # as it is spelled there, with defaults that are named
     recipe = _recipe(given.get("recipe", {}), common["recipe"])
     return Cell(**check_arguments("methods", Cell, {**common, **given, "recipe": recipe}))
 

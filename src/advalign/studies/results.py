@@ -10,9 +10,8 @@ from statistics import mean
 
 from advalign import attacks
 from advalign.errors import UserError, require
-from advalign.objectives import parse
 from advalign.report.features import explained, feature_map, feature_maps, few
-from advalign.report.page import Plate, write_page
+from advalign.report.page import Listing, Plate, Sheet, write_page
 from advalign.report.sweeps import Point, sweep_curves, trade_off_curves
 from advalign.report.tables import NOISE, Row, Table, marks
 from advalign.runs import Record
@@ -57,27 +56,21 @@ class Results:
         return [record for job in self.jobs for record in self._known(job).values()]
 
     def table(self) -> Table:
-        """Tabulate the accuracies; below a row of ours the published one and the difference, where there is one.
-
-        Natural models do not compete for the best: nothing they give up is measured.
-        """
+        """Tabulate the accuracies; below a row of ours the published one and the difference, where there is one."""
         headings = [column.heading for column in self.study.columns]
         rows = {name: self._row(name) for name in self.study.rows}
-        natural = {cell.row for cell in self.study.cells if not parse(cell.method).defends}
-        competing = [name for name in rows if name not in natural] or list(rows)
-        best, faint = marks([rows[name] for name in competing], headings)
+        best, faint = marks(list(rows.values()), headings)
         lines: list[tuple[str, ...]] = []
-        at: dict[str, int] = {}
+        at = []
         for name, row in rows.items():
-            at[name] = len(lines)
+            at.append(len(lines))
             lines.append((self._label(name), *(self._spelled(row, heading) for heading in headings)))
             if numbers := self.study.published.get(name):
                 lines += _published(name, numbers, row, headings)
         for name, numbers in self.study.published.items():
             lines += [] if name in rows else _published(name, numbers, Row(name, (), ()), headings)
-        best, faint = (frozenset((at[competing[i]], j) for i, j in places) for places in (best, faint))
-        caption = self._caption(natural_competes=bool(natural & set(competing)))
-        return Table(("method", *headings), tuple(lines), best, caption, faint=faint)
+        best, faint = (frozenset((at[i], j) for i, j in places) for places in (best, faint))
+        return Table(("method", *headings), tuple(lines), best, self._caption(), faint=faint)
 
     def curves(self, robust: str) -> dict[str, list[Point]]:
         """Return clean accuracy and that of the column `robust` along each curve of the study, as far as measured."""
@@ -100,7 +93,8 @@ class Results:
         Raises:
             UserError: the folder is another study's, or cannot be written to.
         """
-        table, plates, absent = self.table(), [], []
+        table, absent = self.table(), list[str]()
+        plates: list[Plate | Sheet | Listing] = []
         for draw in self.study.figures if figures else ():
             try:
                 plates += [plate] if (plate := draw(self)) is not None else []
@@ -112,6 +106,8 @@ class Results:
         write_atomically(self.out / "table.md", table.markdown() + "\n")
         done = sum(job.finished for job in self.jobs)
         introduction = [f"{done} of {len(self.jobs)} cells are finished."]
+        if self.study.declared:
+            plates.append(Listing("The study as it was declared", {self.study.name: self.study.declared}))
         write_page(
             self.out / "report.html", self.study.title, introduction, table, plates, environment(), absent=absent,
             parts=self.out / "report-files",
@@ -171,10 +167,12 @@ class Results:
         return told if measured in (0, planned) else f"{told} ({measured} of {planned} seeds)"
 
     def _label(self, row: str) -> str:
-        failed = [self.failures[job.run.id] for job in self.jobs if job.cell.row == row and job.run.id in self.failures]
-        return f"{row} (failed: {failed[0]})" if failed else row
+        return f"{row} (failed)" if self._reasons(row) else row
 
-    def _caption(self, *, natural_competes: bool) -> str:
+    def _reasons(self, row: str) -> list[str]:
+        return [self.failures[job.run.id] for job in self.jobs if job.cell.row == row and job.run.id in self.failures]
+
+    def _caption(self) -> str:
         study, cells = self.study, [job.cell for job in self.jobs]
         notes = [
             "Accuracy in %",
@@ -190,11 +188,16 @@ class Results:
         if any(column.black_box for column in study.columns) and study.surrogate is not None:
             notes.append(f"black box: made on a {study.surrogate.method} {study.surrogate.model}")
         notes += notes_on([column.attack for column in study.columns])
-        notes.append(NOISE + ("" if natural_competes else ", natural models aside"))
+        notes.append(NOISE)
         if len({cell.recipe.seed for cell in cells}) > 1:
             notes.append("±: standard deviation over seeds")
         if study.published:
             notes.append(f"paper: {study.source}; difference: ours − paper, in points")
+        reasons: dict[str, list[str]] = {}
+        for row in study.rows:
+            for reason in self._reasons(row):
+                reasons.setdefault(reason, []).append(row)
+        notes += [f"failed: {', '.join(dict.fromkeys(rows))}: {reason}" for reason, rows in reasons.items()]
         return "; ".join(notes) + "."
 
     def _test_images(self) -> str:

@@ -99,6 +99,8 @@ class Study:
     source: str = ""
     """where the published numbers are from"""
     figures: tuple[Draw, ...] = ()
+    declared: str = ""
+    """the text of the file that it was read from"""
 
     def __post_init__(self) -> None:
         require(bool(self.cells and self.columns), f"study {self.name!r} has no cells or no columns")
