@@ -182,9 +182,9 @@ def measure(
     write_json(file, {**_content(records, evaluation, subject.dataset.note), **identity, "distances": distances})
     if save_examples:
         _save_examples(file.with_suffix(".npz"), evaluation, examples, subject, batch_size)
-    state.unlink(missing_ok=True)
     if (path.parent / "run.json").exists():
         append_records(path.parent / "records.jsonl", records)
+    state.unlink(missing_ok=True)  # last, or a stop in between would lose them
     return Measurement(records, evaluation, file, "extra" in card, distances)
 
 

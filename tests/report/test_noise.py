@@ -30,16 +30,24 @@ def test_single_seeds_are_told_apart_beyond_the_binomial_of_their_images():
 def test_seeds_are_told_apart_beyond_the_standard_error_and_never_below_half_a_point():
     table = accuracy_table(
         [
+            # Student's t of 2 + 2 seeds, two degrees of freedom, 95 %: 4.303
             *measured("best", 0.950, 0.952),  # mean 95.1, squared standard error .02 / 2
-            *measured("wide", 0.930, 0.950),  # 1.1 below; 2 sqrt(2 / 2 + .01) = 2.01
-            *measured("floor", 0.944, 0.950),  # .4 below; 2 sqrt(.18 / 2 + .01) = .63
-            *measured("tight", 0.9469, 0.9471),  # .4 below; 2 sqrt(.0002 / 2 + .01) = .2, but the floor is .5
-            *measured("apart", 0.940, 0.944),  # .9 below; 2 sqrt(.08 / 2 + .01) = .45
+            *measured("wide", 0.930, 0.950),  # 1.1 below; 4.303 sqrt(2 / 2 + .01) = 4.3
+            *measured("near", 0.940, 0.944),  # .9 below; 4.303 sqrt(.08 / 2 + .01) = .96
+            *measured("tight", 0.9469, 0.9471),  # .4 below; 4.303 sqrt(.0002 / 2 + .01) = .43, but the floor is .5
+            *measured("apart", 0.939, 0.943),  # 1.0 below; .96 as above
         ]
     )
     assert table.best == {(0, 1)}
     assert table.faint == {(1, 1), (2, 1), (3, 1)}
-    assert "two standard errors" in table.caption
+    assert "95 % interval" in table.caption
+
+
+def test_natural_models_compete_only_with_one_another():
+    table = accuracy_table([*measured("natural", 0.99), *measured("at", 0.9), *measured("trades", 0.5)])
+    assert table.best == {(1, 1)}
+    alone = accuracy_table([*measured("natural", 0.99), *measured("contrast", 0.5)])
+    assert alone.best == {(0, 1)}
 
 
 def test_marks_are_bold_and_italic_in_every_spelling_but_csv():

@@ -110,7 +110,6 @@ def test_a_report_on_run_folders_has_every_section(tmp_path: Path, monkeypatch: 
     for heading in (
         "Accuracy: digits, Linf(0.2), n = 500",
         "Accuracy: digits, Linf(0.1), n = 500",
-        "Trade-off: digits, Linf(0.2), n = 500",
         "Accuracy by class: digits, Linf(0.2), n = 500",
         "Adversarial examples: digits, Linf(0.2), n = 500",
         "Features: digits, Linf(0.2)",
@@ -120,6 +119,8 @@ def test_a_report_on_run_folders_has_every_section(tmp_path: Path, monkeypatch: 
         "The commands that repeat them",
     ):
         assert f"<h2>{heading}</h2>" in text
+    assert "<h2>Trade-off" not in text  # of one model
+    assert "Accuracy by class: digits, Linf(0.1)" not in text
     assert f"at, seed 1 ({run.id})" in text
     assert "advalign train at --data digits" in text
     assert "<li>Adversarial examples: digits, Linf(0.1)" not in text
@@ -142,7 +143,14 @@ def test_examples_are_the_first_of_each_class_under_the_strongest_attack(tmp_pat
     np.savez(tmp_path / "a.npz", **arrays)  # pyright: ignore[reportArgumentType]  its stub thinks of allow_pickle
     told = {"clean": 0.75, "fgsm": 0.5, "pgd+": 0.25}
     records = [{"attack": attack, "accuracy": accuracy} for attack, accuracy in told.items()]
-    shown, x_adv, captions = examples_of(tmp_path / "a.npz", {"records": records, "outcomes": {"clean": "11110"}})
+    evaluation = {"records": records, "outcomes": {"clean": "11110"}}
+    shown, x_adv, captions, attack = examples_of(tmp_path / "a.npz", evaluation)
+    assert attack == "pgd+"
+    np.savez(tmp_path / "none.npz", x=x)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:100])
+    for name, words in (("none", "holds no adversarial images"), ("cut", "cannot read")):
+        with pytest.raises(UserError, match=words):
+            examples_of(tmp_path / f"{name}.npz", evaluation)
     np.testing.assert_allclose(shown.flatten(), [0.2, 0.0, 0.4], atol=1e-6)
     np.testing.assert_allclose(x_adv.flatten(), [0.24, 0.04, 0.44], atol=1e-6)
     assert captions == [

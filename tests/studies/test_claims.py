@@ -64,12 +64,12 @@ def test_what_is_not_measured_is_a_dash_and_no_other_column():
 def test_several_seeds_count_by_their_spread_and_only_those_of_both():
     records = [
         *measured("hat", 0, clean=40, PGD=40), *measured("hat", 1, clean=42, PGD=40.2), *measured("hat", 2, clean=90),
-        # standard errors of the means: clean 1 and 1, so 2 sqrt(2) = 2.8 points; PGD .1 and .1: the floor of .5
-        *measured("hat+vfd", 0, clean=42.5, PGD=40.5), *measured("hat+vfd", 1, clean=44.5, PGD=40.9),
+        # standard errors of the means: clean 1 and 1, so 4.3 sqrt(2) = 6.1 points; PGD .1 and .2: 4.3 sqrt(.05) = .96
+        *measured("hat+vfd", 0, clean=42.5, PGD=41.0), *measured("hat+vfd", 1, clean=44.5, PGD=41.4),
     ]  # fmt: skip
     table = claims(TABLE1, records)
     assert row_of(table, "hat, ours")["clean"] == "(+2.5)"
-    assert row_of(table, "hat, ours")["PGD"] == "+0.6"
+    assert row_of(table, "hat, ours")["PGD"] == "+1.1"
     assert "a row of one seed" not in table.caption
 
 

@@ -41,7 +41,7 @@ def read(text: str, folder: Path) -> Study:
 
 def test_yaml(tmp_path: Path):
     study = read(YAML, tmp_path)
-    assert (study.name, study.title, study.seeds) == ("mine", "the weight", 2)
+    assert (study.name, study.title, study.seeds) == ("mine", "the weight, scale tiny", 2)
     assert [(cell.row, cell.method, cell.at) for cell in study.cells] == [
         ("natural", "natural", ""), ("trades", "trades", 0), ("a tenth", "trades+vfd(weight=0.1)", 0.1),
     ]  # fmt: skip

@@ -199,9 +199,9 @@ def test_a_cell_that_fails_is_shown_and_the_others_finish(tmp_path: Path):
     bad = cell("at", recipe=replace(RECIPE, lr=1e30), row="at, too fast")
     results = run(study(cell("natural"), bad, cell("alp"), columns=COLUMNS[:2]), tmp_path)
     assert [job.finished for job in results.jobs] == [True, False, True]
-    name = results.table().rows[1][0]
-    assert name.startswith("at, too fast (failed: the loss became nan in epoch 1")
-    assert name in (tmp_path / "out" / "table.md").read_text()
+    assert results.table().rows[1][0] == "at, too fast (failed)"
+    assert "failed: at, too fast: the loss became nan in epoch 1" in results.table().caption
+    assert results.table().caption in (tmp_path / "out" / "table.md").read_text()
     assert results.table().rows[1][1:] == ("–", "–")
     again = laid_out(results.study, seeds=1, runs=tmp_path / "runs", out=tmp_path / "out", place=Place())
     assert again.table() == results.table()
@@ -331,7 +331,8 @@ def test_a_damaged_run_fails_alone(tmp_path: Path):
     wider = replace(made, columns=COLUMNS[:2])
     results = run(wider, tmp_path)
     assert [job.finished for job in results.jobs] == [False, True]
-    assert "records.jsonl" in results.table().rows[0][0]
+    assert results.table().rows[0][0] == "natural (failed)"
+    assert "records.jsonl" in results.table().caption
     assert results.table().rows[1][2] != "–"
 
 

@@ -83,7 +83,7 @@ def class_figure(accuracies: Accuracies, class_names: Sequence[str]) -> Figure:
     """Draw clean and robust accuracy as two maps, a row a model, a column a class."""
     models, classes = list(accuracies), len(class_names)
     with mpl.rc_context({"font.size": 8}):
-        figure = Figure(figsize=(9, 1.6 + 0.36 * len(models)), layout="constrained")
+        figure = Figure(figsize=(max(9.0, 0.14 * classes), min(300.0, 1.6 + 0.36 * len(models))), layout="constrained")
         grid = figure.subplots(1, 2, sharey=True)
         grid[0].set_ylim(len(models), 0)
         for axes, view, title in zip(grid, (0, 1), ("clean", "robust"), strict=True):

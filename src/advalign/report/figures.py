@@ -168,12 +168,14 @@ def calibration_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figur
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         right.axhspan(0.05, 0.5, color="0.92")
-        for i, (name, layer) in enumerate((n, k) for n, log in logs.items() for k in log[0]["calibration"]["vfd"]):
+        told_of = [(n, k) for n, log in logs.items() for k in log[0]["calibration"]["vfd"]]
+        for i, (name, layer) in enumerate(told_of):
+            color = color_of(i, len(told_of))
             rows = [(row["epoch"], row["calibration"]["vfd"][layer]) for row in logs[name]]
             epochs = [epoch for epoch, _ in rows]
             for view, style in (("clean", "--"), ("adv", "-")):
-                left.plot(epochs, [told[f"distance_{view}"] for _, told in rows], style, color=f"C{i}")
-            right.plot(epochs, [told.get("ratio", nan) for _, told in rows], color=f"C{i}", label=f"{name}, {layer}")
+                left.plot(epochs, [told[f"distance_{view}"] for _, told in rows], style, color=color)
+            right.plot(epochs, [told.get("ratio", nan) for _, told in rows], color=color, label=f"{name}, {layer}")
         left.set(xlabel="epoch", ylabel="distance of features", yscale="log", title="dashed: clean, solid: adversarial")
         right.set(xlabel="epoch", ylabel="gradient, VFD / labels", yscale="log", title="band: .05 to .5")
         for axes in (left, right):

@@ -17,17 +17,21 @@ Curve = Mapping[float, tuple[float, int]]
 
 
 def radii_of(records: Sequence[Record]) -> tuple[str, Curve]:
-    """Return one model's accuracy over the radius, and the attack: that which was measured at most radii.
+    """Return one model's accuracy over the radius, and the attack: of those at most radii that which leaves least.
 
     The curve is empty where there is but one radius.
     """
     curves: dict[str, dict[float, tuple[float, int]]] = {}
     clean = {0.0: (record.accuracy, record.n) for record in records if record.attack == "clean"}  # noqa: B035 (one)
     for record in records:
-        if record.attack != "clean":
+        if record.attack != "clean" and "transfer(" not in record.attack:
             eps = parse_number(record.threat.partition("(")[2].removesuffix(")"))
             curves.setdefault(record.attack, dict(clean))[eps] = (record.accuracy, record.n)
-    attack, curve = max(curves.items(), key=lambda item: len(item[1]), default=("", clean))
+
+    def strength(item: tuple[str, Curve]) -> tuple[int, float]:
+        return len(item[1]), -sum(share for share, _ in item[1].values())
+
+    attack, curve = max(curves.items(), key=strength, default=("", clean))
     return attack, curve if len(curve) > 2 else {}
 
 

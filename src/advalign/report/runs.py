@@ -12,7 +12,7 @@ from advalign.errors import UserError, require
 from advalign.report.classes import by_class, class_figure, class_table, dataset_of, labels_of, outcomes_of
 from advalign.report.commands import evaluate_line, flags_of, train_line
 from advalign.report.diagnosis import remarks_table, verdicts_table
-from advalign.report.examples import examples_of
+from advalign.report.examples import COLUMNS, examples_of
 from advalign.report.figures import calibration_curves, gallery, gallery_in_words, trade_off, training_curves
 from advalign.report.found import Found, Scope, find
 from advalign.report.maps import feature_plates
@@ -72,12 +72,12 @@ def report_on(
         name = f"{scope.data}, {scope.threat}, n = {scope.n}" + ("" if named else f", images {scope.images}")
         tables.append(accuracy_table(records, flags))
         sections.append(Sheet(f"Accuracy: {name}", tables[-1]))
-        many = len(rows_of(records, flags)[0]) > 1
-        if not many and sum(each.data == scope.data for each in scopes) > 1:
-            continue  # a model by itself, as at another radius, is told in a line and in the curve over the radius
         if worst_cases(records):
+            many = len(rows_of(records, flags)[0]) > 1
+            main = max((each for each in scopes if each.data == scope.data), key=lambda each: len(scopes[each]))
             sections += _trade_offs(name, records, flags) if many else []
-            sections += _classes(name, scope, records, found, flags, data_dir, absent.append)
+            if many or scope == main:  # a model by itself at another radius is told by the curve over the radius
+                sections += _classes(name, scope, records, found, flags, data_dir, absent.append)
             sections += _gallery(name, scope, found, absent.append)
     console = console or Console(quiet=True)
     sections += [
@@ -163,7 +163,8 @@ def _gallery(name: str, scope: Scope, found: Found, say: Say) -> list[Section]:
         for evaluated in evaluations:
             if evaluated.scope == scope and evaluated.examples.exists():
                 try:
-                    bands[found.names[run]] = examples_of(evaluated.examples, evaluated.content)
+                    *shown, attack = examples_of(evaluated.examples, evaluated.content)
+                    bands[f"{found.names[run]}\n{attack}"] = tuple(shown)
                 except UserError as error:
                     doubts.append(f"Adversarial examples, {name}: {error}.")
     for doubt in doubts:
@@ -175,8 +176,9 @@ def _gallery(name: str, scope: Scope, found: Found, say: Say) -> list[Section]:
     shown = dict(list(bands.items())[:_BANDS])
     eps = parse_number(scope.threat.partition("(")[2].removesuffix(")"))
     caption = (
-        f"The first test image of each class, what the attack that leaves least makes of it, and the difference around "
-        f"grey; below each its true class, what the model takes the adversarial image for, and whether it withstands. "
+        f"The first test image of each of the first {COLUMNS} classes, what the attack that leaves least makes of it "
+        "(named by the model; C&W may leave the threat), and the difference around grey; below each its true class, "
+        "what the model takes the adversarial image for, and whether it withstands. "
         f"{len(shown)} of {len(bands)} models whose examples were saved."
     )
     return [Plate(f"Adversarial examples: {name}", gallery(shown, amplify=0.5 / eps), caption, gallery_in_words(shown))]

@@ -98,7 +98,9 @@ def laid_out(study: Study, *, seeds: int | None, runs: str | Path, out: str | Pa
     require_folder(folder)
     jobs = lay_out(study, study.seeds if seeds is None else seeds, runs=Path(runs), data_dir=place.data_dir)
     results = Results(study, tuple(jobs), place, folder)
-    results.failures.update(results.failures_before())
+    before = results.failures_before()
+    open_ids = {job.run.id for job in results.jobs if not job.finished}
+    results.failures.update({run: reason for run, reason in before.items() if run in open_ids})
     return results
 
 

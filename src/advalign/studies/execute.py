@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from advalign.errors import Busy, TrainingError, UserError
@@ -44,7 +46,7 @@ class Outcome:
     """How a job ended."""
 
     status: Literal["finished", "stopped", "failed", "busy"]
-    """busy: another process trains one of its runs"""
+    """busy: another process trains or measures one of its runs"""
     reason: str = ""
 
 
@@ -60,7 +62,7 @@ def carry_out(job: Job, place: Place, console: Console) -> Outcome:
             for n, black_box, columns in _together(job):
                 if black_box and job.surrogate is not None:
                     _train(job.surrogate, place, console)
-                with stoppable(place.left):
+                with stoppable(place.left), _alone(job):
                     _measure(job, n, columns, job.surrogate if black_box else None, place, console)
     except KeyboardInterrupt as stop:
         return Outcome("stopped", str(stop) or "SIGINT arrived")
@@ -140,6 +142,16 @@ def _together(job: Job) -> Iterator[tuple[int, bool, list[Column]]]:
 
     for (black_box, n), columns in groupby(sorted(job.missing(), key=key), key):
         yield -n, black_box, list(columns)
+
+
+@contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    """Hold what is measured, so that no second process measures the same."""
+    try:
+        with FileLock(job.run.path / ".measuring.lock", timeout=0):
+            yield
+    except Timeout:
+        raise Busy(f"{job.run.path} is being measured by another process") from None
 
 
 def _measure(

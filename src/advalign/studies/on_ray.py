@@ -18,7 +18,7 @@ from rich.console import Console
 from advalign.errors import UserError, require
 from advalign.interrupts import stoppable
 from advalign.objectives import register
-from advalign.studies.execute import Outcome, Place, Watcher, carry_out, spelled
+from advalign.studies.execute import BUSY_SECONDS, Outcome, Place, Watcher, carry_out, spelled
 from advalign.studies.job import Job
 from advalign.terminal import say
 
@@ -42,10 +42,7 @@ def on_ray(jobs: Sequence[Job], place: Place, gpus: float | None, console: Conso
     ours = not ray.is_initialized()
     if ours:
         ray.init(log_to_driver=False)
-    there = ray.cluster_resources().get("GPU", 0.0)
-    gpus = min(1.0, there) if gpus is None else gpus
-    require(gpus <= there, f"gpus={gpus:g} a cell, and the cluster has {there:g}")
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_work)
+    task = ray.remote(num_cpus=1, num_gpus=_share(ray, gpus), max_retries=RETRIES)(_work)
     place = replace(place, data_dir=None if place.data_dir is None else place.data_dir.absolute())
     training: dict[Path, Any] = {}  # by the run's folder
 
@@ -75,6 +72,12 @@ def on_ray(jobs: Sequence[Job], place: Place, gpus: float | None, console: Conso
                 if outcome.status == "stopped":
                     reason = outcome.reason
                     break
+                if outcome.status == "busy":
+                    for each in (job, *job.guests, *([job.surrogate] if job.surrogate is not None else [])):
+                        training.pop(each.run.path, None)
+                    time.sleep(BUSY_SECONDS)
+                    waiting[measured(job)] = job
+                    continue
                 k = len(jobs) - len(waiting)
                 eta = f", about {spelled((time.monotonic() - began) / k * len(waiting))} left" if waiting else ""
                 say(console, f"cell {k} of {len(jobs)}: {job.name} {outcome.status} {outcome.reason}{eta}")
@@ -82,13 +85,24 @@ def on_ray(jobs: Sequence[Job], place: Place, gpus: float | None, console: Conso
     except KeyboardInterrupt as stop:
         reason = str(stop) or "SIGINT arrived"
     if reason:  # as Ctrl-C would: training saves its state and ends
-        tasks = [*training.values(), *waiting]
-        for each in tasks:
-            ray.cancel(each)
-        ray.wait(tasks, num_returns=len(tasks), timeout=60)
+        _cancel(ray, [*training.values(), *waiting])
     if ours:
         ray.shutdown()
     return reason
+
+
+def _share(ray: Any, gpus: float | None) -> float:
+    """Return the share of a GPU for each task: a whole one, where there is any, if not given."""
+    there = ray.cluster_resources().get("GPU", 0.0)
+    gpus = min(1.0, there) if gpus is None else gpus
+    require(gpus <= there, f"gpus={gpus:g} a cell, and the cluster has {there:g}")
+    return gpus
+
+
+def _cancel(ray: Any, tasks: Sequence[Any]) -> None:
+    for each in tasks:
+        ray.cancel(each)
+    ray.wait(list(tasks), num_returns=len(tasks), timeout=60)
 
 
 def _work(job: Job, place: Place, *needed: Outcome) -> Outcome:

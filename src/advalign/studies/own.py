@@ -94,7 +94,7 @@ def _from_yaml(path: Path, scale: Scale) -> Study:
     require(type(seeds) is int, f"seeds={seeds!r} must be a whole number")
     return Study(
         name=path.stem,
-        title=str(given.get("title", path.stem)),
+        title=f"{given.get('title', path.stem)}, scale {scale.name}",
         cells=tuple(cells),
         columns=tuple(columns),
         seeds=seeds,

@@ -80,8 +80,10 @@ class Results:
             return curves
         for cell in self.study.cells:
             row = self._row(cell.row)
-            clean, withstood = (tuple(row.accuracies(heading).values()) for heading in (CLEAN, robust))
-            if cell.curve and clean and len(clean) == len(withstood):
+            by_seed = [row.accuracies(heading) for heading in (CLEAN, robust)]
+            seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+            clean, withstood = (tuple(found[seed] for seed in seeds) for found in by_seed)
+            if cell.curve and seeds:
                 curves.setdefault(cell.curve, []).append(Point(cell.at, clean, withstood))
         return curves
 
