@@ -4,7 +4,7 @@ Training steps of five methods beside the plain loops (`plain.py`), an epoch of 
 and PGD-20 and C&W on a half-robust model, timed in turn in one process; and how long commands take to start. The ways
 of a training step must make the same update in float64 before they are timed. Prints a table and writes
 results/benchmarks/<device>.json. On a GPU the sizes are the papers', and images a second, seconds an epoch of 50,000
-images and the share of the arithmetic floor are added.
+images and the share of the arithmetic floor are added. `--autoattack` adds what `autoattack.py` counts.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class Options:
     """where CIFAR-10 lies; the evaluations are left out, and said to be, where it is not given"""
     images: int = 2000
     """test images of PGD-20; C&W takes a quarter as many"""
+    autoattack: bool = False
+    """also count AutoAttack's passes beside the reference's code: half an hour more, into autoattack.json"""
     device: str = "auto"
     """auto, cpu, cuda"""
     out: Path = Path("results/benchmarks")
@@ -107,6 +109,10 @@ def main(options: Options) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result, indent=1) + "\n")
     console.print(f"Written: {file}")
+    if options.autoattack:
+        from benchmarks import autoattack  # needs the reference's package, of the extra dev
+
+        autoattack.main(options.data_dir)
 
 
 def _startup(rounds: int) -> dict[str, list[float]]:

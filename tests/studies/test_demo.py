@@ -22,7 +22,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_module, "digits", lambda: recipe)
     monkeypatch.setattr(demo_module, "METHODS", ("natural", "trades", "trades+vfd(weight=0.2)"))
     monkeypatch.setattr(demo_module, "MODEL", "small-cnn(width=4)")
-    monkeypatch.setattr(demo_module, "ATTACKS", ("fgsm",))
+    monkeypatch.setattr(demo_module, "ATTACKS", ("fgsm", "mim(steps=2)"))
 
 
 def test_it_writes_the_page_the_pictures_and_the_records(tmp_path: Path):
@@ -35,7 +35,9 @@ def test_it_writes_the_page_the_pictures_and_the_records(tmp_path: Path):
     assert page.count('src="data:image/png;base64,') == 1  # the examples; what is drawn of lines is SVG
     assert page.count("<svg ") == 3
     records = read_records(tmp_path / "records.jsonl")
-    assert {record.attack for record in records} == {"clean", "fgsm", "worst(fgsm)"}
+    assert {record.attack for record in records} == {
+        "clean", "fgsm", "mim(steps=2)", "worst(fgsm, mim(steps=2))",
+    }  # fmt: skip
     assert {record.threat for record in records} == {"Linf(0.2)"}
     for record in records:
         assert f"{100 * record.accuracy:.1f}" in page

@@ -26,11 +26,11 @@ def examples_of(file: Path, evaluation: Mapping[str, Any]) -> tuple[Tensor, Tens
         UserError: the file is damaged, holds no attack, or no predictions, as those of earlier versions.
     """
     accuracies = {record["attack"]: record["accuracy"] for record in evaluation["records"]}
-    try:
-        opened = np.load(file)
-    except (OSError, ValueError, BadZipFile) as error:
-        raise UserError(f"cannot read {file}: {error}") from None
-    with opened as arrays:
+    with file.open("rb") as content:
+        try:
+            arrays = np.load(content)
+        except (OSError, ValueError, BadZipFile) as error:
+            raise UserError(f"cannot read {file}: {error}") from None
         names = [key.removeprefix("x_adv ") for key in arrays.files if key.startswith("x_adv ")]
         require(bool(names), f"{file} holds no adversarial images")
         attack = min(names, key=lambda name: accuracies[name])
