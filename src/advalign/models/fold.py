@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from advalign.models.taps import Tapped
+from advalign.models.winograd import Winograd
 
 
 class _Pair(NamedTuple):
@@ -25,13 +26,15 @@ class Folded(nn.Module):
     """The same function as `net` in eval mode, about 1.4 times faster; call `refresh` when the weights have changed.
 
     The twin that runs shares all storage with the network but the folded convolutions, and has no trainable
-    parameter. A network that torch.fx cannot trace runs as it is. Neither twin nor network is a sub-module, so there
-    is nothing to optimise, save or move here. Python attributes (a norm's view) stay as they were when this was built.
+    parameter. On the CPU it may hold transformed weights as well, until `refresh` or `release`: see `Winograd`. A
+    network that torch.fx cannot trace is not folded. Neither twin nor network is a sub-module, so there is nothing to
+    optimise, save or move here. Python attributes (a norm's view) stay as they were when this was built.
     """
 
     net: nn.Module
     twin: nn.Module
     pairs: list[_Pair]
+    fast: list[Winograd]
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -62,6 +65,12 @@ class Folded(nn.Module):
             bias = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
             folded.weight.copy_(conv.weight * scale.view(-1, 1, 1, 1))
             folded.bias.copy_(bias * scale + norm.bias if norm.affine else bias * scale)
+        self.release()
+
+    def release(self) -> None:
+        """Free the memory that the twin takes only while it runs."""
+        for conv in self.fast:
+            conv.forget()
 
     def _build(self) -> None:
         shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.net.parameters()}
@@ -75,10 +84,7 @@ class Folded(nn.Module):
             assert isinstance(conv, nn.Conv2d)
             assert isinstance(folded, nn.Conv2d)
             assert isinstance(norm, nn.BatchNorm2d)
-            contiguous = _wide(conv)
-            layout = torch.contiguous_format if contiguous else torch.channels_last
-            if contiguous:
-                folded.register_forward_pre_hook(_in_nchw)
+            layout = torch.contiguous_format if _wide(conv) else torch.channels_last
             weight = torch.empty_like(conv.weight, memory_format=layout)
             folded.weight = nn.Parameter(weight, requires_grad=False)
             folded.bias = nn.Parameter(weight.new_empty(conv.out_channels), requires_grad=False)
@@ -87,6 +93,10 @@ class Folded(nn.Module):
                     if child is unused:
                         setattr(parent, name, nn.Identity())
             self.pairs.append(_Pair(conv, norm, folded))
+        self.fast = [fast for conv in twin.modules() if isinstance(conv, nn.Conv2d) if (fast := Winograd.adopt(conv))]
+        for _, _, folded in self.pairs:
+            if _wide(folded) and not isinstance(folded, Winograd):
+                folded.register_forward_pre_hook(_in_nchw)
         self._hide("twin", twin)
         self._built_on = self._addresses()
 

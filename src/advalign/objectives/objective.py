@@ -112,10 +112,8 @@ class Objective(nn.Module):
         if mode not in (None, "eval", "train"):
             raise unknown("mode", mode, ("eval", "train"))
         step_size = threat.eps / 4 if step_size is None else step_size
-        for guest in self._folded_guests.values():
-            guest.refresh()
         network = self._train_mode() if (mode or craft.mode) == "train" else self._eval_mode()
-        with network as student, torch.enable_grad():
+        with network as student, self._fresh_guests(), torch.enable_grad():
             nets: dict[str, Network] = {"student": student}
             for name in self.nets.keys() - {"student"}:
                 nets[name] = partial(self._guest, name)
@@ -234,6 +232,15 @@ class Objective(nn.Module):
         # The twin has BatchNorm folded into the convolutions and frozen weights; folded anew once a step.
         self._folded.refresh()
         yield self._folded
+        self._folded.release()
+
+    @contextmanager
+    def _fresh_guests(self):
+        for guest in self._folded_guests.values():
+            guest.refresh()
+        yield
+        for guest in self._folded_guests.values():
+            guest.release()
 
     @contextmanager
     def _train_mode(self):
