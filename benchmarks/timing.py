@@ -62,18 +62,17 @@ def rounds_ratio(slow: list[float], fast: list[float]) -> list[float]:
     return [a / b for a, b in zip(slow, fast, strict=True)]
 
 
-def passes(way: Way, forward_flops: float, images: int) -> dict[str, float]:
-    """Return the forward and backward work of one call, in forwards of one image each; and its FLOPs in all."""
+def passes(way: Way, forward: Way) -> dict[str, float]:
+    """Return the forward and backward work of one call, in FLOPs of `forward`."""
+    counts, unit = _counts(way), sum(_counts(forward).values())
+    backward = sum(flops for name, flops in counts.items() if "backward" in name)
+    return {"forward": round((sum(counts.values()) - backward) / unit, 2), "backward": round(backward / unit, 2)}
+
+
+def _counts(way: Way) -> dict[str, int]:
     with _Flops() as counter:
         way()
-    backward = sum(flops for name, flops in counter.counts.items() if "backward" in name)
-    unit = forward_flops * images
-    whole = sum(counter.counts.values())
-    return {
-        "forward": round((whole - backward) / unit, 2),
-        "backward": round(backward / unit, 2),
-        "flops": whole,
-    }
+    return counter.counts
 
 
 class _Flops(TorchDispatchMode):
@@ -93,11 +92,22 @@ class _Flops(TorchDispatchMode):
 
 
 def peak_flops(device: torch.device) -> float:
-    """Return the most floating-point operations a second that a product of square matrices reaches here."""
-    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
+    """Return the most floating-point operations a second of a product of matrices or a convolution here."""
+    on_gpu = device.type == "cuda"
+    size, images, channels, dtype = (8192, 512, 512, torch.bfloat16) if on_gpu else (2048, 32, 128, torch.float32)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    torch.matmul(a, b)
-    return 2 * size**3 / min(once(lambda: a @ b, device) for _ in range(10))
+    x, w = (torch.randn(images, channels, 16, 16), torch.randn(channels, channels, 3, 3))
+    x, w = (tensor.to(device, dtype, memory_format=torch.channels_last) for tensor in (x, w))
+    product, convolution = 2 * size**3, 2 * 9 * channels * x.numel()
+    return max(
+        _fastest(lambda: a @ b, product, device),
+        _fastest(lambda: torch.nn.functional.conv2d(x, w, padding=1), convolution, device),
+    )
+
+
+def _fastest(way: Way, flops: int, device: torch.device) -> float:
+    way()
+    return flops / min(once(way, device) for _ in range(10))
 
 
 def peak_memory(make: Callable[..., Way], arguments: tuple[Any, ...], device: torch.device) -> int:

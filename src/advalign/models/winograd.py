@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -38,11 +38,11 @@ FEWEST, MOST = 16, 512  # tiles at once: with fewer the products are too thin, w
 
 @final
 class Winograd(nn.Conv2d):
-    """A wide 3x3 convolution of small maps, 1.2 to 1.9 times as fast as the plain one, which `adopt` turns into this.
+    """A wide 3x3 convolution with frozen weights, which `adopt` turns into this; on small maps 1.2 to 2.6 times faster.
 
-    It multiplies transformed weights, four times as large, which it makes when it needs them and keeps until `forget`;
-    no gradient reaches them. Where the products would not pay, and under autocast, whose precision is too little for
-    the transforms, it is the plain convolution. In float32 its outputs differ from that by about 1e-6 of their norm.
+    It multiplies transformed weights, four times as large, which it makes when it needs them and keeps until `forget`.
+    Where that would not pay, and under autocast, whose precision is too little for it, it is the plain convolution. In
+    float32 its outputs are about 1e-6 of their norm from those of the plain one, which are 3e-7 from the exact ones.
     """
 
     transformed: Tensor | None
@@ -68,7 +68,7 @@ class Winograd(nn.Conv2d):
         """Map (N, C_in, H, W) to (N, C_out, H, W)."""
         n, _, h, w = x.shape
         tiles = n * (h * w // 16)
-        pays = h % 4 == w % 4 == 0 and h * w <= 64 and tiles >= FEWEST
+        pays = h % 4 == w % 4 == 0 and max(h, w) <= 32 and tiles >= FEWEST
         if not pays or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return super().forward(x.contiguous() if self.weight.is_contiguous() else x)
         if self.transformed is None:
@@ -86,30 +86,67 @@ class Winograd(nn.Conv2d):
         return (matrix @ taps).view(36, *self.weight.shape[:2])
 
     def _convolve(self, x: Tensor, weights: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        to_tiles, to_map = _transforms(h, w, x.dtype)
-        tiles = to_tiles @ x.permute(2, 3, 0, 1).reshape(h * w, n * c)
-        products = tiles.view(36, -1, c) @ weights.mT
-        out = (to_map @ products.view(-1, n * self.out_channels)).view(h, w, n, self.out_channels)
-        out = out if self.bias is None else out + self.bias
-        return out.permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
+        out = _Products.apply(x, weights.mT, _maps(x.shape[2], x.shape[3], x.dtype))
+        return out if self.bias is None else out + self.bias[:, None, None]
+
+
+class _Maps(NamedTuple):
+    """Matrices that take the sides of a map to those of its tiles, and back."""
+
+    rows_in: Tensor  # (height / 4 * 6, height): tiles, then points
+    columns_in: Tensor  # (6 * width / 4, width): points, then tiles
+    rows_out: Tensor
+    columns_out: Tensor
+
+    def backward(self) -> _Maps:
+        """Return those of the gradient, which goes the way back."""
+        return _Maps(self.rows_out.mT, self.columns_out.mT, self.rows_in.mT, self.columns_in.mT)
+
+
+class _Products(torch.autograd.Function):
+    """The convolution by weights (36, C_in, C_out); the gradient to its input is the same, all matrices transposed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, maps: _Maps) -> Tensor:
+        ctx.weights, ctx.maps = weights, maps
+        return _multiplied(x, weights, maps)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        return _Products.apply(*grad_outputs, ctx.weights.mT, ctx.maps.backward()), None, None
+
+
+def _multiplied(x: Tensor, weights: Tensor, maps: _Maps) -> Tensor:
+    (n, c, h, w), channels = x.shape, weights.shape[2]
+    tall, wide = len(maps.rows_in) // 6, len(maps.columns_in) // 6
+    rows = maps.rows_in @ x.permute(2, 3, 0, 1).reshape(h, -1)
+    points = (maps.columns_in @ rows.view(-1, w, n * c)).view(tall, 36, wide * n, c)
+    products = points.new_empty(tall, 36, wide * n, channels)
+    for one, out in zip(points, products, strict=True):
+        torch.bmm(one, weights, out=out)
+    rows = maps.columns_out @ products.view(tall * 6, 6 * wide, n * channels)
+    out = (maps.rows_out @ rows.view(tall * 6, -1)).view(h, w, n, channels)
+    return out.permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
 
 
 @cache
 @torch.inference_mode(False)
-def _transforms(h: int, w: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return what maps a map's pixels to the points of its tiles, (36 * tiles, h * w), and points to pixels."""
-    (in_rows, out_rows), (in_columns, out_columns) = _along(h), _along(w)
-    to_tiles = np.einsum("pih,qjw->pqijhw", in_rows, in_columns).reshape(-1, h * w)
-    to_map = np.einsum("hpi,wqj->hwpqij", out_rows, out_columns).reshape(h * w, -1)
-    return torch.from_numpy(to_tiles).to(dtype), torch.from_numpy(to_map).to(dtype)
+def _maps(h: int, w: int, dtype: torch.dtype) -> _Maps:
+    (rows_in, rows_out), (columns_in, columns_out) = _along(h), _along(w)
+    matrices = (
+        rows_in.reshape(-1, h),
+        columns_in.transpose(1, 0, 2).reshape(-1, w),
+        rows_out.reshape(h, -1),
+        columns_out.transpose(0, 2, 1).reshape(w, -1),
+    )
+    return _Maps(*(torch.from_numpy(matrix).to(dtype) for matrix in matrices))
 
 
 def _along(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the same for one side: (6, size / 4, size), without the zeros around the map, and (size, 6, size / 4)."""
+    """Return the matrices of one side, (tiles, 6, size), without the zeros around the map, and (size, tiles, 6)."""
     tiles = size // 4
-    padded, out = np.zeros((6, tiles, size + 2)), np.zeros((tiles, 4, 6, tiles))
+    padded, out = np.zeros((tiles, 6, size + 2)), np.zeros((tiles, 4, tiles, 6))
     for tile in range(tiles):
-        padded[:, tile, 4 * tile : 4 * tile + 6] = IN
-        out[tile, :, :, tile] = OUT
-    return padded[:, :, 1:-1], out.reshape(size, 6, tiles)
+        padded[tile, :, 4 * tile : 4 * tile + 6] = IN
+        out[tile, :, tile, :] = OUT
+    return padded[:, :, 1:-1], out.reshape(size, tiles, 6)
