@@ -78,8 +78,9 @@ def main(options: Options) -> None:
         ways = {label: step_of(device, **each) for label, each in zip(labels, variants, strict=True)}
         seconds = in_turn(ways, options.rounds, device)
         for label, each in zip(labels, variants, strict=True):
-            narrow: dict[str, Any] = each | {"width": WIDTH}  # whose convolutions are all plain ones
-            work = passes(step_of(device, **narrow), _forward(device, each.get("size", SIZE)))
+            width = min(WIDTH, each.get("width", WIDTH))  # a network whose convolutions are all plain ones
+            narrow: dict[str, Any] = each | {"width": width}
+            work = passes(step_of(device, **narrow), _forward(device, width, each.get("size", SIZE)))
             growth = statistics.median(rounds_ratio(seconds[label], seconds[labels[0]]))
             told = {"factor": factor, "value": label, "seconds": round(statistics.median(seconds[label]), 4)}
             told |= {"times_the_first": round(growth, 2)}
@@ -96,8 +97,8 @@ def main(options: Options) -> None:
     console.print(f"Written: {file}")
 
 
-def _forward(device: torch.device, size: int) -> Way:
-    net = models.build(f"resnet18(width={WIDTH})", classes=10).to(device)
+def _forward(device: torch.device, width: int, size: int) -> Way:
+    net = models.build(f"resnet18(width={width})", classes=10).to(device)
     return partial(net, torch.rand(size, 3, 32, 32, device=device))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from advalign import attacks, models
 from advalign.data import Batches, Dataset, Images, load, stratified_subset
 from advalign.evaluation import Evaluation, evaluate
-from advalign.graphs import WARM_UPS
+from advalign.models.winograd import FEWEST
 from advalign.objectives import Objective, compose, parse
 from advalign.recipes import Recipe
 from advalign.runtime import mixed_seed, place, seeded
@@ -134,17 +134,16 @@ def memory_of(workload: str, way: str, width: int, size: int, device: str) -> Wa
     return training_step(workload, way, width, size, device)[0]
 
 
-def differences(workload: str, ways: tuple[str, ...], width: int, device: str = "cpu") -> dict[str, float]:
-    """Return each way's relative difference, from the first one's, of what some steps in float64 make of the weights.
+def differences(workload: str, ways: tuple[str, ...], width: int, device: str, steps: int = 1) -> dict[str, float]:
+    """Return each way's relative difference from the first's, in what so many steps in float64 make of the weights.
 
-    One step on the CPU; on a GPU as many as a recording needs, and one that replays it. Rounding is all they may
-    differ by.
+    Rounding is all they may differ by, in the first step; then TRADES' authors' loop has other running statistics.
     """
     updates = {}
     for way in ways:
-        step, student = training_step(workload, way, width, 16, device, torch.float64)
+        step, student = training_step(workload, way, width, FEWEST, device, torch.float64)
         before = _flat(student)
-        for seed in range(1 if device == "cpu" else WARM_UPS + 2):
+        for seed in range(steps):
             torch.manual_seed(seed)
             step()
         updates[way] = _flat(student) - before

@@ -17,7 +17,9 @@ from advalign.studies.methods import comparison
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md", ROOT / "docs" / "evaluation.md", ROOT / "docs" / "speed.md")
 _BLOCK = re.compile(
-    r"(<!-- (table|comparison|claims|study|sweep|timing|scaling) of (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL
+    r"(<!-- (table|comparison|claims|study|sweep|timing|scaling|convolutions) of (\S+) -->\n).*?"
+    r"(<!-- end of table -->)",
+    re.DOTALL,
 )
 
 
@@ -68,6 +70,28 @@ def scaling(path: Path) -> Table:
     return Table(columns, cells, frozenset(), caption)
 
 
+def convolutions(path: Path) -> Table:
+    """Tabulate what `python -m benchmarks.convolutions` has measured."""
+    content, cells = json.loads(path.read_text()), []
+    for row in content["rows"]:
+        plain, errors = row["faster_plain"], row["forward_and_gradient_error"]
+        times = (row["seconds"][plain], row["seconds"]["ours"], row["transform_seconds"])
+        first, second, third = (f"{1000 * seconds:.1f}" for seconds in times)
+        shape = f"{row['channels']} channels, {row['side']} x {row['side']}, {row['images']} images"
+        error = (f"{max(errors[way]):.0e}" for way in (plain, "ours"))
+        cells.append((shape, first, second, f"{row['ratio']['ours'][plain]:.2f}", third, *error))
+    columns = ("layer", "plain, ms", "Winograd, ms", "times faster", "transform, ms", "error, plain", "error, Winograd")
+    caption = (
+        f"Forward, and the gradient to the input; the faster memory format of the plain convolution; error: the larger "
+        f"relative distance of output and gradient from float64. Medians of {content['rounds']} rounds; "
+        f"{_machine(content)}."
+    )
+    return Table(columns, tuple(cells), frozenset(), caption)
+
+
+_OF_BENCHMARKS = {"timing": timing, "scaling": scaling, "convolutions": convolutions}
+
+
 def _machine(content: dict[str, dict[str, str]]) -> str:
     made = content["environment"]
     return f"{made['device']}, torch {made['torch']}, commit {made['commit']}"
@@ -78,8 +102,8 @@ def refreshed(text: str) -> str:
 
     def table(found: re.Match[str]) -> str:
         kind, path = found[2], ROOT / found[3]
-        if kind in ("timing", "scaling"):
-            made = timing(path) if kind == "timing" else scaling(path)
+        if kind in _OF_BENCHMARKS:
+            made = _OF_BENCHMARKS[kind](path)
         elif kind in _OF_STUDIES:
             made = _OF_STUDIES[kind](*study_in(path))
         else:

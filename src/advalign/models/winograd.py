@@ -33,27 +33,28 @@ OUT = (
     (0, 1, 1, 4, 4, 0),
     (0, 1, -1, 8, -8, 1),
 )
-FEWEST, MOST = 16, 512  # tiles at once: with fewer the products are too thin, with more they leave the caches
+CHANNELS = 256  # with fewer, the larger weights cost other layers their place in the caches
+FEWEST, MOST = 32, 512  # tiles at once: with fewer the products are too thin, with more they leave the caches
 
 
 @final
 class Winograd(nn.Conv2d):
-    """A wide 3x3 convolution with frozen weights, which `adopt` turns into this; on small maps 1.2 to 2.6 times faster.
+    """A wide 3x3 convolution with frozen weights, which `adopt` turns into this; faster on small maps.
 
     It multiplies transformed weights, four times as large, which it makes when it needs them and keeps until `forget`.
-    Where that would not pay, and under autocast, whose precision is too little for it, it is the plain convolution. In
-    float32 its outputs are about 1e-6 of their norm from those of the plain one, which are 3e-7 from the exact ones.
+    Where that would not pay, and under autocast, whose precision is too little for it, it is the plain convolution.
     """
 
     transformed: Tensor | None
 
     @classmethod
     def adopt(cls, conv: nn.Conv2d) -> Winograd | None:
-        """Turn a convolution into this class where that is faster, and return it; None where it is not."""
+        """Turn a convolution into this class where that is right and faster, and return it; None where it is not."""
         weight, shape = conv.weight, (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
         fits = shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and conv.padding_mode == "zeros"
-        pays = min(weight.shape[:2]) >= 256 and weight.device.type == "cpu"
-        if type(conv) is not nn.Conv2d or not fits or not pays or weight.dtype not in (torch.float32, torch.float64):
+        exact = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+        moves = weight.requires_grad or conv._forward_pre_hooks  # such a hook may set the weights at each call
+        if type(conv) is not nn.Conv2d or not fits or not exact or moves or min(weight.shape[:2]) < CHANNELS:
             return None
         conv.__class__ = cls
         assert isinstance(conv, cls)
@@ -66,18 +67,21 @@ class Winograd(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Map (N, C_in, H, W) to (N, C_out, H, W)."""
+        if x.ndim != 4 or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return self._plain(x)
         n, _, h, w = x.shape
         tiles = n * (h * w // 16)
-        pays = h % 4 == w % 4 == 0 and max(h, w) <= 32 and tiles >= FEWEST
-        if not pays or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
-            return super().forward(x.contiguous() if self.weight.is_contiguous() else x)
+        if h % 4 or w % 4 or max(h, w) > 16 or tiles < FEWEST:
+            return self._plain(x)
         if self.transformed is None:
             self.transformed = self._transform()
         if tiles <= MOST:
             return self._convolve(x, self.transformed)
         return torch.cat([self._convolve(piece, self.transformed) for piece in x.split(MOST * n // tiles)])
 
-    @torch.inference_mode(False)  # a tensor made in inference mode could not be in a later graph
+    def _plain(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous() if self.weight.is_contiguous() else x)
+
     @torch.no_grad()
     def _transform(self) -> Tensor:
         """Return the weights as (36, C_out, C_in)."""
@@ -113,7 +117,8 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        return _Products.apply(*grad_outputs, ctx.weights.mT, ctx.maps.backward()), None, None
+        with torch.autocast("cpu", enabled=False):  # as in the forward pass, wherever this is called
+            return _Products.apply(*grad_outputs, ctx.weights.mT, ctx.maps.backward()), None, None
 
 
 def _multiplied(x: Tensor, weights: Tensor, maps: _Maps) -> Tensor:
@@ -130,7 +135,6 @@ def _multiplied(x: Tensor, weights: Tensor, maps: _Maps) -> Tensor:
 
 
 @cache
-@torch.inference_mode(False)
 def _maps(h: int, w: int, dtype: torch.dtype) -> _Maps:
     (rows_in, rows_out), (columns_in, columns_out) = _along(h), _along(w)
     matrices = (

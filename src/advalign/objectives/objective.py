@@ -231,16 +231,20 @@ class Objective(nn.Module):
     def _eval_mode(self):
         # The twin has BatchNorm folded into the convolutions and frozen weights; folded anew once a step.
         self._folded.refresh()
-        yield self._folded
-        self._folded.release()
+        try:
+            yield self._folded
+        finally:
+            self._folded.release()
 
     @contextmanager
     def _fresh_guests(self):
         for guest in self._folded_guests.values():
             guest.refresh()
-        yield
-        for guest in self._folded_guests.values():
-            guest.release()
+        try:
+            yield
+        finally:
+            for guest in self._folded_guests.values():
+                guest.release()
 
     @contextmanager
     def _train_mode(self):
