@@ -64,11 +64,10 @@ def _measured(channels: int, side: int, images: int, rounds: int) -> dict[str, A
     exact = _both(copy.deepcopy(conv).double(), x.double(), grad.double())
     fast = Winograd.adopt(copy.deepcopy(conv))
     assert fast is not None
-    last = torch.channels_last
-    x_last, grad_last = (tensor.contiguous(memory_format=last) for tensor in (x, grad))
+    x_last, grad_last = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, grad))
     ways = {
         "plain, NCHW": partial(_both, copy.deepcopy(conv), x, grad),
-        "plain, channels_last": partial(_both, conv.to(memory_format=last), x_last, grad_last),
+        "plain, channels_last": partial(_both, conv.to(memory_format=torch.channels_last), x_last, grad_last),
         "ours": partial(_both, fast, x_last, grad_last),
     }
     apart = {way: [_apart(a, b) for a, b in zip(both(), exact, strict=True)] for way, both in ways.items()}
