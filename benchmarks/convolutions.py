@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from advalign.models.winograd import Winograd
-from advalign.runtime import environment, seeded
+from advalign.runtime import environment, place, seeded
 from benchmarks.timing import in_turn, row
 
 LAYERS = (  # channels, side of the map, images: those of ResNet-18 at widths 32 and 64, and of wide residual networks
@@ -67,7 +67,7 @@ def _measured(channels: int, side: int, images: int, rounds: int) -> dict[str, A
     x_last, grad_last = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, grad))
     ways = {
         "plain, NCHW": partial(_both, copy.deepcopy(conv), x, grad),
-        "plain, channels_last": partial(_both, conv.to(memory_format=torch.channels_last), x_last, grad_last),
+        "plain, channels_last": partial(_both, place(conv, torch.device("cpu")), x_last, grad_last),
         "ours": partial(_both, fast, x_last, grad_last),
     }
     apart = {way: [_apart(a, b) for a, b in zip(both(), exact, strict=True)] for way, both in ways.items()}
