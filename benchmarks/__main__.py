@@ -156,7 +156,7 @@ def _training(
             steps[way]()
 
     many = options.steps or 1
-    if device.type == "cuda":  # beyond what a recording needs
+    if on_gpu:  # beyond what a recording needs
         for way in ways:
             for _ in range(WARM_UPS + 1):
                 steps[way]()
@@ -178,7 +178,7 @@ def _training(
         "share_of_peak": {way: round(flops[_counted(way)] / seconds[way] / peak, 3) for way in ways},
         "memory_mib": {way: peak_memory(memory_of, (workload, way, width, size, str(device)), device) for way in ways},
     }
-    if device.type == "cuda":
+    if on_gpu:
         told["images_a_second"] = {way: round(size / value) for way, value in seconds.items()}
         told["seconds_an_epoch"] = {way: round(EPOCH / size * value, 2) for way, value in seconds.items()}
         told["share_of_floor"] = {

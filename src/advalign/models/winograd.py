@@ -122,6 +122,7 @@ class _Products(torch.autograd.Function):
 
 
 def _multiplied(x: Tensor, weights: Tensor, maps: _Maps) -> Tensor:
+    """Map (N, C_in, H, W) to (N, C_out, H, W), in channels_last; a row of tiles at a time is multiplied."""
     (n, c, h, w), channels = x.shape, weights.shape[2]
     tall, wide = len(maps.rows_in) // 6, len(maps.columns_in) // 6
     rows = maps.rows_in @ x.permute(2, 3, 0, 1).reshape(h, -1)
