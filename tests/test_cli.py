@@ -385,11 +385,12 @@ def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
     """A new flag is a decision: it is added here too."""
     assert flags_of("study", capsys) == {
         "--help", "--scale", "--seeds", "--time-budget", "--executor", "--gpus", "--plugin", "--dry-run", "--out",
-        "--runs", "--data-dir", "--device",
+        "--trust-model", "--runs", "--data-dir", "--device",
     }  # fmt: skip
     assert flags_of("train", capsys) == {
         "--help", "--data", "--model", "--width", "--recipe", "--vanilla", "--robust", "--extractor", "--plugin",
-        "--runs", "--name", "--data-dir", "--label-smoothing", "--awp", "--awp-start", "--average", "--average-start",
+        "--trust-model", "--runs", "--name", "--data-dir",
+        "--label-smoothing", "--awp", "--awp-start", "--average", "--average-start",
         "--ema-decay", "--swa-every", "--extra", "--extra-share",
         "--image-size", "--device", "--time-budget", "--checkpoint-seconds", "--cuda-graphs", "--tensorboard",
         "--epochs", "--batch-size", "--lr", "--schedule", "--milestones", "--peak", "--cycle-momentum", "--warmup",
@@ -403,15 +404,15 @@ FLAGS = {
     "evaluate": {
         "--weights", "--attacks", "--checkpoint", "--data", "--model", "--n", "--norm", "--eps", "--batch-size",
         "--precision", "--seed", "--data-dir", "--image-size", "--surrogate", "--mean", "--std", "--device", "--out",
-        "--save-examples",
+        "--save-examples", "--trust-model",
     },
     "diagnose": {
         "--weights", "--checkpoint", "--data", "--model", "--n", "--norm", "--eps", "--batch-size", "--seed",
-        "--data-dir", "--image-size", "--mean", "--std", "--device", "--out",
+        "--data-dir", "--image-size", "--mean", "--std", "--device", "--out", "--trust-model",
     },
     "compare": {"--checkpoint"},
-    "transfer": {"--attack", "--data", "--n", "--norm", "--eps", "--data-dir", "--device", "--out"},
-    "report": {"--out", "--data-dir", "--maps"},
+    "transfer": {"--attack", "--data", "--n", "--norm", "--eps", "--data-dir", "--device", "--out", "--trust-model"},
+    "report": {"--out", "--data-dir", "--maps", "--trust-model"},
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from advalign.spelling import parse_number, spell_number
 def run_train(options: Train) -> None:
     """Train, and say how to go on."""
     from advalign.interrupts import parse_duration
+    from advalign.models import function_of
     from advalign.objectives import register
     from advalign.runs.tensorboard import tensorboard_sink
     from advalign.terminal import say
@@ -44,6 +45,7 @@ def run_train(options: Train) -> None:
         runs=options.runs,
         name=options.name,
         guests={name: source for name, source in guests.items() if source},
+        trust_model=options.trust_model,
         extra=options.extra,
         data_dir=options.data_dir,
         image_size=options.image_size,
@@ -55,7 +57,8 @@ def run_train(options: Train) -> None:
         console=_console(),
     )
     if run.finished:
-        say(_console(), f"Trained: {run.path}\nNext: advalign evaluate {str(run.path)!r}")
+        trust = " --trust-model" if function_of(run.setting["model"]) else ""
+        say(_console(), f"Trained: {run.path}\nNext: advalign evaluate {str(run.path)!r}{trust}")
 
 
 def run_evaluate(options: Evaluate) -> None:
@@ -76,8 +79,8 @@ def run_evaluate(options: Evaluate) -> None:
         source, options.attacks, checkpoint=options.checkpoint, data=options.data, model=options.model,
         n=options.n, norm=options.norm, eps=options.eps, batch_size=options.batch_size, precision=options.precision,
         seed=options.seed, device=options.device, data_dir=options.data_dir, image_size=options.image_size,
-        mean=options.mean, std=options.std, surrogate=options.surrogate, out=options.out,
-        save_examples=options.save_examples, console=_console(),
+        mean=options.mean, std=options.std, surrogate=options.surrogate, trust_model=options.trust_model,
+        out=options.out, save_examples=options.save_examples, console=_console(),
     )  # fmt: skip
     table = accuracy_table(result.records)
     print_table(_console(), table)
@@ -110,21 +113,22 @@ def run_diagnose(options: Diagnose) -> None:
     import hashlib
 
     from advalign.diagnosis import diagnose
-    from advalign.measure import located, opened
+    from advalign.measure import opened
     from advalign.report.diagnosis import summary, verdict_table, write_diagnosis
     from advalign.report.tables import print_table
+    from advalign.runs import find_weights
     from advalign.runs.files import require_writable, write_json
     from advalign.runtime import environment
     from advalign.terminal import say
 
     console = _console()
     source = _source(options, "diagnose")
-    folder = options.out or located(source, options.checkpoint).path.parent / "diagnosis"
+    weights = find_weights(source, options.checkpoint, model=options.model, trust_model=options.trust_model)
+    folder = options.out or weights.path.parent / "diagnosis"
     require_writable(folder)
     subject = opened(
-        source, checkpoint=options.checkpoint, data=options.data, model=options.model, norm=options.norm,
-        eps=options.eps, device=options.device, data_dir=options.data_dir, image_size=options.image_size,
-        mean=options.mean, std=options.std, console=console,
+        weights, data=options.data, norm=options.norm, eps=options.eps, device=options.device,
+        data_dir=options.data_dir, image_size=options.image_size, mean=options.mean, std=options.std, console=console,
     )  # fmt: skip
     with console.status("") as status:
         diagnosis = diagnose(
@@ -162,7 +166,8 @@ def run_transfer(options: Transfer) -> None:
 
     matrix = transfer_matrix(
         options.sources, options.attack, data=options.data, n=options.n, norm=options.norm, eps=options.eps,
-        data_dir=options.data_dir, device=options.device, out=options.out, console=_console(),
+        data_dir=options.data_dir, device=options.device, trust_model=options.trust_model, out=options.out,
+        console=_console(),
     )  # fmt: skip
     print_table(_console(), matrix.table)
     say(_console(), f"Written: {matrix.path} (per image), .md, .tex")
@@ -182,7 +187,7 @@ def run_study(options: Study) -> None:
     budget = parse_duration(options.time_budget) if options.time_budget else None
     for spelling in options.plugin:
         register(spelling)
-    study, console = find_study(options.study, SCALES[options.scale]), _console()
+    study, console = find_study(options.study, SCALES[options.scale], options.trust_model), _console()
     out = options.out or Path("studies") / f"{study.name}-{options.scale}"
     if options.dry_run:
         place = Place(data_dir=options.data_dir)
@@ -218,7 +223,11 @@ def run_report(options: Report) -> None:
     from advalign.report.tables import print_table
     from advalign.terminal import say
 
-    for table in report_on(options.paths, options.out, options.data_dir, maps=options.maps, console=_console()):
+    tables = report_on(
+        options.paths, options.out, options.data_dir, maps=options.maps, trust_model=options.trust_model,
+        console=_console(),
+    )  # fmt: skip
+    for table in tables:
         print_table(_console(), table)
     say(_console(), f"Written: {options.out}, and its tables and figures in {options.out.with_suffix('')}-files")
 

@@ -12,8 +12,9 @@ from rich.console import Console
 from advalign.attacks import spelled
 from advalign.errors import require
 from advalign.evaluation import Evaluation, evaluate
-from advalign.measure import Subject, examples_of, located, norm_of, opened, parsed
+from advalign.measure import Subject, examples_of, norm_of, opened, parsed
 from advalign.report.tables import Table
+from advalign.runs import find_weights
 from advalign.runs.checkpoint import load_weights
 from advalign.runs.files import require_writable, write_atomically, write_json
 from advalign.runtime import environment
@@ -43,6 +44,7 @@ def transfer_matrix(
     eps: float | None = None,
     data_dir: str | Path | None = None,
     device: str = "auto",
+    trust_model: bool = False,
     out: str | Path = "transfer",
     console: Console | None = None,
 ) -> Matrix:
@@ -58,6 +60,7 @@ def transfer_matrix(
         data: what the models were trained on, if not given.
         n: on this many test images, stratified, the same for every model; all if not given.
         norm, eps: what the models were trained against, if not given; those trained naturally take the others'.
+        trust_model: whether functions may be called that the files name as their architecture.
         out: folder of the matrix as JSON, Markdown and LaTeX.
 
     Raises:
@@ -68,17 +71,18 @@ def transfer_matrix(
     asked = parsed([attack], Linf())  # what fails in any threat is refused before the models are read
     require(len(asked) == 1, f"{attack!r} must be one attack")
     to_the_end(asked[0])
-    for folder in (Path(out), *(located(source).path.parent / "transfer" for source in sources)):
+    weights = {str(source): find_weights(source, trust_model=trust_model) for source in sources}
+    for folder in (Path(out), *(each.path.parent / "transfer" for each in weights.values())):
         require_writable(folder)
-    cards = {str(source): load_weights(located(source).path)[1] for source in sources}
+    cards = {source: load_weights(each.path)[1] for source, each in weights.items()}
     require(len(cards) == len(sources), f"a model is named twice in {' '.join(map(str, sources))}")
     budget = _threat(cards, norm, eps)
     chosen = parsed([attack], budget)
     where = data or _common({source: card["data"] for source, card in cards.items() if "data" in card}, "--data")
     models: dict[str, Subject] = {}
-    for source in cards:
+    for source, each in weights.items():
         models[source] = opened(
-            source, data=next(iter(models.values())).dataset if models else where, n=n, norm=norm_of(budget),
+            each, data=next(iter(models.values())).dataset if models else where, n=n, norm=norm_of(budget),
             eps=budget.eps, device=device, data_dir=data_dir, console=console,
         )  # fmt: skip
     made = {

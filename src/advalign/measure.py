@@ -20,8 +20,7 @@ from advalign.attacks.ascent import in_fp32
 from advalign.data import Dataset, Images, load, stratified_subset
 from advalign.errors import UserError, require, unknown
 from advalign.evaluation import WORST_CASE, Evaluation, Given, evaluate
-from advalign.plan import Weights
-from advalign.runs import Record, Run, append_records, require_classes, weights_of
+from advalign.runs import Record, Run, Weights, append_records, find_weights, require_classes
 from advalign.runs.checkpoint import load_into, load_weights
 from advalign.runs.files import digest_of, require_writable, write_atomically, write_json
 from advalign.runtime import autocast, environment, pick_device, place
@@ -81,7 +80,7 @@ class Subject:
 
 
 def measure(
-    source: str | Path,
+    source: str | Path | Weights,
     attack_names: Sequence[str] = ("standard",),
     *,
     checkpoint: str = "best",
@@ -98,7 +97,8 @@ def measure(
     image_size: int | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
-    surrogate: str | Path | None = None,
+    surrogate: str | Path | Weights | None = None,
+    trust_model: bool = False,
     out: str | Path | None = None,
     save_examples: bool = False,
     console: Console | None = None,
@@ -116,6 +116,7 @@ def measure(
         surrogate: a run folder, weights file or `MODEL@FILE` of another model: the attacks are made on it, once, kept
             beside its weights, and shown to the source. Its threat, data and images are the source's. Only attacks
             that can go on once the surrogate is fooled: `transfer.TRANSFERABLE`.
+        trust_model: whether functions may be called that the files of source and surrogate name as their architecture.
         out: folder of the result; `evaluations` in the run folder, or beside the weights file, if not given.
         save_examples: also write the adversarial images of each attack, beside the result as `.npz`.
 
@@ -129,21 +130,23 @@ def measure(
     for attack in parsed(attack_names, Linf()):  # data may take a download: what fails in any threat is refused before
         if surrogate is not None:
             to_the_end(attack)
-    folder = Path(out) if out else located(source, checkpoint).path.parent / "evaluations"
+    weights = find_weights(source, checkpoint, model=model, trust_model=trust_model)
+    folder = Path(out) if out else weights.path.parent / "evaluations"
     require_writable(folder)
-    if surrogate is not None:
-        require_writable(located(surrogate).path.parent / "transfer")
+    black_box = None if surrogate is None else find_weights(surrogate, trust_model=trust_model)
+    if black_box is not None:
+        require_writable(black_box.path.parent / "transfer")
     subject = opened(
-        source, checkpoint=checkpoint, data=data, model=model, n=n, norm=norm, eps=eps, device=where,
+        weights, data=data, n=n, norm=norm, eps=eps, device=where,
         data_dir=data_dir, image_size=image_size, mean=mean, std=std, console=console,
     )  # fmt: skip
     path, card, images = subject.path, subject.card, subject.images
     chosen = parsed(attack_names, subject.threat)
     given: dict[str, Given] = {}
     identity: dict[str, Any] = {"weights": subject.digest, "mean": list(mean), "std": list(std)}
-    if surrogate is not None:
+    if black_box is not None:
         other = opened(
-            surrogate, data=subject.dataset, n=n, norm=norm_of(subject.threat), eps=subject.threat.eps, device=where,
+            black_box, data=subject.dataset, n=n, norm=norm_of(subject.threat), eps=subject.threat.eps, device=where,
             console=console,
         )  # fmt: skip
         identity |= {"surrogate": other.label, "surrogate_weights": other.digest}
@@ -189,11 +192,9 @@ def measure(
 
 
 def opened(
-    source: str | Path,
+    weights: Weights,
     *,
-    checkpoint: str = "best",
     data: str | Dataset | None = None,
-    model: str | None = None,
     n: int | None = None,
     norm: str | None = None,
     eps: float | None = None,
@@ -204,7 +205,7 @@ def opened(
     std: Sequence[float] = (),
     console: Console,
 ) -> Subject:
-    """Load a run's checkpoint, or a weights file, and what it is to be measured on; arguments as for `measure`.
+    """Load weights, and what they are to be measured on; the other arguments are those of `measure`.
 
     Raises:
         UserError: the parts do not fit together, or one is missing.
@@ -212,9 +213,9 @@ def opened(
     require(n is None or n >= 1, f"n={n} must be at least 1")
     require(bool(mean) == bool(std), f"--{'std' if mean else 'mean'} is missing: give --mean and --std, or neither")
     require(len(mean) == len(std), f"mean={tuple(mean)} and std={tuple(std)} must have one value for each channel each")
-    path, named = located(source, checkpoint)
+    path = weights.path
     state, card = load_weights(path)
-    spelled = model or named or card.get("model")
+    spelled = weights.architecture(card)
     if spelled is None:
         raise UserError(f"{path} does not say its model: write MODEL@{path}, as in resnet18@{path}, or --model MODEL")
     spelled = models.canonical(spelled)
@@ -258,11 +259,6 @@ def _budget(norm: str | None, eps: float | None, card: dict[str, Any]) -> Threat
     if eps is None and norm not in (None, trained):
         raise UserError(f"--norm {norm} needs its radius, --eps: the model was trained in {trained}")
     return threat(norm or trained, card.get("eps", 8 / 255) if eps is None else eps)
-
-
-def located(source: str | Path, checkpoint: str = "best") -> Weights:
-    """Find the weights file of a run folder, a file, or `MODEL@FILE`."""
-    return Weights(weights_of(source, checkpoint), None) if Path(source).is_dir() else Weights.of(source)
 
 
 def norm_of(budget: Threat) -> str:

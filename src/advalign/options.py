@@ -34,6 +34,9 @@ class Train:
     distillation), trained first, if not given"""
     extractor: str | None = None
     """run folder or weights of `contrast`, where the method is afa; trained first if not given"""
+    trust_model: bool = False
+    """call the function that a guest's weights file names as its network;
+    such a file is refused otherwise, since it would run a program"""
     extra: Path | None = None
     """.npz file of generated images; --extra-share of each batch comes from it"""
     plugin: tuple[str, ...] = ()
@@ -94,6 +97,9 @@ class Evaluate:
     surrogate: str | None = None
     """run folder, weights or MODEL@FILE of another model: the attacks (fgsm, pgd, mim, cw) are made on it (black box by
     transfer) and kept for others"""
+    trust_model: bool = False
+    """call the function that a weights file names as its network;
+    such a file is refused otherwise, since it would run a program"""
     mean: tuple[float, ...] = ()
     """mean of each channel, for weights from elsewhere whose network reads normalised images; not of --surrogate, which
     has to bring its own"""
@@ -135,6 +141,9 @@ class Diagnose:
     """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
     image_size: int | None = None
     """side to which folder:PATH resizes its images; what the model was trained on if not given"""
+    trust_model: bool = False
+    """call the function that the weights file names as its network;
+    such a file is refused otherwise, since it would run a program"""
     mean: tuple[float, ...] = ()
     """mean of each channel, for weights from elsewhere whose network reads normalised images"""
     std: tuple[float, ...] = ()
@@ -173,6 +182,9 @@ class Transfer:
     """linf or l2; what the models were trained against, else linf"""
     eps: float | None = None
     """radius, the same in all cells; what the models were trained against, else 8/255"""
+    trust_model: bool = False
+    """call the function that a weights file names as its network;
+    such a file is refused otherwise, since it would run a program"""
     data_dir: Path | None = None
     """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
     device: str = "auto"
@@ -199,6 +211,9 @@ class Study:
     """with ray: share of a GPU for each cell; a whole one, where the cluster has any, if not given"""
     plugin: tuple[str, ...] = ()
     """plug-ins of your own that methods may name, as package.module:Class"""
+    trust_model: bool = False
+    """call the function that the YAML file names as its network;
+    such a file is refused otherwise, since it would run a program"""
     dry_run: bool = False
     """only show how far each cell is"""
     out: Path | None = None
@@ -235,6 +250,9 @@ class Report:
     """where CIFAR lies, for labels and test images; ADVALIGN_DATA, then the download cache, if not given"""
     maps: int = 4
     """models in a map of clean and adversarial features (t-SNE); 0 for none, as large networks take minutes on a CPU"""
+    trust_model: bool = False
+    """call the function that a weights file names as its network;
+    such a file is refused otherwise, since it would run a program"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from advalign.objectives.bases.contrast import Contrast
 from advalign.objectives.bases.natural import Natural
 from advalign.objectives.bases.trades import TRADES
 from advalign.recipes import Recipe
-from advalign.runs import Run, require_classes, weights_of
+from advalign.runs import Run, Weights, find_weights, require_classes
 from advalign.runs.checkpoint import load_into, load_weights
 from advalign.runs.run import digest
 from advalign.runtime import seeded
@@ -34,25 +34,6 @@ GUEST_METHODS: dict[str, Callable[[Method], Method]] = {
     "robust": lambda method: Method(TRADES() if "robust" in Method(method.base).guests else method.base),
     "extractor": lambda method: Method(Contrast(vars(method.base)["temperature"])),
 }
-
-
-class Weights(NamedTuple):
-    """A guest that is given: its weights file, and its architecture where the file does not tell it."""
-
-    path: Path
-    model: str | None
-
-    @classmethod
-    def of(cls, source: str | Path) -> Weights:
-        """Read a run folder, a weights file, or `MODEL@FILE`.
-
-        Raises:
-            UserError: no such folder or file, or an unknown model.
-        """
-        model, at, path = str(source).rpartition("@")
-        if at and not Path(source).exists():
-            return cls(weights_of(path), models.canonical(model))
-        return cls(weights_of(source), None)
 
 
 # What has worked in this process: a study plans the same guests, and every method with every seed, again and again.
@@ -209,7 +190,7 @@ class Plan:
         require_classes(path, card, self.dataset.classes, self.dataset.name)
         data = card.get("data", self.dataset.name)
         require(data == self.dataset.name, f"{path} was trained on {data}, not on {self.dataset.name}")
-        net = self._network(name, source.model or card.get("model", self.model))
+        net = self._network(name, source.architecture(card, typed=self.model) or self.model)
         try:
             load_into(net, state, str(path))
         except UserError as error:
@@ -232,9 +213,13 @@ def plan(
     runs: Path,
     name: str | None = None,
     given: Mapping[str, str | Path],
+    trust_model: bool = False,
     extra: Extra | None = None,
 ) -> Plan:
     """Plan a run and those of its guests that are not given.
+
+    Args:
+        trust_model: whether functions may be called that the given guests' files name as their architecture.
 
     Raises:
         UserError: as `Plan`, or a guest that the method does not need or that cannot be made.
@@ -248,7 +233,7 @@ def plan(
     guests: dict[str, Weights | Plan | None] = {}
     for guest in method.guests:
         if guest in given:
-            guests[guest] = Weights.of(given[guest])
+            guests[guest] = find_weights(given[guest], trust_model=trust_model)
         elif guest in method.learners:
             guests[guest] = None
         else:
@@ -274,7 +259,7 @@ def _source(part: type) -> bytes:
 
 
 def _weights(source: Weights | Plan | None) -> Weights | None:
-    return Weights(source.run.weights("best"), None) if isinstance(source, Plan) else source
+    return Weights(source.run.weights("best"), source.model) if isinstance(source, Plan) else source
 
 
 def _identity(source: Weights | Plan | None) -> str:

@@ -18,9 +18,9 @@ from advalign.errors import Busy, UserError, require
 from advalign.fit import Row, Standing, fit
 from advalign.interrupts import Interrupts
 from advalign.objectives import Base, Method, as_method
-from advalign.plan import Plan, Weights, plan
+from advalign.plan import Plan, plan
 from advalign.recipes import Recipe
-from advalign.runs import Run
+from advalign.runs import Run, find_weights
 from advalign.runtime import environment, pick_device, place, seeded
 from advalign.terminal import progress_bars, say
 
@@ -36,6 +36,7 @@ def train(
     runs: str | Path = "runs",
     name: str | None = None,
     guests: Mapping[str, str | Path] | None = None,
+    trust_model: bool = False,
     extra: str | Path | None = None,
     data_dir: str | Path | None = None,
     image_size: int = 32,
@@ -57,6 +58,7 @@ def train(
         model: a name with arguments, `resnet18(width=16)`, or `package.module:function` of your own.
         guests: run folders or weights files by the guest's name, `{"vanilla": "runs/..."}`; the run's `best` is taken.
             Weights from elsewhere, of another architecture than the student's, are given as `MODEL@FILE`.
+        trust_model: whether a function that a guest's file names as its architecture may be called.
         extra: an `.npz` file of generated images, of which each batch takes the recipe's `extra_share`, in the runs of
             guests as well; see `advalign.data.load_extra`.
         name: the run's folder below `runs`; named by its content if not given.
@@ -76,12 +78,15 @@ def train(
     require(not cuda_graphs or not swings, "CUDA graphs go with neither --cycle-momentum nor --compile")
     models.canonical(model)  # data may take a download: what is cheap to refuse is refused before
     for source in (guests or {}).values():
-        Weights.of(source)
+        find_weights(source)
     if extra is not None:
         find_npz(extra)
     dataset = load(data, directory=data_dir, image_size=image_size) if isinstance(data, str) else data
     more = None if extra is None else load_extra(extra, dataset.shape, dataset.classes, dataset.name)
-    planned = plan(method, dataset, model, recipe, runs=Path(runs), name=name, given=guests or {}, extra=more)
+    planned = plan(
+        method, dataset, model, recipe, runs=Path(runs), name=name, given=guests or {}, trust_model=trust_model,
+        extra=more,
+    )  # fmt: skip
     todo = planned.in_order()
     for each in todo:
         each.run.require_space(each.space)

@@ -31,6 +31,7 @@ __all__ = [
     "check_output",
     "evaluating",
     "find_layer",
+    "function_of",
     "last_linear",
     "last_stage",
     "layers",
@@ -71,6 +72,12 @@ def canonical(spelling: str) -> str:
     """
     name, make, arguments = _resolve(spelling)
     return spell(name, make, arguments)
+
+
+def function_of(spelling: str) -> str:
+    """Return the `package.module:function` that a spelling names, without arguments; empty for a built-in network."""
+    head = spelling.partition("(")[0]
+    return "".join(head.split()) if ":" in head else ""
 
 
 def _resolve(spelling: str) -> tuple[str, Callable[..., nn.Module], dict[str, Any]]:

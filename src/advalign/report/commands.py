@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from advalign.errors import UserError
+from advalign.models import function_of
 from advalign.objectives import Method, parse
 from advalign.plan import ATTACK_FIELDS, GUEST_METHODS
 from advalign.recipes import RECIPES, Recipe
@@ -86,6 +87,7 @@ def evaluate_line(source: Run | Path | None, evaluation: Mapping[str, Any], plac
         words = ["--weights", str(source or "WEIGHTS"), "--model", first["model"]]
         if source is None:
             notes.append(f"WEIGHTS: {first['checkpoint']}, the file with digest {evaluation['weights']}")
+    words += trust_of(source)
     words += ["--attacks", *(attacks or ["none"]), *surrogate]
     if not isinstance(source, Run) or first["data"] != source.setting["data"]:
         words += ["--data", first["data"]]
@@ -98,6 +100,11 @@ def evaluate_line(source: Run | Path | None, evaluation: Mapping[str, Any], plac
     }.items():  # fmt: skip
         words += [flag, str(value)]
     return "\n".join((*(f"# {note}" for note in notes), shlex.join(["advalign", "evaluate", *words])))
+
+
+def trust_of(source: Run | Path | None) -> list[str]:
+    """Return the flag without which a run's own function, which its files name as its network, is not called."""
+    return ["--trust-model"] if isinstance(source, Run) and function_of(source.setting["model"]) else []
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

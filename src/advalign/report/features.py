@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from advalign import attacks, models
 from advalign.data import Images
 from advalign.report.figures import HOVER
-from advalign.runs import load
+from advalign.runs import Weights, load
 from advalign.runs.files import write_atomically
 from advalign.runtime import seeded
 from advalign.threats import Threat
@@ -42,18 +42,18 @@ def few(images: Images, *, classes: int, each: int) -> Images:
     return images.take(torch.cat(rows))
 
 
-def feature_map(run: Path, images: Images, threat: Threat, device: torch.device, kept: Path) -> FeatureMap:
-    """Return the map of a run's best network, from the file if it was made before; adversarial images by PGD-20.
+def feature_map(weights: Weights, images: Images, threat: Threat, device: torch.device, kept: Path) -> FeatureMap:
+    """Return the map of a network, from the file if it was made before; adversarial images by PGD-20.
 
     Features are what the last linear layer reads. Van der Maaten and Hinton 2008, perplexity 30, begun at the principal
     components; clean and adversarial ones in one map.
 
     Raises:
-        UserError: the run has no weights, or its network cannot be built or has no linear layer.
+        UserError: the network cannot be built, or has no linear layer.
     """
     if not kept.exists():
         content = io.BytesIO()
-        np.savez(content, **_embedded(run, images, threat, device)._asdict())
+        np.savez(content, **_embedded(weights, images, threat, device)._asdict())
         write_atomically(kept, content.getvalue())
     with np.load(kept) as file:
         return FeatureMap(**file)
@@ -96,10 +96,10 @@ def explained(images: Images, threat: Threat, class_names: Sequence[str]) -> str
     )
 
 
-def _embedded(run: Path, images: Images, threat: Threat, device: torch.device) -> FeatureMap:
+def _embedded(weights: Weights, images: Images, threat: Threat, device: torch.device) -> FeatureMap:
     from sklearn.manifold import TSNE
 
-    net = load(run).to(device)
+    net = load(weights).to(device)
     tapped = models.Tapped(net, ("penultimate",), frozen=True)
     # To the end: images that stop once they are fooled lie just beyond the boundary, beside where they began.
     attack = attacks.PGD(threat, steps=_STEPS, until_fooled=False)

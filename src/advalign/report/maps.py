@@ -12,6 +12,7 @@ from advalign.report.classes import dataset_of
 from advalign.report.features import explained, feature_map, feature_maps, few
 from advalign.report.found import Found
 from advalign.report.page import Plate
+from advalign.runs import find_weights
 from advalign.runs.files import digest_of
 from advalign.runs.run import digest
 from advalign.runtime import pick_device
@@ -31,6 +32,7 @@ def feature_plates(
     *,
     most: int,
     data_dir: str | Path | None,
+    trust_model: bool,
     absent: Callable[[str], None],
     console: Console,
 ) -> list[Plate]:
@@ -39,6 +41,7 @@ def feature_plates(
     Args:
         kept: folder of the maps, which are made anew only where weights, images or threat have changed.
         most: models in a figure.
+        trust_model: whether functions may be called that weights files name as their architecture.
         absent: told what is not shown, and why.
         console: told of each map that is made, since on a CPU that of a large network takes minutes.
     """
@@ -68,7 +71,9 @@ def feature_plates(
             if not file.exists():
                 say(console, f"mapping the features of {name}: PGD on {len(images)} images of {data_name}, then t-SNE")
             try:
-                maps[name] = feature_map(path, images, budget, pick_device(), file)
+                maps[name] = feature_map(
+                    find_weights(path, trust_model=trust_model), images, budget, pick_device(), file
+                )
             except UserError as error:
                 absent(f"{heading}, {name}: {error}.")
         if maps:

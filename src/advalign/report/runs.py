@@ -10,7 +10,7 @@ from rich.console import Console
 
 from advalign.errors import UserError, require
 from advalign.report.classes import by_class, class_figure, class_table, dataset_of, labels_of, outcomes_of
-from advalign.report.commands import evaluate_line, flags_of, train_line
+from advalign.report.commands import evaluate_line, flags_of, train_line, trust_of
 from advalign.report.diagnosis import remarks_table, verdicts_table
 from advalign.report.examples import COLUMNS, examples_of
 from advalign.report.figures import calibration_curves, gallery, gallery_in_words, trade_off, training_curves
@@ -40,6 +40,7 @@ def report_on(
     data_dir: str | Path | None = None,
     *,
     maps: int = 4,
+    trust_model: bool = False,
     console: Console | None = None,
 ) -> list[Table]:
     """Write one HTML page on the runs and records below the paths, and return its tables of accuracies.
@@ -53,6 +54,8 @@ def report_on(
             `advalign evaluate` (`.json`); what is found twice counts once.
         data_dir: where CIFAR lies, for labels and test images; ADVALIGN_DATA, then the cache, if not given.
         maps: models in a map of features; 0 makes none.
+        trust_model: whether functions may be called that weights files name as their architecture; else such models are
+            in no map.
 
     Raises:
         UserError: a path does not exist, there are no records below the paths, a file is damaged, or the page cannot be
@@ -81,7 +84,15 @@ def report_on(
             sections += _gallery(name, scope, found, absent.append)
     console = console or Console(quiet=True)
     sections += [
-        *feature_plates(found, parts / "features", most=maps, data_dir=data_dir, absent=absent.append, console=console),
+        *feature_plates(
+            found,
+            parts / "features",
+            most=maps,
+            data_dir=data_dir,
+            trust_model=trust_model,
+            absent=absent.append,
+            console=console,
+        ),
         *_radii(found, absent.append),
         *_training(found, absent.append),
         *_verdicts(found, absent.append),
@@ -258,6 +269,7 @@ def _commands(found: Found) -> list[Section]:
             diagnosis["data"],
             "--n",
             str(diagnosis["n"]),
+            *trust_of(found.runs[run]),
         ]
         lines.setdefault(run, []).append(shlex.join([*words, "--norm", norm.lower(), "--eps", eps]))
     titles = {

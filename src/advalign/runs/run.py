@@ -11,11 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from advalign import models
-from advalign.errors import UserError, require, unknown
-from advalign.runs.checkpoint import load_into, load_weights
+from advalign.errors import require
 from advalign.runs.files import read_json, read_lines, remove_leftovers, require_folder, write_json
 from advalign.runs.records import Record, read_records
 
@@ -131,50 +127,6 @@ class Run:
 def digest(setting: Mapping[str, Any]) -> str:
     """Return ten hexadecimal digits that name a setting."""
     return hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def weights_of(source: str | Path, checkpoint: str = "best") -> Path:
-    """Return the weights file of a run folder, or the file itself.
-
-    Raises:
-        UserError: neither a run folder nor a file, or the run has no such checkpoint yet.
-    """
-    path = Path(source)
-    if checkpoint not in ("best", "last"):
-        raise unknown("checkpoint", checkpoint, ("best", "last"))
-    if path.is_dir():
-        weights = Run.read(path).weights(checkpoint)
-        require(weights.is_file(), f"{path} has no {checkpoint} checkpoint yet: train it first")
-        return weights
-    require(path.is_file(), f"no run folder or weights file {str(source)!r}")
-    return path
-
-
-def require_classes(path: Path, card: Mapping[str, Any], classes: int, data: str) -> None:
-    """Refuse weights of a model for another number of classes than the data set has.
-
-    Raises:
-        UserError: both numbers.
-    """
-    given = card.get("classes", classes)
-    require(given == classes, f"wrong number of classes: {path} has {given}, the data set {data} has {classes}")
-
-
-def load(source: str | Path, checkpoint: str = "best") -> nn.Module:
-    """Load a trained network, in eval mode, from a run folder or from a weights file that a run has written.
-
-    Raises:
-        UserError: no such run or file, a damaged one, or weights of unknown architecture.
-    """
-    path = weights_of(source, checkpoint)
-    state, card = load_weights(path)
-    if not card:
-        raise UserError(f"{path} does not say which architecture it is: name it with --model and --data")
-    for key, kind in (("model", str), ("classes", int), ("channels", int)):
-        require(isinstance(card.get(key), kind), f"{path} is damaged or not of advalign: its card does not tell {key}")
-    net = models.build(card["model"], classes=card["classes"], channels=card["channels"])
-    load_into(net, state, str(path))
-    return net.eval()
 
 
 def _slug(setting: Mapping[str, Any]) -> str:

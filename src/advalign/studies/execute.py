@@ -16,6 +16,7 @@ from rich.console import Console
 from advalign.errors import Busy, TrainingError, UserError
 from advalign.interrupts import stoppable
 from advalign.measure import measure
+from advalign.runs import find_weights
 from advalign.studies.job import Job, dataset
 from advalign.studies.study import CLEAN, Column
 from advalign.terminal import say
@@ -160,8 +161,8 @@ def _measure(
     names = ", ".join(column.heading for column in columns)
     say(console, f"measuring {names} on {n} test images: {job.run.path}")
     measure(
-        job.run.path, [column.attack for column in columns if column.attack != CLEAN],
-        data=dataset(job.cell.data, place.data_dir), n=None if n == job.test_images else n, norm=job.cell.recipe.norm,
-        eps=job.cell.recipe.eps, surrogate=None if surrogate is None else surrogate.run.path, device=place.device,
-        console=console,
+        job.run.path, [column.attack for column in columns if column.attack != CLEAN], model=job.cell.model,
+        data=dataset(job.cell.data, place.data_dir), n=None if n == job.test_images else n,
+        norm=job.cell.recipe.norm, eps=job.cell.recipe.eps, device=place.device, console=console,
+        surrogate=None if surrogate is None else find_weights(surrogate.run.path, model=surrogate.cell.model),
     )  # fmt: skip

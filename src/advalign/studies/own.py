@@ -14,6 +14,7 @@ from advalign.errors import UserError, require, unknown
 from advalign.models import own
 from advalign.objectives import parse
 from advalign.recipes import RECIPES, Recipe
+from advalign.runs.sources import require_builtin
 from advalign.spelling import check_arguments, parse_number
 from advalign.studies.paper import STUDIES
 from advalign.studies.results import ROBUST, sweep, trade_off
@@ -23,10 +24,11 @@ from advalign.studies.study import CLEAN, Cell, Column, Study
 _KEYS = ("title", "data", "model", "recipe", "methods", "columns", "surrogate", "seeds", "figure")
 
 
-def find_study(spelling: str, scale: Scale) -> Study:
+def find_study(spelling: str, scale: Scale, trust_model: bool = False) -> Study:
     """Return the study of a name, of a `.yaml` file, of the function `study` in a `.py` file, or of `module:function`.
 
-    A function is called with the scale, whose recipe, networks and columns it may use.
+    A function is called with the scale, whose recipe, networks and columns it may use. It is a program of the user's;
+    a YAML file is data, and a function that it names as a network is called only with `trust_model`.
 
     Raises:
         UserError: there is none, or it is not well-formed.
@@ -35,7 +37,7 @@ def find_study(spelling: str, scale: Scale) -> Study:
         return STUDIES[spelling](scale)
     path = Path(spelling)
     if path.suffix in (".yaml", ".yml"):
-        return _from_yaml(path, scale)
+        return _from_yaml(path, scale, trust_model)
     module, colon, function = spelling.rpartition(":")
     if path.suffix == ".py":
         make = _function_of(path)
@@ -68,7 +70,7 @@ def _function_of(path: Path) -> Callable[[Scale], Any]:
     return module.study
 
 
-def _from_yaml(path: Path, scale: Scale) -> Study:
+def _from_yaml(path: Path, scale: Scale, trust_model: bool) -> Study:
     import yaml
 
     try:
@@ -79,6 +81,10 @@ def _from_yaml(path: Path, scale: Scale) -> Study:
     given = _mapping(content, "a study", _KEYS)
     for key in ("data", "methods"):
         require(key in given, f"{path} has no {key}")
+    surrogate = given.get("surrogate", {"method": "natural", "model": scale.large})
+    for each in (given, surrogate, *_list(given["methods"], "methods")):
+        if not trust_model and isinstance(each, dict) and "model" in each:
+            require_builtin(str(each["model"]), path)
     common = {
         "data": given["data"],
         "model": given.get("model", scale.model),
@@ -86,7 +92,6 @@ def _from_yaml(path: Path, scale: Scale) -> Study:
     }
     cells = [_cell(each, common) for each in _list(given["methods"], "methods")]
     columns = [_column(each) for each in _list(given["columns"], "columns")] if "columns" in given else scale.columns()
-    surrogate = given.get("surrogate", {"method": "natural", "model": scale.large})
     headings = {column.heading for column in columns}
     drawn = "figure" not in given or {CLEAN, ROBUST} <= headings
     require(drawn, f"{path}: a figure needs the columns {CLEAN!r} and {ROBUST!r}, and there are {sorted(headings)}")

@@ -14,7 +14,7 @@ from advalign.report.features import explained, feature_map, feature_maps, few
 from advalign.report.page import Listing, Plate, Sheet, write_page
 from advalign.report.sweeps import Point, sweep_curves, trade_off_curves
 from advalign.report.tables import NOISE, Row, Table, marks
-from advalign.runs import Record
+from advalign.runs import Record, find_weights
 from advalign.runs.files import write_atomically, write_lines
 from advalign.runtime import environment, pick_device
 from advalign.studies.execute import Place
@@ -246,7 +246,11 @@ def feature_plate(results: Results) -> Plate | None:
     images, names = few(data.test, classes=5, each=500), data.class_names[:5]
     maps = {
         job.cell.row: feature_map(
-            job.run.path, images, first.threat, device, results.out / "features" / f"{job.run.id}.npz"
+            find_weights(job.run.path, model=job.cell.model),
+            images,
+            first.threat,
+            device,
+            results.out / "features" / f"{job.run.id}.npz",
         )
         for job in jobs
         if (job.cell.data, job.threat) == (first.cell.data, first.threat)

@@ -1,0 +1,131 @@
+"""Where trained networks come from: a run folder, a weights file, or `MODEL@FILE`. Files are data, never programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from advalign import models
+from advalign.errors import UserError, require, unknown
+from advalign.runs.checkpoint import load_into, load_weights
+from advalign.runs.run import Run
+
+
+class Weights(NamedTuple):
+    """A weights file, and what the user says of it."""
+
+    path: Path
+    model: str | None = None
+    """Its architecture; if None, what the file says."""
+    trusted: bool = False
+    """Whether a function that the file names as its architecture may be called."""
+
+    def architecture(self, card: Mapping[str, Any], typed: str = "") -> str | None:
+        """Return the spelling of the network to build: the user's, else the one in the file's card, if it has one.
+
+        A card that names `package.module:function` would run that function, so it is refused unless the user trusts
+        the file or has typed the same function.
+
+        Args:
+            card: what the weights file says of itself.
+            typed: a model that the user has typed for another network of the same command.
+
+        Raises:
+            UserError: the card names a function that nobody has typed, or no string.
+        """
+        if self.model is not None:
+            return self.model
+        named = card.get("model")
+        require(named is None or isinstance(named, str), f"{self.path} is damaged: its card's model is no text")
+        if named is not None and not self.trusted and models.function_of(named) != models.function_of(typed):
+            require_builtin(str(named), self.path)
+        return named
+
+
+def require_builtin(model: str, file: Path) -> None:
+    """Refuse a file that names a function of somebody's own as a network: to build it would run a program.
+
+    Raises:
+        UserError: the function, and what to do if the file is to be trusted.
+    """
+    require(
+        not models.function_of(model),
+        f"{file} names its network as {model!r}, a function that would be run: if you trust the file, add "
+        "--trust-model (trust_model=True in Python), or name the network yourself, as in --model or MODEL@FILE",
+    )
+
+
+def find_weights(
+    source: str | Path | Weights, checkpoint: str = "best", *, model: str | None = None, trust_model: bool = False
+) -> Weights:
+    """Find the weights of a run folder, a weights file, or `MODEL@FILE`.
+
+    Args:
+        checkpoint: `best` or `last`, of a run folder.
+        model: the architecture, where the user names it; it counts more than that of `MODEL@FILE`.
+        trust_model: whether a function that the file names as its architecture may be called.
+
+    Raises:
+        UserError: neither a run folder nor a file, no such checkpoint yet, or an unknown model.
+    """
+    if isinstance(source, Weights):
+        return source
+    named, at, path = str(source).rpartition("@")
+    if not at or Path(source).exists():
+        named, path = None, source
+    chosen = model or named
+    return Weights(_file(path, checkpoint), None if chosen is None else models.canonical(chosen), trust_model)
+
+
+def _file(source: str | Path, checkpoint: str) -> Path:
+    path = Path(source)
+    if checkpoint not in ("best", "last"):
+        raise unknown("checkpoint", checkpoint, ("best", "last"))
+    if path.is_dir():
+        weights = Run.read(path).weights(checkpoint)
+        require(weights.is_file(), f"{path} has no {checkpoint} checkpoint yet: train it first")
+        return weights
+    require(path.is_file(), f"no run folder or weights file {str(source)!r}")
+    return path
+
+
+def require_classes(path: Path, card: Mapping[str, Any], classes: int, data: str) -> None:
+    """Refuse weights of a model for another number of classes than the data set has.
+
+    Raises:
+        UserError: both numbers.
+    """
+    given = card.get("classes", classes)
+    require(given == classes, f"wrong number of classes: {path} has {given}, the data set {data} has {classes}")
+
+
+def load(
+    source: str | Path | Weights, checkpoint: str = "best", *, model: str | None = None, trust_model: bool = False
+) -> nn.Module:
+    """Load a trained network, in eval mode, from a run folder or from a weights file that a run has written.
+
+    Args:
+        source: a run folder, a weights file, or `MODEL@FILE`.
+        checkpoint: `best` or `last`, of a run folder.
+        model: the architecture; what the file says if not given.
+        trust_model: whether a function that the file names as its architecture, `package.module:function`, may be
+            called. Without it such a file is refused, since to load it would run a program.
+
+    Raises:
+        UserError: no such run or file, a damaged one, or weights of unknown or untrusted architecture.
+    """
+    weights = find_weights(source, checkpoint, model=model, trust_model=trust_model)
+    state, card = load_weights(weights.path)
+    if not card:
+        raise UserError(f"{weights.path} does not say which architecture it is: name it with --model and --data")
+    for key, kind in (("model", str), ("classes", int), ("channels", int)):
+        known = isinstance(card.get(key), kind)
+        require(known, f"{weights.path} is damaged or not of advalign: its card does not tell {key}")
+    spelling = weights.architecture(card)
+    assert spelling is not None
+    net = models.build(spelling, classes=card["classes"], channels=card["channels"])
+    load_into(net, state, str(weights.path))
+    return net.eval()

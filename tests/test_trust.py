@@ -1,0 +1,191 @@
+"""Files are data, never programs: a canary at every entrance stays unsung unless its function was asked for by name."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import advalign as aa
+from advalign import cli
+from advalign.errors import UserError
+from advalign.recipes import digits
+from advalign.runs import Run
+from advalign.runs.checkpoint import load_weights
+from advalign.training import train
+
+CANARY = """
+from pathlib import Path
+Path("imported").touch()
+from advalign.models import build
+
+def make(classes, channels, file="called"):
+    Path(file).touch()
+    return build("small-cnn(width=4)", classes=classes, channels=channels)
+"""
+OWN = "canary_nets:make"
+SPELLINGS = (
+    OWN,
+    f'{OWN}(file="other")',
+    f" {OWN}",
+    "subprocess:getoutput(cmd='touch called')",
+    "os:remove(path='kept')",
+)
+SETTINGS = ["--epochs", "1", "--steps", "1", "--batch-size", "256", "--recipe", "digits", "--device", "cpu"]
+QUICK = ["--model", "small-cnn(width=4)", *SETTINGS]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An evaluated run of a built-in network."""
+    root = tmp_path_factory.mktemp("runs")
+    recipe = digits().__class__(epochs=1, steps=1, batch_size=256, augment="none", eps=0.2)
+    run = train("natural", data="digits", model="small-cnn(width=4)", recipe=recipe, runs=root, device="cpu")
+    cli.main(["evaluate", str(run.path), "--attacks", "fgsm", "-n", "50", "--device", "cpu"])
+    return run
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: Run):
+    (tmp_path / "canary_nets.py").write_text(CANARY)
+    (tmp_path / "kept").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    importlib.invalidate_caches()
+    yield tmp_path
+    sys.modules.pop("canary_nets", None)
+
+
+def plant(run: Run, folder: Path, model: str) -> Path:
+    """Copy a run whose files name another network."""
+    shutil.copytree(run.path, folder)
+    for file in folder.glob("*.safetensors"):
+        card = load_weights(file)[1]
+        save_file(load_file(file), file, metadata={"card": json.dumps({**card, "model": model})})
+    content = json.loads((folder / "run.json").read_text())
+    content["setting"]["model"] = model
+    (folder / "run.json").write_text(json.dumps(content))
+    return folder
+
+
+def assert_silent(here: Path) -> None:
+    for file in ("imported", "called", "other"):
+        assert not (here / file).exists(), file
+    assert (here / "kept").exists()
+    assert "canary_nets" not in sys.modules
+
+
+ENTRANCES = {
+    "evaluate run": ["evaluate", "evil"],
+    "evaluate file": ["evaluate", "evil/best.safetensors"],
+    "evaluate --weights": ["evaluate", "--weights", "evil/best.safetensors"],
+    "evaluate last": ["evaluate", "evil", "--checkpoint", "last"],
+    "surrogate": ["evaluate", "good", "--attacks", "fgsm", "--surrogate", "evil", "-n", "20"],
+    "diagnose": ["diagnose", "evil", "-n", "20"],
+    "transfer": ["transfer", "good", "evil", "--attack", "fgsm", "-n", "20"],
+    "vanilla": ["train", "trades+vfd", "--data", "digits", "--vanilla", "evil", *QUICK],
+    "vanilla file": ["train", "trades+vfd", "--data", "digits", "--vanilla", "evil/best.safetensors", *QUICK],
+    "robust": ["train", "ard", "--data", "digits", "--robust", "evil", *QUICK],
+    "extractor": ["train", "afa", "--data", "digits", "--extractor", "evil", *QUICK],
+}
+
+
+@pytest.mark.parametrize("model", SPELLINGS)
+@pytest.mark.parametrize("name", ENTRANCES)
+def test_a_file_runs_no_function(name: str, model: str, here: Path, plain: Run, capsys: pytest.CaptureFixture[str]):
+    plant(plain, here / "evil", model)
+    shutil.copytree(plain.path, here / "good")
+    with pytest.raises(SystemExit) as end:
+        cli.main(ENTRANCES[name])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "a function that would be run" in said
+    assert "--trust-model" in said
+    assert_silent(here)
+
+
+@pytest.mark.parametrize("model", SPELLINGS)
+def test_reports_and_python_run_none_either(model: str, here: Path, plain: Run, capsys: pytest.CaptureFixture[str]):
+    evil = plant(plain, here / "evil", model)
+    for source in (evil, evil / "best.safetensors"):
+        with pytest.raises(UserError, match="function that would be run"):
+            aa.load(source)
+    (evil / "run.json").write_text((plain.path / "run.json").read_text())  # whose id the records name
+    cli.main(["report", "evil", "--out", "page.html"])
+    assert "function that would be run" in (here / "page.html").read_text()
+    (result,) = (evil / "evaluations").glob("best-????????.json")
+    cli.main(["compare", str(result), str(result)])
+    assert_silent(here)
+
+
+@pytest.mark.parametrize("key", ["model", "methods", "surrogate"])
+def test_a_study_in_yaml_runs_none(key: str, here: Path, capsys: pytest.CaptureFixture[str]):
+    lines = {
+        "model": f"model: '{OWN}'\nmethods: [trades]",
+        "methods": f"methods: [natural, {{method: trades, model: '{OWN}'}}]",
+        "surrogate": f"methods: [trades]\nsurrogate: {{method: natural, model: '{OWN}'}}",
+    }
+    (here / "mine.yaml").write_text(f"data: digits\nrecipe: digits\n{lines[key]}\n")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["study", "mine.yaml", "--dry-run"])
+    assert end.value.code == 2
+    assert "mine.yaml names its network as" in capsys.readouterr().err
+    assert_silent(here)
+    cli.main(["study", "mine.yaml", "--dry-run", "--trust-model"])
+    assert (here / "imported").exists()
+
+
+def test_a_study_builds_the_networks_it_declares_and_not_those_of_planted_files(here: Path, plain: Run):
+    (here / "mine.yaml").write_text(
+        "data: digits\nmodel: small-cnn(width=4)\nmethods: [natural]\ncolumns: [clean]\n"
+        "recipe: {preset: digits, epochs: 1, batch_size: 256}\n"
+    )
+    cli.main(["study", "mine.yaml", "--device", "cpu"])
+    (run,) = Path("runs").iterdir()
+    shutil.rmtree(run / "evaluations")
+    (run / "records.jsonl").unlink()
+    for file in run.glob("*.safetensors"):
+        card = load_weights(file)[1]
+        save_file(load_file(file), file, metadata={"card": json.dumps({**card, "model": OWN})})
+    cli.main(["study", "mine.yaml", "--device", "cpu"])
+    assert_silent(here)
+
+
+def test_what_the_user_types_or_trusts_is_called(here: Path, plain: Run):
+    evil = plant(plain, here / "evil", OWN)
+    for i, arguments in enumerate((
+        ["evaluate", "evil", "--attacks", "none", "--trust-model"],
+        ["evaluate", "evil", "--attacks", "none", "--model", OWN],
+        ["evaluate", f"{OWN}@evil/best.safetensors", "--attacks", "none"],
+    )):  # fmt: skip
+        cli.main([*arguments, "-n", "20", "--device", "cpu"])
+        assert (here / "called").exists(), i
+        os.unlink(here / "called")
+    for net in (aa.load(evil, trust_model=True), aa.load(evil, model=OWN)):
+        assert isinstance(net, type(aa.models.build("small-cnn(width=4)", classes=10)))
+    # A built-in network that the user types counts more than what the file says.
+    os.unlink(here / "called")
+    cli.main(["evaluate", "small-cnn(width=4)@evil", "--attacks", "none", "-n", "20", "--device", "cpu"])
+    assert not (here / "called").exists()
+
+
+def test_a_run_of_ones_own_network_goes_on_by_its_own_command(here: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["train", 'trades+vfd(layer="layer3")', "--data", "digits", "--model", OWN, *SETTINGS]
+    cli.main([*command, "--epochs", "2", "--time-budget", "0.001s"])
+    cli.main([*command, "--epochs", "2"])
+    said = capsys.readouterr().out
+    (run,) = Path("runs").glob("trades*")
+    assert Run.read(run).finished
+    assert f"advalign evaluate {str(run)!r} --trust-model" in said
+    cli.main(["evaluate", str(run), "--attacks", "none", "-n", "20", "--trust-model"])
+    # The vanilla guest of another run of the same function: typed as the student's model, so called.
+    (vanilla,) = Path("runs").glob("natural*")
+    cli.main(
+        ["train", 'hat+vfd(layer="layer3")', "--data", "digits", "--model", OWN, *SETTINGS, "--vanilla", str(vanilla)]
+    )
