@@ -26,8 +26,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from advalign.graphs import WARM_UPS
-from advalign.runtime import environment, pick_device
+from advalign.runtime.cuda_graphs import WARM_UPS
+from advalign.runtime.device import pick_device
+from advalign.runtime.environment import environment
 from benchmarks.timing import in_turn, passes, peak_flops, peak_memory, row
 from benchmarks.workloads import TRAINING, differences, evaluations, memory_of, natural_epoch, training_step
 

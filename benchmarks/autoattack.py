@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from advalign import models
 from advalign.attacks.ensemble import AutoAttack
 from advalign.data import Batches, Dataset, Images, load, stratified_subset
-from advalign.evaluation import evaluate
+from advalign.evaluation.accuracy import evaluate
 from advalign.objectives import compose, parse, total
-from advalign.runtime import environment, one_thread, seeded
+from advalign.runtime.device import one_thread
+from advalign.runtime.environment import environment
+from advalign.runtime.seeds import seeded
 from advalign.threats import Linf
 
 BUDGET = Linf(8 / 255)

@@ -23,7 +23,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from advalign.models.winograd import Winograd
-from advalign.runtime import environment, place, seeded
+from advalign.runtime.device import place
+from advalign.runtime.environment import environment
+from advalign.runtime.seeds import seeded
 from benchmarks.timing import in_turn, row
 
 LAYERS = (  # channels, side of the map, images: those of ResNet-18 at widths 32 and 64, and of wide residual networks

@@ -22,8 +22,10 @@ from torch import nn
 
 from advalign import models
 from advalign.objectives import PLUGINS, Objective, parse
-from advalign.runtime import environment, pick_device, place, seeded
-from advalign.step import Step
+from advalign.runtime.device import pick_device, place
+from advalign.runtime.environment import environment
+from advalign.runtime.seeds import seeded
+from advalign.training.step import Step
 from benchmarks.timing import Way, in_turn, passes, rounds_ratio
 from benchmarks.workloads import RECIPE
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from advalign.graphs import WARM_UPS
+from advalign.runtime.cuda_graphs import WARM_UPS
 
 Way = Callable[[], Any]
 

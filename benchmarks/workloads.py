@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from advalign import attacks, models
 from advalign.data import Batches, Dataset, Images, load, stratified_subset
-from advalign.evaluation import Evaluation, evaluate
+from advalign.evaluation.accuracy import Evaluation, evaluate
 from advalign.models.winograd import FEWEST
 from advalign.objectives import Objective, compose, parse
-from advalign.recipes import Recipe
-from advalign.runtime import mixed_seed, place, seeded
-from advalign.step import Step
+from advalign.runtime.device import place
+from advalign.runtime.seeds import mixed_seed, seeded
 from advalign.threats import Linf
+from advalign.training.recipes import Recipe
+from advalign.training.step import Step
 from benchmarks import plain
 from benchmarks.timing import Way
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from advalign import cli
+from advalign.cli import commands as cli
 from advalign.objectives import parse
 from advalign.runs import read_records
 

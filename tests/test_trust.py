@@ -13,12 +13,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import advalign as aa
-from advalign import cli
+from advalign.cli import commands as cli
 from advalign.errors import UserError
-from advalign.recipes import digits
 from advalign.runs import Run
 from advalign.runs.checkpoint import load_weights
-from advalign.training import train
+from advalign.training.recipes import digits
+from advalign.training.train import train
 
 CANARY = """
 from pathlib import Path

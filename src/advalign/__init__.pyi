@@ -1,7 +1,7 @@
 from . import attacks, data, models
-from .diagnosis import diagnose
 from .errors import TrainingError, UserError
-from .evaluation import evaluate
+from .evaluation.accuracy import evaluate
+from .evaluation.diagnose import diagnose
 from .objectives import Base, Method, Objective, PlugIn, compose, parse, total
 from .objectives.bases.adaad import AdaAD
 from .objectives.bases.afa import LinearAFA
@@ -26,10 +26,10 @@ from .objectives.plugins.kd import KD
 from .objectives.plugins.lbgat import LBGAT
 from .objectives.plugins.part import PART
 from .objectives.plugins.vfd import VFD
-from .recipes import Recipe
 from .runs import load
 from .threats import L2, Linf
-from .training import train
+from .training.recipes import Recipe
+from .training.train import train
 
 __all__ = [
     "AFA",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from advalign import models
 from advalign.data import Batches, load
 from advalign.objectives import compose, parse, total
-from advalign.runtime import seeded
+from advalign.runtime.seeds import seeded
 from advalign.threats import Linf
 
 

@@ -16,7 +16,7 @@ from advalign.attacks.fab import FABT
 from advalign.attacks.square import Square
 from advalign.data import Images
 from advalign.errors import UserError
-from advalign.evaluation import WORST_CASE, evaluate
+from advalign.evaluation.accuracy import WORST_CASE, evaluate
 from advalign.threats import L2, Linf, Threat
 
 BUDGET = Linf(0.2)

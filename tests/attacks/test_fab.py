@@ -12,7 +12,7 @@ from tests.conftest import batch, tiny
 from torch import Tensor, nn
 
 from advalign.attacks import FAB, FABT, fab
-from advalign.attacks.ascent import misclassified
+from advalign.attacks.classification import misclassified
 from advalign.attacks.fab import onto_plane
 from advalign.errors import UserError
 from advalign.threats import L2, Linf, PixelLinf, Threat

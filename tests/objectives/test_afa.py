@@ -17,8 +17,8 @@ from advalign.attacks import PGD
 from advalign.errors import UserError
 from advalign.objectives import Objective, compose, parse, total
 from advalign.objectives.distances import supervised_contrast
-from advalign.recipes import Recipe
 from advalign.threats import Linf
+from advalign.training.recipes import Recipe
 
 
 def unit(net: TinyNet, x: torch.Tensor) -> np.ndarray:

@@ -20,10 +20,10 @@ from advalign.objectives import Objective, compose, parse, total
 from advalign.objectives.bases.dkl import DKL
 from advalign.objectives.bases.ikl import IKL
 from advalign.objectives.bases.trades import TRADES
+from advalign.objectives.contract import ADV, CLEAN
 from advalign.objectives.distances import pairwise_gap
-from advalign.objectives.parts import ADV, CLEAN
 from advalign.threats import Linf
-from advalign.weight_perturbation import adversarial_weights
+from advalign.training.weight_perturbation import adversarial_weights
 
 
 class Lesson(Case):

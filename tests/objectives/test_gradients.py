@@ -18,7 +18,7 @@ from advalign.models import Out, Tapped, build
 from advalign.models.fold import Folded
 from advalign.objectives import BASES, compose, parse, total
 from advalign.objectives.bases.trades import from_clean
-from advalign.objectives.parts import ADV, CLEAN
+from advalign.objectives.contract import ADV, CLEAN
 from advalign.threats import L2, Linf
 
 METHODS = combinations(0) + combinations(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 import advalign as aa
 from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, compose, parse, total
-from advalign.objectives.parts import ADV, Need, Outs, PlugIn, Term, Terms
+from advalign.objectives.contract import ADV, Need, Outs, PlugIn, Term, Terms
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from advalign import objectives
 from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, parse, register
 from advalign.objectives.bases.trades import TRADES
-from advalign.objectives.parts import Outs, PlugIn, Terms
+from advalign.objectives.contract import Outs, PlugIn, Terms
 from advalign.runs import Run
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def registries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-HEAD = "from advalign.objectives.parts import ADV, Base, PlugIn, Term\n\n"
+HEAD = "from advalign.objectives.contract import ADV, Base, PlugIn, Term\n\n"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_an_argument_that_is_not_spelled_is_refused_from_python_too():
 
 def test_a_class_typed_into_a_shell_trains_too(tmp_path: Path):
     code = (
-        "import advalign as aa\nfrom advalign.recipes import Recipe\n"
+        "import advalign as aa\nfrom advalign.training.recipes import Recipe\n"
         "class Own(aa.PlugIn):\n    name = 'own'\n    def terms(self, outs, y): return {}\n"
         "recipe = Recipe(epochs=1, steps=1, subset=64, validation=32, batch_size=32)\n"
         "print(aa.train(aa.AT() + Own(), data='digits', model='small-cnn(width=2)', recipe=recipe).finished)"

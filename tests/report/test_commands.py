@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from advalign import cli, training
+from advalign.cli import commands as cli
 from advalign.data import load
 from advalign.objectives import as_method
-from advalign.plan import plan
-from advalign.recipes import Recipe, digits, dm, trades
 from advalign.report.commands import evaluate_line, flags_of, train_line
 from advalign.runs import Run
 from advalign.runs.files import read_json
+from advalign.training import train as training
+from advalign.training.plan import plan
+from advalign.training.recipes import Recipe, digits, dm, trades
 
 MODEL, RUNS = "small-cnn(width=4)", Path("runs")
 QUICK = replace(digits(), epochs=1, steps=1, batch_size=128, subset=256)

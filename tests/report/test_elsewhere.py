@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from advalign import cli, models
+from advalign import models
+from advalign.cli import commands as cli
 from advalign.errors import UserError
-from advalign.measure import measure
-from advalign.recipes import digits
+from advalign.evaluation.measure import measure
 from advalign.report import report_on
 from advalign.report.commands import evaluate_line
 from advalign.report.figures import trade_off
-from advalign.report.found import find
+from advalign.report.sources import find
 from advalign.runs import append_records
 from advalign.runs.files import read_json, write_json
-from advalign.training import train
+from advalign.training.recipes import digits
+from advalign.training.train import train
 
 MODEL = "small-cnn(width=4)"
 

@@ -14,17 +14,17 @@ from sklearn import manifold
 from tests.runs.test_files import RECORD
 from torch import nn
 
-from advalign import cli
+from advalign.cli import commands as cli
 from advalign.data import load
-from advalign.measure import measure
-from advalign.recipes import digits
+from advalign.evaluation.measure import measure
 from advalign.report.features import FeatureMap, explained, feature_map, feature_maps, few
-from advalign.report.found import Found, find
 from advalign.report.maps import feature_plates, mappable
+from advalign.report.sources import Found, find
 from advalign.runs import Run, append_records, find_weights
 from advalign.runs import load as load_net
 from advalign.threats import Linf
-from advalign.training import train
+from advalign.training.recipes import digits
+from advalign.training.train import train
 
 CPU = torch.device("cpu")
 

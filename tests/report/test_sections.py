@@ -10,11 +10,10 @@ import pytest
 import torch
 from tests.runs.test_files import RECORD
 
-from advalign import cli
+from advalign.cli import commands as cli
 from advalign.data import load
 from advalign.errors import UserError
-from advalign.measure import measure
-from advalign.recipes import digits
+from advalign.evaluation.measure import measure
 from advalign.report.classes import by_class, class_table, dataset_of, labels_of, outcomes_of
 from advalign.report.diagnosis import remarks_table, verdicts_table
 from advalign.report.examples import examples_of
@@ -24,7 +23,8 @@ from advalign.report.radius import radii_of, radius_curves
 from advalign.runs import Run
 from advalign.runs import load as load_net
 from advalign.runs.files import read_json
-from advalign.training import train
+from advalign.training.recipes import digits
+from advalign.training.train import train
 
 QUICK = replace(digits(), epochs=1, steps=1, batch_size=128, subset=256)
 

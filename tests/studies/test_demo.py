@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from advalign.recipes import digits
 from advalign.runs import Run, read_records
 from advalign.studies import demo as demo_module
+from advalign.training.recipes import digits
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from advalign.objectives import parse
-from advalign.recipes import digits
 from advalign.report.tables import Row
 from advalign.runs import Record, read_records
 from advalign.studies import methods as study
+from advalign.training.recipes import digits
 
 
 def test_every_method_of_the_study_is_one():

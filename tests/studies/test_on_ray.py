@@ -11,8 +11,8 @@ import pytest
 
 from advalign.errors import UserError
 from advalign.objectives import PLUGINS, register
-from advalign.recipes import digits
 from advalign.studies import Cell, Column, Study, conduct
+from advalign.training.recipes import digits
 
 RECIPE = replace(digits(), epochs=1, steps=1, subset=256, batch_size=128)
 

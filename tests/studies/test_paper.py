@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from advalign import plan as planning
 from advalign.data import Dataset, Images
 from advalign.objectives import parse
-from advalign.recipes import RECIPES
 from advalign.studies import SCALES, STUDIES, Study, job
 from advalign.studies.job import Job, lay_out
+from advalign.training import plan as planning
+from advalign.training.recipes import RECIPES
 
 EVERY = [(scale, name) for scale in SCALES for name in STUDIES]
 
@@ -139,11 +139,11 @@ def test_the_sweeps_run_through_their_argument():
 
 
 def test_a_run_is_that_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from advalign import cli
+    from advalign.cli import commands as cli
 
     jobs = jobs_of(made("tiny", "table1"), tmp_path, monkeypatch)
     data = job.dataset("cifar10", None)
-    monkeypatch.setattr("advalign.training.load", lambda *names, **options: data)
+    monkeypatch.setattr("advalign.training.train.load", lambda *names, **options: data)
     cli.main(
         ["train", "trades+vfd", "--data", "cifar10", "--model", "small-cnn(width=16)", "--recipe", "cpu", "--epochs",
          "12", "--steps", "5", "--validate-every", "3", "--runs", str(tmp_path), "--time-budget", "0.01"]

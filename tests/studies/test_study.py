@@ -17,14 +17,14 @@ from rich.console import Console
 
 from advalign.data import Images, load
 from advalign.errors import UserError
-from advalign.measure import measure
-from advalign.recipes import digits
+from advalign.evaluation.measure import measure
 from advalign.report import sweeps
 from advalign.runs import Record, Run, read_records
 from advalign.studies import Cell, Column, Results, Study, conduct, laid_out, sweep, trade_off
 from advalign.studies.execute import Place, spelled
 from advalign.studies.results import notes_on
-from advalign.training import train
+from advalign.training.recipes import digits
+from advalign.training.train import train
 
 MODEL = "small-cnn(width=4)"
 RECIPE = replace(digits(), epochs=1, steps=1, subset=256, batch_size=128)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from advalign import cli
+from advalign.cli import commands as cli
 
 YAML = """
 data: digits

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from advalign.attacks.apgd import APGDCE, APGDDLR, APGDT
 from advalign.attacks.carlini_wagner import CarliniWagner
+from advalign.attacks.contract import Attack
 from advalign.attacks.ensemble import AutoAttack, Worst
 from advalign.attacks.fab import FAB, FABT
 from advalign.attacks.gradient import FGSM, MIM, PGD
-from advalign.attacks.protocol import Attack
 from advalign.attacks.square import Square
 from advalign.spelling import build, parse_call, spell
 from advalign.threats import Threat

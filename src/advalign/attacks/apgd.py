@@ -9,7 +9,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import Goal, fooled_in, misclassified, slope
+from advalign.attacks.ascent import Goal, slope
+from advalign.attacks.classification import fooled_in, misclassified
 from advalign.attacks.gradient import attacking
 from advalign.attacks.losses import cross_entropy, dlr, targeted_dlr
 from advalign.errors import require

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import Goal, fooled_in, slope
+from advalign.attacks.ascent import Goal, slope
+from advalign.attacks.classification import fooled_in
 from advalign.attacks.gradient import attacking
 from advalign.attacks.losses import margin
 from advalign.errors import require

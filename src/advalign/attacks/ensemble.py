@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from advalign.attacks.apgd import APGDCE, APGDT
-from advalign.attacks.ascent import misclassified
+from advalign.attacks.classification import misclassified
+from advalign.attacks.contract import Attack
 from advalign.attacks.fab import FABT
 from advalign.attacks.gradient import attacking
-from advalign.attacks.protocol import Attack
 from advalign.attacks.square import Square
 from advalign.errors import require
 from advalign.threats import Threat

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import misclassified, warn_of_no_gradient
+from advalign.attacks.ascent import warn_of_no_gradient
+from advalign.attacks.classification import misclassified
 from advalign.attacks.gradient import attacking
 from advalign.errors import require
 from advalign.spelling import check_arguments

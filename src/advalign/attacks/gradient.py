@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import Goal, Start, ascend, misclassified
+from advalign.attacks.ascent import Goal, Start, ascend
+from advalign.attacks.classification import misclassified
 from advalign.attacks.losses import cross_entropy, kl_divergence, margin
 from advalign.errors import require
 from advalign.models.modes import evaluating

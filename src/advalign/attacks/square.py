@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import fooled_in, misclassified
+from advalign.attacks.classification import fooled_in, misclassified
 from advalign.attacks.gradient import attacking
 from advalign.attacks.losses import cross_entropy, margin
 from advalign.errors import require

@@ -11,11 +11,11 @@ from advalign.errors import unknown
 from advalign.models.fold import Folded
 from advalign.models.modes import evaluating
 from advalign.models.normalize import Normalized
-from advalign.models.own import call_function, check_output, find_function
 from advalign.models.preact_resnet import PreActResNet
 from advalign.models.resnet import resnet18, resnet34
 from advalign.models.small_cnn import SmallCNN
 from advalign.models.taps import Out, Tapped, find_layer, last_linear, last_stage, layers, named_layers
+from advalign.models.user import call_function, check_output, find_function
 from advalign.models.vgg import VGG16
 from advalign.models.wide_resnet import wide_resnet_28_10, wide_resnet_34_10
 from advalign.spelling import check_arguments, parse_call, spell

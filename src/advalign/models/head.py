@@ -1,4 +1,4 @@
-"""The layer that makes the logits."""
+"""The layer that makes the logits, and the sizes that every built-in network takes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+
+from advalign.errors import require
 
 
 @final
@@ -22,3 +24,14 @@ class Head(nn.Linear):
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
             return super().forward(input.to(self.weight.dtype))
+
+
+def check_sizes(classes: int, channels: int, width: int) -> None:
+    """Refuse sizes that make no classifier.
+
+    Raises:
+        UserError: fewer than 2 classes, or channels or width below 1.
+    """
+    require(classes >= 2, f"classes={classes} must be at least 2")
+    require(channels >= 1, f"channels={channels} must be at least 1")
+    require(width >= 1, f"width={width} must be at least 1")

@@ -7,8 +7,7 @@ from typing import ClassVar, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advalign.models.head import Head
-from advalign.models.sizes import check_sizes
+from advalign.models.head import Head, check_sizes
 
 
 @final

@@ -6,8 +6,7 @@ from typing import ClassVar, final
 
 from torch import Tensor, nn
 
-from advalign.models.head import Head
-from advalign.models.sizes import check_sizes
+from advalign.models.head import Head, check_sizes
 
 
 @final

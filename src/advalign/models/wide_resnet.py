@@ -8,9 +8,8 @@ from typing import ClassVar, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advalign.models.head import Head
+from advalign.models.head import Head, check_sizes
 from advalign.models.preact_resnet import preact_stage
-from advalign.models.sizes import check_sizes
 
 
 @final

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from advalign.errors import UserError, require
-from advalign.models.own import find_function
+from advalign.models.user import find_function
 from advalign.objectives.bases.adaad import AdaAD
 from advalign.objectives.bases.afa import LinearAFA
 from advalign.objectives.bases.alp import ALP
@@ -23,8 +23,9 @@ from advalign.objectives.bases.mtard import MTARD
 from advalign.objectives.bases.natural import Natural
 from advalign.objectives.bases.rslad import RSLAD
 from advalign.objectives.bases.trades import TRADES
+from advalign.objectives.contract import Base, PlugIn
+from advalign.objectives.method import Method
 from advalign.objectives.objective import Objective, compose, total
-from advalign.objectives.parts import Base, Method, PlugIn
 from advalign.objectives.plugins.afa import AFA
 from advalign.objectives.plugins.ar_at import ARAT
 from advalign.objectives.plugins.bgat import BGAT

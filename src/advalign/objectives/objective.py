@@ -18,7 +18,8 @@ from advalign.models.fold import Folded
 from advalign.models.modes import buffers_kept, evaluating, training
 from advalign.models.split_norm import SplitNorm, norm_of
 from advalign.models.taps import Out, Tapped
-from advalign.objectives.parts import Base, Calibration, Method, Need, Network, PlugIn, Term, Terms, union
+from advalign.objectives.contract import Base, Calibration, Need, Network, PlugIn, Term, Terms
+from advalign.objectives.method import Method, union
 from advalign.threats import Threat, check_images
 
 

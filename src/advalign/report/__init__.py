@@ -1,5 +1,5 @@
 """Reports: records and logs to tables, figures, and one HTML page."""
 
-from advalign.report.runs import report_on
+from advalign.report.report import report_on
 
 __all__ = ["report_on"]

@@ -18,7 +18,7 @@ from torch import Tensor
 from advalign.data import Dataset, load, stratified_subset
 from advalign.data.cache import cache_folder
 from advalign.errors import require
-from advalign.measure import SUBSET_SEED
+from advalign.evaluation.measure import SUBSET_SEED
 from advalign.report.tables import Table
 
 _NUMBERED = 12  # classes whose numbers there is room for in the figure

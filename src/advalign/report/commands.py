@@ -13,11 +13,11 @@ from typing import Any
 from advalign.errors import UserError
 from advalign.models import function_of
 from advalign.objectives import Method, parse
-from advalign.plan import ATTACK_FIELDS, GUEST_METHODS
-from advalign.recipes import RECIPES, Recipe
 from advalign.runs import Run
 from advalign.runs.run import digest
 from advalign.spelling import spell_number
+from advalign.training.plan import ATTACK_FIELDS, GUEST_METHODS
+from advalign.training.recipes import RECIPES, Recipe
 
 Places = Mapping[str, Path]
 """The folders of the runs that are known, by id."""

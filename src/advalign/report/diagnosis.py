@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from advalign.diagnosis import Diagnosis
+from advalign.evaluation.diagnose import Diagnosis
 from advalign.report.figures import accuracy_curves, loss_surfaces
 from advalign.report.page import Plate, write_page
 from advalign.report.tables import Table

@@ -19,7 +19,7 @@ from advalign.data import Images
 from advalign.report.figures import HOVER
 from advalign.runs import Weights, load
 from advalign.runs.files import write_atomically
-from advalign.runtime import seeded
+from advalign.runtime.seeds import seeded
 from advalign.threats import Threat
 
 _BATCH = 500

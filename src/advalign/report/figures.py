@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from advalign.diagnosis import Diagnosis, Surfaces
+from advalign.evaluation.diagnose import Diagnosis, Surfaces
 from advalign.report.tables import Flags, members_of, rows_of, worst_cases
 from advalign.runs import Record
 

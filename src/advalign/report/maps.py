@@ -10,14 +10,14 @@ from rich.console import Console
 from advalign.errors import UserError
 from advalign.report.classes import dataset_of
 from advalign.report.features import explained, feature_map, feature_maps, few
-from advalign.report.found import Found
 from advalign.report.page import Plate
+from advalign.report.sources import Found
 from advalign.runs import find_weights
 from advalign.runs.files import digest_of
 from advalign.runs.run import digest
-from advalign.runtime import pick_device
+from advalign.runtime.device import pick_device
+from advalign.runtime.progress import say
 from advalign.spelling import parse_number
-from advalign.terminal import say
 from advalign.threats import threat
 
 _CLASSES, _EACH = 5, 50  # few, since each image is attacked with 20 steps on each model

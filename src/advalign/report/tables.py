@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from advalign.recipes import Recipe
 from advalign.runs import Record
+from advalign.training.recipes import Recipe
 
 # What an accuracy depends on beside method, attack and training seed. The first are always told, in the row where they
 # differ and in the caption where they do not; the others are told where rows could not be told apart without them.

@@ -11,8 +11,7 @@ from rich.console import Console
 
 from advalign import attacks
 from advalign.data import Dataset, load
-from advalign.measure import measure
-from advalign.recipes import digits
+from advalign.evaluation.measure import measure
 from advalign.report.figures import (
     Bands,
     calibration_curves,
@@ -23,15 +22,18 @@ from advalign.report.figures import (
     training_curves,
 )
 from advalign.report.page import Plate, write_page
-from advalign.report.runs import CALIBRATION
+from advalign.report.report import CALIBRATION
 from advalign.report.tables import accuracy_table, print_table
 from advalign.runs import Record, Run
 from advalign.runs import load as load_model
 from advalign.runs.files import write_atomically, write_lines
-from advalign.runtime import environment, one_thread, seeded
-from advalign.terminal import say
+from advalign.runtime.device import one_thread
+from advalign.runtime.environment import environment
+from advalign.runtime.progress import say
+from advalign.runtime.seeds import seeded
 from advalign.threats import Linf
-from advalign.training import train
+from advalign.training.recipes import digits
+from advalign.training.train import train
 
 METHODS = (
     "natural",

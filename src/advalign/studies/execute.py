@@ -14,13 +14,13 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from advalign.errors import Busy, TrainingError, UserError
-from advalign.interrupts import stoppable
-from advalign.measure import measure
+from advalign.evaluation.measure import measure
 from advalign.runs import find_weights
+from advalign.runtime.interrupts import stoppable
+from advalign.runtime.progress import say
 from advalign.studies.job import Job, dataset
 from advalign.studies.study import CLEAN, Column
-from advalign.terminal import say
-from advalign.training import train
+from advalign.training.train import train
 
 BUSY_SECONDS = 20.0
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from advalign.data import Dataset, load
 from advalign.errors import UserError, require
 from advalign.objectives import parse
-from advalign.plan import Plan, plan
 from advalign.runs import Record, Run
 from advalign.studies.study import Cell, Column, Study
 from advalign.threats import Threat, threat
+from advalign.training.plan import Plan, plan
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ from rich.console import Console
 
 from advalign.data import load
 from advalign.errors import require
-from advalign.measure import measure
-from advalign.recipes import digits
+from advalign.evaluation.measure import measure
 from advalign.report.tables import Row, Table, print_table, rows_of, worst_cases
 from advalign.runs import Record
 from advalign.runs.files import write_lines
-from advalign.runtime import one_thread
+from advalign.runtime.device import one_thread
+from advalign.runtime.progress import say
 from advalign.studies.demo import ATTACKS, MODEL
-from advalign.terminal import say
-from advalign.training import train
+from advalign.training.recipes import digits
+from advalign.training.train import train
 
 BASES = ("at", "alp", "trades", "mart", "hat")
 PLUGINS = ("kd", "bgat", "lbgat", "vfd", "ar-at", "afa")

@@ -16,11 +16,11 @@ from typing import Any
 from rich.console import Console
 
 from advalign.errors import UserError, require
-from advalign.interrupts import stoppable
 from advalign.objectives import register
+from advalign.runtime.interrupts import stoppable
+from advalign.runtime.progress import say
 from advalign.studies.execute import BUSY_SECONDS, Outcome, Place, Watcher, carry_out, spelled
 from advalign.studies.job import Job
-from advalign.terminal import say
 
 RETRIES = 3
 """How often a task is given to another machine."""

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from advalign import models
-from advalign.recipes import Recipe
 from advalign.studies.results import feature_plate, sweep, trade_off
 from advalign.studies.scales import Scale
 from advalign.studies.study import Cell, Column, Draw, Study
+from advalign.training.recipes import Recipe
 
 BASES = ("alp", "trades", "mart", "hat")
 PLUGINS = ("", "+kd", "+bgat", "+lbgat", "+vfd")

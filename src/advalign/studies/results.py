@@ -16,7 +16,8 @@ from advalign.report.sweeps import Point, sweep_curves, trade_off_curves
 from advalign.report.tables import NOISE, Row, Table, marks
 from advalign.runs import Record, find_weights
 from advalign.runs.files import write_atomically, write_lines
-from advalign.runtime import environment, pick_device
+from advalign.runtime.device import pick_device
+from advalign.runtime.environment import environment
 from advalign.studies.execute import Place
 from advalign.studies.job import Job, dataset
 from advalign.studies.study import CLEAN, Column, Draw, Study

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from advalign.recipes import Recipe, common, cpu, short
 from advalign.studies.study import Cell, Column
+from advalign.training.recipes import Recipe, common, cpu, short
 
 
 @dataclass(frozen=True, kw_only=True)

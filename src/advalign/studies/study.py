@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from advalign import attacks, models, objectives
 from advalign.errors import require, unknown
-from advalign.recipes import Recipe
+from advalign.evaluation.transfer import to_the_end
 from advalign.threats import Linf
-from advalign.transfer import to_the_end
+from advalign.training.recipes import Recipe
 
 if TYPE_CHECKING:
     from advalign.report.page import Plate

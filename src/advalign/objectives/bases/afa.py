@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from advalign.errors import require
 from advalign.models import last_linear
-from advalign.objectives.parts import ADV, CLEAN, Base, Craft, Outs, Term, Terms
+from advalign.objectives.contract import ADV, CLEAN, Base, Craft, Outs, Term, Terms
 
 
 @final

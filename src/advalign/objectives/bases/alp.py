@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advalign.errors import require
-from advalign.objectives.parts import ADV, CLEAN, Base, Outs, Term, Terms
+from advalign.objectives.contract import ADV, CLEAN, Base, Outs, Term, Terms
 
 
 @final

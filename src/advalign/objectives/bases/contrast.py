@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from advalign.attacks.ascent import Goal
 from advalign.errors import require
 from advalign.models import Out, last_linear
+from advalign.objectives.contract import ADV, CLEAN, SECOND, Base, Craft, Networks, Outs, Term, Terms, Views
 from advalign.objectives.distances import supervised_contrast
-from advalign.objectives.parts import ADV, CLEAN, SECOND, Base, Craft, Networks, Outs, Term, Terms, Views
 
 
 @final

@@ -10,8 +10,8 @@ from torch import Tensor
 from advalign.attacks.ascent import Goal
 from advalign.errors import require
 from advalign.objectives.bases.trades import from_clean
+from advalign.objectives.contract import ADV, CLEAN, Base, Networks, Outs, Term, Terms, Views
 from advalign.objectives.distances import pairwise_gap
-from advalign.objectives.parts import ADV, CLEAN, Base, Networks, Outs, Term, Terms, Views
 
 
 @final

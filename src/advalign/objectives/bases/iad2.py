@@ -13,7 +13,7 @@ from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
 from advalign.models.taps import Tapped
 from advalign.objectives.bases.iad import trust
-from advalign.objectives.parts import ADV, CLEAN, Base, Craft, Need, Outs, Term, Terms
+from advalign.objectives.contract import ADV, CLEAN, Base, Craft, Need, Outs, Term, Terms
 
 
 @final

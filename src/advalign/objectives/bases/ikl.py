@@ -14,8 +14,8 @@ from advalign.errors import require
 from advalign.models.split_norm import norm_of
 from advalign.models.taps import Tapped
 from advalign.objectives.bases.trades import from_clean
+from advalign.objectives.contract import ADV, CLEAN, Base, Networks, Outs, Term, Terms, Views
 from advalign.objectives.distances import pairwise_gap
-from advalign.objectives.parts import ADV, CLEAN, Base, Networks, Outs, Term, Terms, Views
 
 
 @final

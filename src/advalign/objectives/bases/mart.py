@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from advalign.errors import require
+from advalign.objectives.contract import ADV, CLEAN, Base, Outs, Term, Terms
 from advalign.objectives.distances import boosted_cross_entropy
-from advalign.objectives.parts import ADV, CLEAN, Base, Outs, Term, Terms
 
 
 @final

@@ -7,7 +7,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor
 
-from advalign.objectives.parts import CLEAN, Base, Outs, Term, Terms
+from advalign.objectives.contract import CLEAN, Base, Outs, Term, Terms
 
 
 @final

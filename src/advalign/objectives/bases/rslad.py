@@ -10,7 +10,7 @@ from torch import Tensor
 from advalign.attacks.ascent import Goal
 from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
-from advalign.objectives.parts import ADV, CLEAN, Base, Need, Networks, Outs, Term, Terms, Views
+from advalign.objectives.contract import ADV, CLEAN, Base, Need, Networks, Outs, Term, Terms, Views
 
 
 @final

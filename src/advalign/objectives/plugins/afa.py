@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from advalign.attacks.ascent import Goal
 from advalign.errors import require
 from advalign.objectives.bases.contrast import Contrast
-from advalign.objectives.parts import ADV, CLEAN, SECOND, Networks, Outs, PlugIn, Term, Terms, Views
+from advalign.objectives.contract import ADV, CLEAN, SECOND, Networks, Outs, PlugIn, Term, Terms, Views
 
 
 @final

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from advalign.errors import require
 from advalign.models import Tapped, find_layer, last_linear, last_stage, named_layers
 from advalign.models.split_norm import merged, norm_of, split_norms
-from advalign.objectives.parts import ADV, CLEAN, Network, Outs, PlugIn, Term, Terms, without_labels
+from advalign.objectives.contract import ADV, CLEAN, Network, Outs, PlugIn, Term, Terms, without_labels
 from advalign.threats import Linf, Projection, Threat
 
 MEASURED = 8  # batches, as in the authors' code

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advalign.errors import require
-from advalign.objectives.parts import ADV, Need, Outs, PlugIn, Term, Terms, without_labels
+from advalign.objectives.contract import ADV, Need, Outs, PlugIn, Term, Terms, without_labels
 
 
 @final

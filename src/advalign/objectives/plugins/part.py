@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from advalign.errors import require
 from advalign.models import last_stage
 from advalign.models.taps import Tapped
-from advalign.objectives.parts import ADV, Network, Outs, PlugIn, Terms
+from advalign.objectives.contract import ADV, Network, Outs, PlugIn, Terms
 from advalign.threats import Linf, PixelLinf, Threat
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from advalign.errors import require
 from advalign.models import last_stage
+from advalign.objectives.contract import ADV, CLEAN, Base, Calibration, Need, Outs, PlugIn, Term, Terms
 from advalign.objectives.distances import DISTANCES
-from advalign.objectives.parts import ADV, CLEAN, Base, Calibration, Need, Outs, PlugIn, Term, Terms
 
 
 @final

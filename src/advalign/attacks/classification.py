@@ -1,0 +1,60 @@
+"""Which images are classified as their labels: decided in plain fp32, since coarse numbers make it look otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advalign.attacks.pass_counter import Counted
+
+
+def fooled_in(network: Callable[[Tensor], Tensor], outputs: Tensor, x_adv: Tensor, labels: Tensor) -> Tensor:
+    """Tell which images have left their class; where numbers are coarse, the network confirms it in plain fp32.
+
+    Else climbs would end too early, at images that only seem to fool: under autocast, and with TF32 on a GPU.
+    """
+    fooled = ~classified(outputs, labels)
+    if (torch.is_autocast_enabled(x_adv.device.type) or _has_tf32(x_adv.device)) and fooled.any():
+        rows = fooled.nonzero().squeeze(1)
+        exact = network.exact if isinstance(network, Counted) else network
+        with torch.no_grad(), in_fp32(x_adv.device):
+            fooled[rows] = ~classified(exact(x_adv[rows]), labels[rows])
+    return fooled
+
+
+def misclassified(network: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> Tensor:
+    """Tell which images (N, C, H, W) the network takes for another class than their labels (N,), in fp32."""
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        return fooled_in(network, network(x), x, labels)
+
+
+def classified(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Tell which rows (N,) of logits (N, K) are finite and have the label's as their largest."""
+    return outputs.isfinite().all(1) & (outputs.argmax(1) == labels)
+
+
+@contextmanager
+def in_fp32(device: torch.device) -> Iterator[None]:
+    """Neither autocast nor TF32 inside: for what decides whether an image withstands."""
+    kinds = _multipliers() if _has_tf32(device) else ()
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for kind, was in zip(kinds, before, strict=True):
+            kind.fp32_precision = was
+
+
+def _has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and any(kind.fp32_precision == "tf32" for kind in _multipliers())
+
+
+def _multipliers() -> tuple[Any, ...]:
+    return torch.backends.cudnn.conv, torch.backends.cuda.matmul  # pyright: ignore[reportAttributeAccessIssue] (stub)

@@ -1,0 +1,75 @@
+"""What `advalign list` shows: every registry as rows of name and description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Rows = list[tuple[str, str]]
+
+
+def methods() -> Rows:
+    """List bases and plug-ins with their loss."""
+    from advalign.objectives import BASES, PLUGINS
+
+    bases = [(name, _first_line(part)) for name, part in BASES.items()]
+    return bases + [(f"+{name}", _first_line(part)) for name, part in PLUGINS.items()]
+
+
+def attacks() -> Rows:
+    """List attacks."""
+    from advalign.attacks import ATTACKS, STANDARD
+
+    rows = [(name, _first_line(attack)) for name, attack in ATTACKS.items()]
+    worst = ("worst(ATTACK, ...)", "Several, one after another: an image that one of them fools is spared the others.")
+    return [*rows, worst, ("standard", f"= {' '.join(STANDARD)}")]
+
+
+def models() -> Rows:
+    """List built-in networks."""
+    from advalign.models import MODELS
+
+    own = ("package.module:function", "your own; called with classes= and channels= where it takes them")
+    return [(name, _first_line(model)) for name, model in MODELS.items()] + [own]
+
+
+def data() -> Rows:
+    """List data sets."""
+    from advalign.data import NAMES
+
+    return list(NAMES.items())
+
+
+def recipes() -> Rows:
+    """List presets."""
+    from advalign.training.recipes import RECIPES
+
+    return [(name, _first_line(recipe)) for name, recipe in RECIPES.items()]
+
+
+def studies() -> Rows:
+    """List the papers' tables and figures."""
+    from advalign.studies import STUDIES
+
+    own = ("FILE.yaml, FILE.py", "your own; or package.module:function")
+    return [(name, _first_line(study)) for name, study in STUDIES.items()] + [own]
+
+
+def layers_of(model: str) -> Rows:
+    """List the layers of a model that a method may align to."""
+    from advalign.models import build, layers
+
+    return [(name, "") for name in layers(build(model, classes=10))]
+
+
+LISTS: dict[str, Callable[[], Rows]] = {
+    "methods": methods,
+    "attacks": attacks,
+    "models": models,
+    "data": data,
+    "recipes": recipes,
+    "studies": studies,
+}
+
+
+def _first_line(thing: object) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0]

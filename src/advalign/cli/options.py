@@ -1,0 +1,265 @@
+"""What each command takes: its flags, their defaults and help; the settings of `train` are the recipe's fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from advalign.training.recipes import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a method, and first the guests it needs; a run that was stopped goes on."""
+
+    method: Annotated[Positional[str], tyro.conf.arg(metavar="METHOD")]
+    """base and plug-ins, such as 'trades(beta=6)+vfd(weight=0.02)'; see `advalign list methods`"""
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")]
+    """digits, cifar10, cifar100, npz:PATH or folder:PATH"""
+    model: str = "resnet18"
+    """a name, or package.module:function of your own; see `advalign list models`"""
+    width: int | None = None
+    """channels of the model's first stage, short for --model 'resnet18(width=16)'"""
+    recipe: str = "common"
+    """the preset that the settings below start from; see `advalign list recipes`"""
+    settings: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    vanilla: str | None = None
+    """run folder or weights of the vanilla model, where the method needs one; trained first if not given"""
+    robust: str | None = None
+    """run folder or weights of the robust teacher, MODEL@FILE for those of another architecture; the base (TRADES for
+    distillation), trained first, if not given"""
+    extractor: str | None = None
+    """run folder or weights of `contrast`, where the method is afa; trained first if not given"""
+    trust_model: bool = False
+    """call the function that a guest's weights file names as its network;
+    such a file is refused otherwise, since it would run a program"""
+    extra: Path | None = None
+    """.npz file of generated images; --extra-share of each batch comes from it"""
+    plugin: tuple[str, ...] = ()
+    """plug-ins of your own that METHOD may name, as package.module:Class"""
+    runs: Path = Path("runs")
+    """folder of the run folders"""
+    name: str | None = None
+    """this run's folder below it; named by its content if not given"""
+    data_dir: Path | None = None
+    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
+    image_size: int = 32
+    """side to which folder:PATH resizes its images"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    time_budget: str | None = None
+    """stop in good order after this long, such as 9m or 1h30m; the same command goes on"""
+    checkpoint_seconds: float = 120.0
+    """longest time between two saved states"""
+    cuda_graphs: bool = False
+    """on a GPU: record attack and update as CUDA graphs, the same kernels without the time to launch each"""
+    tensorboard: bool = False
+    """also write the log for TensorBoard, into the run folder"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure clean and robust accuracy of a run or of a weights file."""
+
+    source: Annotated[Positional[str | None], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")] = None
+    """run folder, weights file (.safetensors, .pt), or MODEL@FILE of weights that do not name their architecture"""
+    weights: str | None = None
+    """the weights file, where one would rather write it as a flag beside --model"""
+    attacks: tuple[str, ...] = ("standard",)
+    """attacks, to be written after the run: fgsm 'pgd(steps=20, restarts=5)'; standard: the usual ones; none: clean
+    accuracy only"""
+    checkpoint: str = "best"
+    """best or last, of a run folder"""
+    data: str | None = None
+    """data set; what the model was trained on if not given"""
+    model: str | None = None
+    """architecture of a weights file that does not name it"""
+    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
+    """test images, a stratified draw that is the same for every model; all if not given"""
+    norm: str | None = None
+    """linf or l2; what the model was trained against, else linf"""
+    eps: float | None = None
+    """radius; what the model was trained against, else 8/255"""
+    batch_size: int = 512
+    """images attacked at once"""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16 for the attacks; the verdict is always fp32"""
+    seed: int = 0
+    """seed of the attacks' random starts"""
+    data_dir: Path | None = None
+    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
+    image_size: int | None = None
+    """side to which folder:PATH resizes its images; what the model was trained on if not given"""
+    surrogate: str | None = None
+    """run folder, weights or MODEL@FILE of another model: the attacks (fgsm, pgd, mim, cw) are made on it (black box by
+    transfer) and kept for others"""
+    trust_model: bool = False
+    """call the function that a weights file names as its network;
+    such a file is refused otherwise, since it would run a program"""
+    mean: tuple[float, ...] = ()
+    """mean of each channel, for weights from elsewhere whose network reads normalised images; not of --surrogate, which
+    has to bring its own"""
+    std: tuple[float, ...] = ()
+    """standard deviation of each channel, as for --mean"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    out: Path | None = None
+    """folder of the results; evaluations/ beside the weights if not given"""
+    save_examples: bool = False
+    """also write the adversarial images, as .npz"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnose:
+    """Tell whether attacks on a run or on a weights file are to be believed: gradient masking and its kin."""
+
+    source: Annotated[Positional[str | None], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")] = None
+    """run folder, weights file (.safetensors, .pt), or MODEL@FILE of weights that do not name their architecture"""
+    weights: str | None = None
+    """the weights file, where one would rather write it as a flag beside --model"""
+    checkpoint: str = "best"
+    """best or last, of a run folder"""
+    data: str | None = None
+    """data set; what the model was trained on if not given"""
+    model: str | None = None
+    """architecture of a weights file that does not name it"""
+    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 500
+    """test images at most, a stratified draw that is the same for every model"""
+    norm: str | None = None
+    """linf or l2; what the model was trained against, else linf"""
+    eps: float | None = None
+    """radius; what the model was trained against, else 8/255"""
+    batch_size: int = 512
+    """images attacked at once"""
+    seed: int = 0
+    """seed of the attacks' random starts"""
+    data_dir: Path | None = None
+    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
+    image_size: int | None = None
+    """side to which folder:PATH resizes its images; what the model was trained on if not given"""
+    trust_model: bool = False
+    """call the function that the weights file names as its network;
+    such a file is refused otherwise, since it would run a program"""
+    mean: tuple[float, ...] = ()
+    """mean of each channel, for weights from elsewhere whose network reads normalised images"""
+    std: tuple[float, ...] = ()
+    """standard deviation of each channel, as for --mean"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    out: Path | None = None
+    """folder of the results; diagnosis/ beside the weights if not given"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Compare two evaluated models image by image: differences with confidence intervals, McNemar's test."""
+
+    first: Annotated[Positional[Path], tyro.conf.arg(metavar="A")]
+    """run folder, or result file of `advalign evaluate`"""
+    second: Annotated[Positional[Path], tyro.conf.arg(metavar="B")]
+    """run folder, or result file of `advalign evaluate`"""
+    checkpoint: str = "best"
+    """best or last, of run folders; a result file speaks for itself"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """Show every model the adversarial images made on every other: the transfer matrix."""
+
+    sources: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")]
+    """run folders, weights files, or MODEL@FILE of weights that do not name their architecture; at least two"""
+    attack: str = "pgd(steps=20)"
+    """the attack (fgsm, pgd, mim or cw); it goes on to its last step"""
+    data: str | None = None
+    """data set; what the models were trained on if not given"""
+    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
+    """test images, a stratified draw that is the same for every model; all if not given"""
+    norm: str | None = None
+    """linf or l2; what the models were trained against, else linf"""
+    eps: float | None = None
+    """radius, the same in all cells; what the models were trained against, else 8/255"""
+    trust_model: bool = False
+    """call the function that a weights file names as its network;
+    such a file is refused otherwise, since it would run a program"""
+    data_dir: Path | None = None
+    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    out: Path = Path("transfer")
+    """folder of the matrix as JSON, Markdown and LaTeX"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Train and measure all models of a table or figure: the papers' (`advalign list studies`) or your own."""
+
+    study: Annotated[Positional[str], tyro.conf.arg(metavar="NAME-OR-FILE")]
+    """a name, a .yaml file, a .py file with a function study(scale), or package.module:function"""
+    scale: str = "tiny"
+    """paper: the papers' setting, days on a GPU; short: minutes a row on a GPU; tiny: for two CPU cores"""
+    seeds: int | None = None
+    """how many training seeds, from 0 on; what the scale or the study says if not given"""
+    time_budget: str | None = None
+    """stop in good order after this long, such as 9m or 1h30m; the same command goes on"""
+    executor: str = "local"
+    """local: one cell after another; ray: each where the cluster has room"""
+    gpus: float | None = None
+    """with ray: share of a GPU for each cell; a whole one, where the cluster has any, if not given"""
+    plugin: tuple[str, ...] = ()
+    """plug-ins of your own that methods may name, as package.module:Class"""
+    trust_model: bool = False
+    """call the function that the YAML file names as its network;
+    such a file is refused otherwise, since it would run a program"""
+    dry_run: bool = False
+    """only show how far each cell is"""
+    out: Path | None = None
+    """folder of the table, the figures and the records; studies/NAME-SCALE if not given"""
+    runs: Path = Path("runs")
+    """folder of the run folders"""
+    data_dir: Path | None = None
+    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Train six models on digits, attack them, and show the trade-off; about a minute on two cores."""
+
+    out: Path = Path("advalign-demo")
+    """folder of the runs, the report and the plot"""
+    seed: int = 0
+    """seed of every run"""
+    time_budget: str | None = None
+    """stop in good order after this long; the same command goes on"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write one HTML page on runs and records: tables, figures, commands; each also as files beside it."""
+
+    paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH")]
+    """run folders, folders of runs or of evaluated weights, files of records (.jsonl) or of results (.json)"""
+    out: Path = Path("report.html")
+    """the page; tables (.md, .tex, .csv) and figures (.svg, .pdf, .png) go into PAGE-files/ beside it"""
+    data_dir: Path | None = None
+    """where CIFAR lies, for labels and test images; ADVALIGN_DATA, then the download cache, if not given"""
+    maps: int = 4
+    """models in a map of clean and adversarial features (t-SNE); 0 for none, as large networks take minutes on a CPU"""
+    trust_model: bool = False
+    """call the function that a weights file names as its network;
+    such a file is refused otherwise, since it would run a program"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """List what there is to choose from."""
+
+    what: Annotated[Positional[str], tyro.conf.arg(metavar="WHAT")]
+    """methods, attacks, models, data, recipes, studies or layers"""
+    model: Annotated[Positional[str | None], tyro.conf.arg(metavar="MODEL")] = None
+    """for layers: the model"""

@@ -1,0 +1,1 @@
+"""Evaluation: accuracy under attack, its checks, transfer, comparison."""

@@ -1,0 +1,345 @@
+"""Is a robust accuracy to be trusted? Verdicts on a model, its images and its gradients, each with its number.
+
+`diagnose` gathers the evidence; the judges are in `advalign.evaluation.checks`, and are names of this module too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from advalign.attacks import FGSM, PGD, Attack, parse
+from advalign.attacks.classification import classified, in_fp32
+from advalign.attacks.losses import cross_entropy, margin
+from advalign.attacks.pass_counter import Counted
+from advalign.data import Images
+from advalign.data.images import stratified_split
+from advalign.data.pairs import as_images
+from advalign.errors import UserError, require
+from advalign.evaluation.accuracy import check_logits, require_finite
+from advalign.evaluation.checks import (
+    DRAWS,
+    RESTARTS,
+    USUAL,
+    Verdict,
+    check_batch,
+    check_black_box,
+    check_clean,
+    check_convergence,
+    check_determinism,
+    check_fgsm,
+    check_gradient,
+    check_loss,
+    check_mode,
+    check_noise,
+    check_outputs,
+    check_radius,
+    check_range,
+    check_steps,
+    clearly_below,
+    share,
+)
+from advalign.models.modes import evaluating
+from advalign.runtime.seeds import seeded
+from advalign.threats import L2, Linf, Threat, check_budget
+
+__all__ = [
+    "Diagnosis",
+    "Surfaces",
+    "Verdict",
+    "check_batch",
+    "check_black_box",
+    "check_clean",
+    "check_convergence",
+    "check_determinism",
+    "check_fgsm",
+    "check_gradient",
+    "check_loss",
+    "check_mode",
+    "check_noise",
+    "check_outputs",
+    "check_radius",
+    "check_range",
+    "check_steps",
+    "clearly_below",
+    "diagnose",
+]
+
+N = 500  # images: one standard error of an accuracy is then at most 2.2 points
+SUBSET_SEED = 0  # that of `evaluate`: the same images for every model
+STEPS = (1, 2, 5, 10, 20, 50, 100)
+QUERIES = 1000  # of the black-box attack; only images that withstand the gradient attacks are asked about
+PICTURES, GRID = 4, 21  # images whose loss surface is drawn, and points along each direction
+
+
+@dataclass(frozen=True, eq=False)
+class Surfaces:
+    """Cross entropy around images, along the gradient's direction and a random one, both of the threat's norm."""
+
+    offsets: Tensor
+    """(G,) along either direction, in radii."""
+    loss: Tensor
+    """(I, G, G): image, gradient's direction, random direction."""
+    margin: Tensor
+    """(I, G, G), positive where the image has left its class."""
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """The verdicts, and the curves behind them; curves are empty where nothing could be attacked.
+
+    That is so with images outside [0, 1], and with a model that cuts the graph between image and logits.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    n: int
+    threat: str
+    by_steps: Mapping[int, float]
+    """Accuracy in [0, 1] under PGD with so many steps."""
+    by_radius: Mapping[float, float]
+    """Accuracy in [0, 1] under PGD-20 with this radius; at 0 the clean one."""
+    surfaces: Surfaces | None
+
+    def __getitem__(self, name: str) -> Verdict:
+        return next(verdict for verdict in self.verdicts if verdict.name == name)
+
+    @property
+    def failed(self) -> list[str]:
+        """The names of the verdicts that failed."""
+        return [verdict.name for verdict in self.verdicts if verdict.passed == "fail"]
+
+    def content(self) -> dict[str, Any]:
+        """Return what goes into JSON: all but the surfaces."""
+        return {
+            "n": self.n,
+            "threat": self.threat,
+            "verdicts": [
+                asdict(verdict)
+                | {"number": verdict.number if math.isfinite(verdict.number) else None, "advice": verdict.advice}
+                for verdict in self.verdicts
+            ],
+            "accuracy_by_steps": {str(k): v for k, v in self.by_steps.items()},
+            "accuracy_by_radius": {f"{k:g}": v for k, v in self.by_radius.items()},
+        }
+
+
+def diagnose(
+    model: nn.Module,
+    images: Images | tuple[Tensor, Tensor],
+    threat: Threat,
+    *,
+    n: int = N,
+    batch_size: int = 512,
+    seed: int = 0,
+    surrogate: nn.Module | None = None,
+    advance: Callable[[str], None] = lambda what: None,
+) -> Diagnosis:
+    """Tell whether attacks can be believed on this model. It and the random state are left as they were.
+
+    Args:
+        model: images (N, C, H, W) in [0, 1] to logits (N, K), on the images' device.
+        images: with labels; as a pair of floats (N, C, H, W) and labels (N,), their range is looked at too.
+        n: on at most this many images, a stratified draw that is the same for every model.
+        surrogate: another network for the same images; what fools it is tried on the model as a black-box attack.
+        advance: called with what is going to be done next, for a progress line.
+
+    Raises:
+        UserError: no image, a radius of 0, a batch size below 1, another threat than Linf and L2.
+    """
+    if not isinstance(threat, Linf | L2):
+        raise UserError(f"only Linf and L2 can be diagnosed, not {threat}")
+    x, y = _subset(images, n)
+    require(threat.eps > 0, "eps must be above 0: there is nothing to diagnose at radius 0")
+    require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
+    first = [check_range(x), check_mode([name or "the model" for name, m in model.named_modules() if m.training])]
+    if first[0].passed == "fail":
+        return Diagnosis(tuple(first), len(x), str(threat), {}, {}, None)
+    with evaluating(model), torch.autocast(x.device.type, enabled=False), seeded(seed, "diagnosis"):
+        bench = _Bench(model, x, y, batch_size, seed, advance)
+        return _diagnosis(bench, threat, first, surrogate)
+
+
+def _diagnosis(bench: _Bench, threat: Linf | L2, first: list[Verdict], surrogate: nn.Module | None) -> Diagnosis:
+    outputs, half = bench.outputs(), max(1, min(len(bench.x), bench.batch_size) // 2)
+    chance = 1 / outputs.shape[1]
+    gradients = bench.gradients()
+    repeatable = check_determinism(outputs, bench.outputs())
+    looked_at = [
+        *first,
+        check_outputs(outputs),
+        check_clean(bench.right, chance),
+        repeatable,
+        check_batch(bench.outputs(half), outputs, repeatable.passed == "pass"),
+        check_gradient(torch.zeros_like(bench.x) if gradients is None else gradients),
+    ]
+    if gradients is None:  # there is nothing that an attack could follow
+        clean = {0.0: share(bench.right)}
+        return Diagnosis(tuple(looked_at), len(bench.x), str(threat), {}, clean, None)
+
+    fgsm = bench.withstand("fgsm", FGSM(threat))
+    steps = {
+        k: bench.withstand(f"{k} steps", PGD(threat, steps=k, step_size=min(2.5 / k, 2) * threat.eps)) for k in STEPS
+    }
+    radii = {0.0: bench.right}
+    for eps in _radii(threat, bench.x):
+        radii[eps] = bench.withstand(f"radius {eps:.3g}", PGD(replace(threat, eps=eps), steps=USUAL))
+    by_margin = bench.withstand("margin loss", PGD(threat, steps=USUAL, loss="margin"))
+    noise = bench.withstand("random noise", Noise(threat, DRAWS))
+
+    usual = radii[threat.eps]
+    again = bench.withstand("restarts", PGD(threat, steps=USUAL, restarts=RESTARTS), among=usual)
+    white = torch.stack([fgsm, by_margin, again, *steps.values()]).all(0)
+    square = parse(f"square(queries={QUERIES})", threat=threat)
+    black = {"Square": bench.withstand("black box", square, among=white)}
+    if surrogate is not None:
+        with evaluating(surrogate):
+            transfer = Transfer(PGD(threat, steps=USUAL, until_fooled=False), surrogate)
+            black["transfer"] = bench.withstand("transfer", transfer, among=white)
+    verdicts = (
+        *looked_at,
+        check_fgsm(fgsm, usual),
+        check_steps(steps),
+        check_convergence(steps, usual, again),
+        check_radius(radii, chance),
+        check_black_box(white, black),
+        check_noise(noise, usual, bench.right),
+        check_loss(usual, by_margin),
+    )
+    return Diagnosis(
+        verdicts,
+        len(bench.x),
+        str(threat),
+        {k: share(flags) for k, flags in steps.items()},
+        {k: share(flags) for k, flags in radii.items()},
+        bench.surfaces(threat, gradients),
+    )
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random noise on the threat's sphere (for Linf its corners), the first draw that fools."""
+
+    name: ClassVar[str] = "noise"
+    bounded: ClassVar[bool] = True
+    threat: Linf | L2
+    draws: int
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return noisy images inside the ball and in [0, 1]."""
+        result, project = x.clone(), self.threat.ball(x)
+        fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        for _ in range(self.draws):
+            noisy = project(x + self.threat.eps * self.threat.steepest(torch.randn_like(x)))
+            new = ~fooled & (model(noisy).argmax(1) != y)
+            result[new] = noisy[new]
+            fooled |= new
+        return result
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What an attack makes on another network."""
+
+    name: ClassVar[str] = "transfer"
+    bounded: ClassVar[bool] = True
+    attack: PGD
+    surrogate: nn.Module
+
+    @property
+    def threat(self) -> Any:
+        """The attack's."""
+        return self.attack.threat
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return adversarial images of the surrogate; the model is not asked."""
+        return self.attack(self.surrogate, x, y)
+
+
+class _Bench:
+    """A model in eval mode on its images, in batches."""
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, batch_size: int, seed: int, advance: Callable[[str], None]
+    ) -> None:
+        self.model, self.x, self.y, self.batch_size, self.seed, self.advance = model, x, y, batch_size, seed, advance
+        self.fast = Counted(model)
+        outputs = self.outputs()
+        require_finite(outputs)
+        self.right = classified(outputs, y)
+
+    def outputs(self, batch_size: int | None = None) -> Tensor:
+        size = batch_size or self.batch_size
+        batches = zip(self.x.split(size), self.y.split(size), strict=True)
+        with torch.no_grad(), in_fp32(self.x.device):
+            return torch.cat([check_logits(self.model(x), y) for x, y in batches]).float()
+
+    def gradients(self) -> Tensor | None:
+        """Return the gradient of each image's cross entropy by the image; None where the model cuts the graph."""
+        self.advance("gradient")
+        parts = []
+        for x, y in zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True):
+            leaf = x.clone().requires_grad_()
+            with torch.enable_grad():
+                loss = cross_entropy(self.model(leaf), y).sum()
+            (grad,) = torch.autograd.grad(loss, leaf, allow_unused=True) if loss.requires_grad else (None,)
+            if grad is None:
+                return None
+            parts.append(grad)
+        return torch.cat(parts)
+
+    def withstand(self, what: str, attack: Attack, among: Tensor | None = None) -> Tensor:
+        """Return (N,) bool: classified correctly, and, where it is among these, after the attack too."""
+        self.advance(what)
+        result = (self.right if among is None else among).clone()
+        rows = result.nonzero().squeeze(1)
+        with seeded(self.seed):  # every attack from the same random start: less noise between them
+            for part in rows.split(self.batch_size) if len(rows) else ():
+                x, y = self.x[part], self.y[part]
+                x_adv = attack(self.fast, x, y)
+                check_budget(f"{what}: {attack.name}", attack.threat, x_adv, x)
+                with torch.no_grad(), in_fp32(x.device):
+                    result[part] = classified(self.model(x_adv), y)
+        return result
+
+    @torch.no_grad()
+    def surfaces(self, threat: Linf | L2, gradients: Tensor) -> Surfaces:
+        """Return the loss around the first images that are classified correctly."""
+        self.advance("loss surface")
+        rows = self.right.nonzero().squeeze(1)[:PICTURES]
+        offsets = torch.linspace(-2, 2, GRID, device=self.x.device)
+        ahead, aside = threat.steepest(gradients[rows]), threat.steepest(torch.randn_like(self.x[rows]))
+        shape = (-1, *[1] * (self.x.ndim - 1))
+        losses, margins = [], []
+        for k, row in enumerate(rows):
+            for a in offsets:
+                x = self.x[row] + threat.eps * (a * ahead[k] + offsets.view(shape) * aside[k])
+                logits, y = self.model(x.clamp_(0, 1)).float(), self.y[row].expand(GRID)
+                losses.append(cross_entropy(logits, y))
+                margins.append(margin(logits, y))
+        square = (len(rows), GRID, GRID)
+        empty = [offsets.new_zeros(0)]
+        both = [torch.cat(values or empty).view(square).cpu() for values in (losses, margins)]
+        return Surfaces(offsets.cpu(), *both)
+
+
+def _subset(images: Images | tuple[Tensor, Tensor], n: int) -> tuple[Tensor, Tensor]:
+    taken = as_images(images)
+    x, y = taken.floats(), taken.labels
+    require(n >= 1, f"n={n} must be at least 1")
+    if n < len(x):
+        rows = stratified_split(y, n, SUBSET_SEED)[1].to(y.device)
+        x, y = x[rows], y[rows]
+    return x, y
+
+
+def _radii(threat: Linf | L2, x: Tensor) -> list[float]:
+    """Return a quarter, half, once, twice, ... the radius, and last that from which every image can be reached."""
+    reach = 1.0 if isinstance(threat, Linf) else math.sqrt(x[0].numel())
+    doublings = [threat.eps * 2.0**k for k in range(-2, 40)]
+    return sorted({*(eps for eps in doublings if eps < reach), reach, min(threat.eps, reach)})

@@ -1,0 +1,1 @@
+"""The machine: device, seeds, interrupts, progress, CUDA graphs."""

@@ -1,0 +1,1 @@
+"""Training: plan, loop, step, recipes. Nothing is imported here, so that recipes need no torch."""

@@ -1,0 +1,119 @@
+"""Averages of the student's weights over the steps of a training: what is validated and saved in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from advalign.data.batches import Epoch
+from advalign.models.modes import buffers_kept
+from advalign.models.split_norm import SplitNorm
+from advalign.objectives import Objective
+from advalign.runtime.seeds import mixed_seed
+from advalign.threats import threat
+from advalign.training.recipes import Recipe
+
+ADVERSARIAL_BATCHES = 50
+
+
+@final
+class Average:
+    """An exponential (EMA, Gowal et al. 2020) or equal (SWA, Izmailov et al. 2018) average of the student's parameters.
+
+    The EMA's decay is min(decay, (1 + t) / (10 + t)), and it takes BatchNorm's statistics from the student. The SWA's
+    statistics are estimated anew, by one pass over the epoch's clean batches (Chen et al. 2021); where clean and
+    adversarial images have norms of their own, so that the adversarial ones are evaluated, by 50 adversarial batches
+    against the average itself (AR-AT).
+    """
+
+    def __init__(self, objective: Objective, recipe: Recipe, steps: int) -> None:
+        self.objective, self.recipe = objective, recipe
+        start = recipe.average_start
+        share = (0.5 if recipe.average == "swa" else 0.0) if start is None else start
+        self.first = round(share * recipe.epochs) * steps
+        self.every = (recipe.swa_every or steps) if recipe.average == "swa" else 1
+        self.count = 0
+        averages = recipe.average != "none"
+        self.weights = [p.detach().clone() for p in objective.student.parameters()] if averages else []
+
+    def update(self, done: int) -> None:
+        """Take the student in after `done` steps of the whole training, where it is due."""
+        if self.recipe.average == "none" or done <= self.first or (done - self.first) % self.every:
+            return
+        t = self.count
+        share = 1 / (t + 1) if self.recipe.average == "swa" else 1 - min(self.recipe.ema_decay, (1 + t) / (10 + t))
+        torch._foreach_lerp_(self.weights, [p.detach() for p in self.objective.student.parameters()], share)
+        self.count += 1
+
+    @contextmanager
+    def in_charge(self, epoch: Epoch) -> Iterator[nn.Module]:
+        """Put the average, once there is one, in the student's place, and the student back afterwards, to the bit.
+
+        Yields:
+            The student as a plain network.
+        """
+        student = self.objective.student
+        if not self.count:
+            yield self.objective.restored()
+            return
+        live = [p.detach().clone() for p in student.parameters()]
+        with buffers_kept(student):
+            _copy(self.weights, student)
+            try:
+                if self.recipe.average == "swa":
+                    self._estimate_statistics(epoch)
+                yield self.objective.restored()
+            finally:
+                _copy(live, student)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"count": self.count, "weights": self.weights}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.count = state["count"]
+        for mine, saved in zip(self.weights, state["weights"], strict=True):
+            mine.copy_(saved)
+
+    @torch.no_grad()
+    def _estimate_statistics(self, epoch: Epoch) -> None:
+        student = self.objective.student
+        adversarial = any(isinstance(module, SplitNorm) for module in student.modules())
+        batches = epoch if not adversarial else list(islice(self._attacked(epoch), ADVERSARIAL_BATCHES))
+        modes = [(module, module.training) for module in student.modules()]
+        student.train()
+        norms = [module for module in student.modules() if isinstance(module, _BatchNorm) and module.training]
+        momentum = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the cumulative mean
+        for x, _ in batches if norms else ():
+            student(x)
+        for norm, was in zip(norms, momentum, strict=True):
+            norm.momentum = was
+        for module, training in modes:
+            module.training = training
+
+    def _attacked(self, epoch: Epoch) -> Iterator[tuple[Tensor, Tensor]]:
+        r = self.recipe
+        for step, (x, y) in enumerate(epoch):
+            torch.manual_seed(mixed_seed(r.seed, epoch.epoch, step, "statistics"))
+            budget = threat(r.norm, r.eps)
+            # In train mode: the statistics that eval mode would use are those of other weights.
+            x_adv = self.objective.perturb(
+                x, y, budget, second=x, steps=r.steps, step_size=r.step_size, start=r.start, mode="train"
+            )
+            yield x_adv, y
+
+
+@torch.no_grad()
+def _copy(weights: list[Tensor], net: nn.Module) -> None:
+    for parameter, weight in zip(net.parameters(), weights, strict=True):
+        parameter.copy_(weight)

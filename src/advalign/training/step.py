@@ -1,0 +1,91 @@
+"""What a training does with a batch: adversarial images, then an update of all that learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import final
+
+import torch
+from torch import Tensor
+
+from advalign.objectives import Objective, total
+from advalign.objectives.contract import Terms
+from advalign.runtime.cuda_graphs import Recorded
+from advalign.runtime.device import autocast
+from advalign.threats import threat
+from advalign.training.recipes import Recipe
+from advalign.training.schedule import learning_rate, momentum
+from advalign.training.weight_perturbation import adversarial_weights
+
+
+@final
+class Step:
+    """An objective with its recipe's optimiser and attack; `schedule`, then `craft`, then `update`.
+
+    Args:
+        steps: batches an epoch, which the schedule counts in.
+        cuda_graphs: record `craft` and `update` as CUDA graphs; each epoch anew, since the parts may have learnt
+            something at its start. Their results are overwritten by the next call.
+    """
+
+    def __init__(
+        self, objective: Objective, recipe: Recipe, steps: int, device: torch.device, *, cuda_graphs: bool = False
+    ) -> None:
+        self.objective, self.recipe, self.steps, self.device = objective, recipe, steps, device
+        self.threat = threat(recipe.norm, recipe.eps)
+        self.optimizer = torch.optim.SGD(
+            [parameter for parameter in objective.parameters() if parameter.requires_grad],
+            recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+            fused=device.type != "mps",
+        )
+        self.epoch = 0
+        self.craft: Callable[..., Tensor] = self._craft
+        self.update: Callable[..., tuple[Tensor, Terms]] = self._update
+        self.recorded: tuple[Recorded, ...] = ()
+        if cuda_graphs:
+            self.recorded = self.craft, self.update = Recorded(self._craft), Recorded(self._update)
+            self.lr = torch.zeros((), device=device)  # where the recorded update reads it
+
+    def start_epoch(self, epoch: int) -> None:
+        """Go by this epoch's number, from 0."""
+        self.epoch = epoch
+        for each in self.recorded:
+            each.forget()
+
+    def schedule(self, at: int) -> None:
+        """Set the learning rate and momentum of step number `at`, counted over all epochs."""
+        rate = learning_rate(self.recipe, at, self.steps)
+        self.optimizer.param_groups[0].update(
+            lr=self.lr.fill_(rate) if self.recorded else rate, momentum=momentum(self.recipe, at, self.steps)
+        )
+
+    def _craft(self, x: Tensor, y: Tensor, second: Tensor | None) -> Tensor:
+        """Return the adversarial images of images x (N, C, H, W) with labels y (N,)."""
+        r = self.recipe
+        with autocast(self.device, r.precision):
+            return self.objective.perturb(
+                x, y, self.threat, second=second, steps=r.steps, step_size=r.step_size, start=r.start, mode=r.mode
+            )
+
+    def _update(self, x: Tensor, x_adv: Tensor, y: Tensor, second: Tensor | None) -> tuple[Tensor, Terms]:
+        """Make one step of the optimiser; return the loss and its terms."""
+        r = self.recipe
+
+        def terms_of_batch() -> Terms:
+            with autocast(self.device, r.precision):
+                return self.objective(x, x_adv, y, second)
+
+        perturb = r.awp > 0 and self.epoch >= r.awp_start
+        with adversarial_weights(self.objective, r.awp, terms_of_batch) if perturb else nullcontext():
+            terms = terms_of_batch()
+            loss = total(terms)
+            loss.backward()
+            if r.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], r.clip_norm)
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss, terms

@@ -1,0 +1,126 @@
+"""A step, plain and recorded: the machinery of CUDA graphs with the recording itself replaced, as there is no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import batch
+from tests.objectives.networks import bound
+from torch import Tensor
+
+from advalign.errors import UserError
+from advalign.runtime.cuda_graphs import WARM_UPS, Recorded
+from advalign.training.recipes import Recipe, digits
+from advalign.training.step import Step
+from advalign.training.train import train
+
+RECIPE = Recipe(epochs=3, schedule="onecycle", lr=0.05, nesterov=True, steps=2, awp=0.01, awp_start=1, clip_norm=5.0)
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let a recording be one that computes anew, into the tensors that the first replay returned, as a graph does."""
+    count: list[int] = []
+
+    def record(function: Callable[..., Any], inputs: list[Tensor | None]) -> Callable[[], Any]:
+        count.append(1)
+        held: list[Any] = []
+
+        def replay() -> Any:
+            output = function(*inputs)
+            if not held:
+                held.append(output)
+            for mine, new in zip(_tensors(held[0]), _tensors(output), strict=True):
+                mine.data.copy_(new.data)
+            return held[0]
+
+        return replay
+
+    monkeypatch.setattr("advalign.runtime.cuda_graphs._record", record)
+    monkeypatch.setattr("advalign.runtime.cuda_graphs._aside", lambda function, tensors: function(*tensors))
+    return count
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    loss, terms = output
+    return [loss, *(term.value for term in terms.values())]
+
+
+def trained(method: str, *, cuda_graphs: bool) -> tuple[list[float], list[Tensor]]:
+    """Three epochs of four steps; the losses, and the weights."""
+    objective = bound(method)
+    step = Step(objective, RECIPE, 4, torch.device("cpu"), cuda_graphs=cuda_graphs)
+    losses = []
+    for epoch in range(3):
+        x, y = batch(8)
+        objective.start_epoch([(x, y)], epoch / 3)
+        step.start_epoch(epoch)
+        for k in range(4):
+            at = 4 * epoch + k
+            torch.manual_seed(at)
+            step.schedule(at)
+            x, y = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+            second = x.flip(3) if objective.method.second else None
+            loss, _ = step.update(x, step.craft(x, y, second), y, second)
+            losses.append(loss.item())
+    return losses, [parameter.detach().clone() for parameter in objective.parameters()]
+
+
+@pytest.mark.parametrize("method", ["at", "trades+vfd", "mart+lbgat", "hat+kd", "at+ar-at", "mtard", "at+part"])
+def test_recorded_steps_give_the_same_bits(method: str, recordings: list[int]):
+    losses, weights = trained(method, cuda_graphs=False)
+    assert not recordings
+    found, same = trained(method, cuda_graphs=True)
+    assert len(recordings) == 2 * 3  # attack and update, each epoch anew
+    assert found == losses
+    assert all(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
+
+
+def test_a_recording_is_made_once_a_shape_and_reads_what_it_is_given(recordings: list[int]):
+    calls: list[tuple[int, ...]] = []
+
+    def double(x: Tensor, other: Tensor | None) -> Tensor:
+        calls.append(tuple(x.shape))
+        return 2 * x if other is None else 2 * x + other
+
+    recorded = Recorded(double)
+    for k in range(WARM_UPS + 3):
+        assert torch.equal(recorded(torch.full((2,), k), None), torch.full((2,), 2 * k))
+    assert len(recordings) == 1
+    assert torch.equal(recorded(torch.ones(3), torch.ones(3)), torch.full((3,), 3.0))
+    assert len(recordings) == 2
+    first = recorded(torch.ones(3), torch.ones(3))
+    assert recorded(torch.zeros(3), torch.ones(3)) is first  # overwritten, as the class says
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("method", ["at", "trades+vfd", "at+ar-at"])
+def test_graphs_give_what_the_plain_steps_give_on_a_gpu(method: str):
+    recipe = replace(RECIPE, awp=0.0)
+    losses = []
+    for cuda_graphs in (False, True):
+        objective = bound(method).cuda()
+        step = Step(objective, recipe, 8, torch.device("cuda"), cuda_graphs=cuda_graphs)
+        x, y = (each.cuda() for each in batch(8))
+        objective.start_epoch([(x, y)], 0)
+        step.start_epoch(0)
+        found = []
+        for k in range(8):
+            torch.manual_seed(k)
+            step.schedule(k)
+            second = x.flip(3) if objective.method.second else None
+            found.append(step.update(x, step.craft(x, y, second), y, second)[0].detach().clone())
+        losses.append(torch.stack(found))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-4)
+
+
+def test_graphs_are_refused_where_they_cannot_be(tmp_path):
+    with pytest.raises(UserError, match="CUDA graphs need a CUDA device, not 'cpu'"):
+        train("at", data="digits", model="small-cnn", recipe=digits(), runs=tmp_path, device="cpu", cuda_graphs=True)
+    assert not list(tmp_path.iterdir())
