@@ -54,7 +54,7 @@ def half_robust(data: Dataset) -> nn.Module:
     return net.eval()
 
 
-class Counted(nn.Module):
+class PassCounter(nn.Module):
     """A network that counts the images that pass it, forth and back."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -76,7 +76,7 @@ class Counted(nn.Module):
 def theirs(net: nn.Module, images: Images, seed: int, *, plain: bool) -> dict[str, Any]:
     """Run the reference's four attacks: on what the ones before have left, or plainly on every image to the end."""
     given: dict[str, Any] = {"norm": "Linf", "eps": BUDGET.eps, "seed": seed}
-    model = Counted(net)
+    model = PassCounter(net)
     ce = APGDAttack(model, n_iter=100, n_restarts=1, loss="ce", **given)
     targeted = APGDAttack_targeted(model, n_iter=100, n_restarts=1, n_target_classes=9, **given)
     fab = FABAttack_PT(model, n_iter=100, n_restarts=1, n_target_classes=9, targeted=True, **given)
@@ -92,10 +92,10 @@ def theirs(net: nn.Module, images: Images, seed: int, *, plain: bool) -> dict[st
     }
     x, y = images.floats(), images.labels
     with torch.no_grad():
-        standing = net(x).argmax(1) == y
+        train_state = net(x).argmax(1) == y
     cost = {}
     for name, attack in (everything if plain else standard).items():
-        rows = torch.arange(len(x)) if plain else standing.nonzero()[:, 0]
+        rows = torch.arange(len(x)) if plain else train_state.nonzero()[:, 0]
         before, began = (model.forward_images, model.backward_images), time.perf_counter()
         found = attack(x[rows], y[rows])
         cost[name] = {
@@ -106,8 +106,8 @@ def theirs(net: nn.Module, images: Images, seed: int, *, plain: bool) -> dict[st
         for x_adv in found if isinstance(found, list) else [found[-1] if isinstance(found, tuple) else found]:
             inside = BUDGET.distance(x_adv, x[rows]) <= BUDGET.eps + 1e-6
             with torch.no_grad():
-                standing[rows] &= (net(x_adv).argmax(1) == y[rows]) | ~inside
-    return {"robust": int(standing.sum()), "passes": cost}
+                train_state[rows] &= (net(x_adv).argmax(1) == y[rows]) | ~inside
+    return {"robust": int(train_state.sum()), "passes": cost}
 
 
 def _single(attack: Any, x: Tensor, y: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from advalign.models.winograd import Winograd
-from advalign.runtime.device import place
+from advalign.runtime.device import to_device
 from advalign.runtime.environment import environment
 from advalign.runtime.seeds import seeded
 from benchmarks.timing import in_turn, row
@@ -69,7 +69,7 @@ def _measured(channels: int, side: int, images: int, rounds: int) -> dict[str, A
     x_last, grad_last = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, grad))
     ways = {
         "plain, NCHW": partial(_both, copy.deepcopy(conv), x, grad),
-        "plain, channels_last": partial(_both, place(conv, torch.device("cpu")), x_last, grad_last),
+        "plain, channels_last": partial(_both, to_device(conv, torch.device("cpu")), x_last, grad_last),
         "ours": partial(_both, fast, x_last, grad_last),
     }
     apart = {way: [_apart(a, b) for a, b in zip(both(), exact, strict=True)] for way, both in ways.items()}

@@ -22,7 +22,7 @@ from torch import nn
 
 from advalign import models
 from advalign.objectives import PLUGINS, Objective, parse
-from advalign.runtime.device import pick_device, place
+from advalign.runtime.device import pick_device, to_device
 from advalign.runtime.environment import environment
 from advalign.runtime.seeds import seeded
 from advalign.training.step import Step
@@ -59,7 +59,7 @@ def step_of(
         student, *others = (models.build(f"resnet18(width={width})", classes=10) for _ in range(5))
         x, y = torch.rand(size, 3, 32, 32), torch.arange(size) % 10
     guests: dict[str, nn.Module] = dict(zip(("vanilla", "robust", "guide", "extractor"), others, strict=True))
-    objective = place(Objective(bound, student, guests), device).train()
+    objective = to_device(Objective(bound, student, guests), device).train()
     step = Step(objective, replace(RECIPE, steps=steps), 1, device)
     x, y = x.to(device).contiguous(memory_format=torch.channels_last), y.to(device)
     objective.start_epoch([(x, y)])
@@ -67,7 +67,7 @@ def step_of(
 
     def once() -> None:
         step.schedule(0)
-        step.update(x, step.craft(x, y, second), y, second)
+        step.update(x, step.perturb(x, y, second), y, second)
 
     return once
 

@@ -18,8 +18,8 @@ from advalign.data import Batches, Dataset, Images, load, stratified_subset
 from advalign.evaluation.accuracy import Evaluation, evaluate
 from advalign.models.winograd import FEWEST
 from advalign.objectives import Objective, compose, parse
-from advalign.runtime.device import place
-from advalign.runtime.seeds import mixed_seed, seeded
+from advalign.runtime.device import to_device
+from advalign.runtime.seeds import derive_seed, seeded
 from advalign.threats import Linf
 from advalign.training.recipes import Recipe
 from advalign.training.step import Step
@@ -68,7 +68,7 @@ def training_step(
     authors, best = way == "authors", way == "once, best"
     if best:
         for network in (student,) if guest is None else (student, guest):
-            place(network, where)
+            to_device(network, where)
         x = x.contiguous(memory_format=torch.channels_last)
     if workload == "natural":
         step = plain.natural(student)
@@ -99,7 +99,7 @@ def natural_epoch(way: str, width: int, size: int, images: int, device: str = "c
         workers = min(8, os.cpu_count() or 1) if "workers" in way else 0
         return plain.epoch(student, pixels, labels, size, workers)
     batches = Batches(Images(pixels, labels).to(where), size, augment="flip-crop", seed=0)
-    objective = place(Objective(parse("natural"), student, {}), where).train()
+    objective = to_device(Objective(parse("natural"), student, {}), where).train()
     step = Step(objective, _recipe(way), batches.steps, where, cuda_graphs="graphs" in way)
 
     def run() -> None:
@@ -118,14 +118,14 @@ def _recipe(way: str) -> Recipe:
 def _ours(workload: str, way: str, student: nn.Module, guest: nn.Module | None, x: Tensor, y: Tensor) -> Way:
     method = parse(TRAINING[workload])
     objective = Objective(method, student, {} if guest is None else {GUEST[workload]: guest})
-    objective = place(objective, x.device).train()
+    objective = to_device(objective, x.device).train()
     step = Step(objective, _recipe(way), 1, x.device, cuda_graphs="graphs" in way)
     if x.dtype == torch.float32:  # as the library's batches are; random starts are drawn in the order of memory
         x = x.contiguous(memory_format=torch.channels_last)
 
     def once() -> None:
         step.schedule(0)
-        step.update(x, step.craft(x, y, None), y, None)
+        step.update(x, step.perturb(x, y, None), y, None)
 
     return once
 
@@ -165,15 +165,15 @@ def half_robust(data: Dataset, cache: Path, epochs: int = 8, count: int = 10_000
         return net.eval()
     recipe = Recipe(epochs=epochs, schedule="onecycle", lr=0.2, nesterov=True, steps=5)
     with seeded("half-robust"):
-        objective = place(compose(parse("at"), student=net), torch.device("cpu")).train()
+        objective = to_device(compose(parse("at"), student=net), torch.device("cpu")).train()
         chosen = stratified_subset(data.train, min(count, len(data.train)), 0)
         batches = Batches(chosen, recipe.batch_size, augment="flip-crop", seed=0)
         step = Step(objective, recipe, batches.steps, torch.device("cpu"))
         for epoch in range(epochs):
             for k, (x, y) in enumerate(batches.epoch(epoch)):
-                torch.manual_seed(mixed_seed(epoch, k))
+                torch.manual_seed(derive_seed(epoch, k))
                 step.schedule(epoch * batches.steps + k)
-                step.update(x, step.craft(x, y, None), y, None)
+                step.update(x, step.perturb(x, y, None), y, None)
     cache.mkdir(parents=True, exist_ok=True)
     torch.save(net.state_dict(), file)
     return net.eval()
@@ -187,11 +187,11 @@ def evaluations(
     net = half_robust(data, cache).to(device)
     images = stratified_subset(data.test, n, 0).to(device)
     few = stratified_subset(data.test, n // 4, 0).to(device)
-    fast = place(copy.deepcopy(net), device)
-    budget = Linf(plain.EPS)
+    fast = to_device(copy.deepcopy(net), device)
+    threat = Linf(plain.EPS)
 
     def ours(spelling: str, images: Images, precision: str = "fp32") -> Tensor:
-        attack = attacks.parse(spelling, threat=budget)
+        attack = attacks.parse(spelling, threat=threat)
         found: Evaluation = evaluate(fast, images, [attack], batch_size=256, precision=precision)
         return list(found.correct.values())[1]
 

@@ -48,7 +48,7 @@ def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setitem(cli.COMMANDS, name, (options, reached.append))
     cli.main(shlex.split(line, comments=True)[1:])
     (options,) = reached
-    if isinstance(options, cli.Train):
+    if isinstance(options, cli.TrainOptions):
         parse(options.method)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from advalign.attacks import parse
 from advalign.errors import UserError
-from advalign.threats import L2, Linf, PixelLinf, Threat, check_budget, check_images, threat
+from advalign.threats import L2, Linf, PixelLinf, Threat, check_images, make_threat, require_inside
 
 THREATS = [Linf(0.1), L2(0.5), Linf(0.0), L2(0.0), Linf(1.0), L2(9.0)]
 
@@ -21,27 +21,27 @@ def images(n: int, shape: tuple[int, ...] = (3, 4, 4), seed: int = 0) -> Tensor:
     return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
 
 
-def norms(delta: Tensor, budget: Threat) -> Tensor:
+def norms(delta: Tensor, threat: Threat) -> Tensor:
     flat = delta.flatten(1)
-    return flat.abs().amax(1) if isinstance(budget, Linf) else flat.square().sum(1).sqrt()
+    return flat.abs().amax(1) if isinstance(threat, Linf) else flat.square().sum(1).sqrt()
 
 
 @pytest.mark.parametrize("budget", THREATS, ids=str)
-def test_projection_is_inside_and_idempotent_and_leaves_what_is_inside(budget: Threat):
+def test_projection_is_inside_and_idempotent_and_leaves_what_is_inside(threat: Threat):
     x = images(50)
     far = x + 2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.double)
-    project = budget.ball(x)
+    project = threat.ball(x)
     once = project(far.clone())
     assert once.min() >= 0
     assert once.max() <= 1
-    assert (norms(once - x, budget) <= budget.eps + 1e-12).all()
+    assert (norms(once - x, threat) <= threat.eps + 1e-12).all()
     torch.testing.assert_close(project(once.clone()), once, atol=1e-12, rtol=0)
     within = x + (once - x) / 2
     torch.testing.assert_close(project(within.clone()), within, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("budget", [Linf(0.3), L2(0.3)], ids=str)
-def test_projection_is_the_closest_point(budget: Threat):
+def test_projection_is_the_closest_point(threat: Threat):
     """Against a fine polar grid of the whole ball in two dimensions, away from the walls."""
     x = torch.full((6, 1, 1, 2), 0.5, dtype=torch.double)
     far = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.double)
@@ -49,10 +49,10 @@ def test_projection_is_the_closest_point(budget: Threat):
         torch.linspace(0, 2 * math.pi, 3001, dtype=torch.double), torch.linspace(0, 1, 61).double(), indexing="ij"
     )
     circle = torch.stack([angle.cos(), angle.sin()], -1)
-    edge = circle if isinstance(budget, L2) else circle / circle.abs().amax(-1, keepdim=True)
+    edge = circle if isinstance(threat, L2) else circle / circle.abs().amax(-1, keepdim=True)
     ball = 0.5 + 0.3 * (edge * share[..., None]).flatten(0, 1)
     closest = torch.stack([ball[(ball - point).square().sum(1).argmin()] for point in far.flatten(1)])
-    torch.testing.assert_close(budget.ball(x)(far.clone()).flatten(1), closest, atol=2e-3, rtol=0)
+    torch.testing.assert_close(threat.ball(x)(far.clone()).flatten(1), closest, atol=2e-3, rtol=0)
 
 
 def test_linf_projection_with_the_box_is_the_closest_point():
@@ -68,25 +68,25 @@ def test_linf_projection_with_the_box_is_the_closest_point():
 
 
 @pytest.mark.parametrize("budget", THREATS, ids=str)
-def test_projection_and_sample_leave_the_centre_alone(budget: Threat):
+def test_projection_and_sample_leave_the_centre_alone(threat: Threat):
     x = images(5)
     before = x.clone()
-    budget.ball(x)(x.clone() + 1)
-    budget.sample(x)
-    budget.steepest(x)
+    threat.ball(x)(x.clone() + 1)
+    threat.sample(x)
+    threat.steepest(x)
     assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("budget", THREATS, ids=str)
-def test_samples_are_inside(budget: Threat):
+def test_samples_are_inside(threat: Threat):
     x = images(200)
     x[:50] = x[:50].round()
-    drawn = budget.sample(x)
+    drawn = threat.sample(x)
     assert drawn.shape == x.shape
     assert drawn.dtype == x.dtype
     assert drawn.min() >= 0
     assert drawn.max() <= 1
-    assert (norms(drawn - x, budget) <= budget.eps + 1e-12).all()
+    assert (norms(drawn - x, threat) <= threat.eps + 1e-12).all()
 
 
 def test_linf_samples_are_uniform():
@@ -149,20 +149,20 @@ def test_l2_samples_fill_the_ball_evenly(shape: tuple[int, ...]):
 
 
 @pytest.mark.parametrize("budget", [Linf(0.1), L2(0.5)], ids=str)
-def test_samples_follow_the_seed(budget: Threat):
+def test_samples_follow_the_seed(threat: Threat):
     x = images(3)
     torch.manual_seed(7)
-    first, second = budget.sample(x), budget.sample(x)
+    first, second = threat.sample(x), threat.sample(x)
     torch.manual_seed(7)
-    assert torch.equal(budget.sample(x), first)
+    assert torch.equal(threat.sample(x), first)
     assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("budget", [Linf(0.1), L2(0.5)], ids=str)
-def test_an_empty_batch_has_samples_and_projections(budget: Threat):
+def test_an_empty_batch_has_samples_and_projections(threat: Threat):
     empty = torch.empty(0, 3, 4, 4)
-    assert budget.sample(empty).shape == empty.shape
-    assert budget.ball(empty)(empty.clone()).shape == empty.shape
+    assert threat.sample(empty).shape == empty.shape
+    assert threat.ball(empty)(empty.clone()).shape == empty.shape
     check_images(empty)
 
 
@@ -172,15 +172,15 @@ def test_steepest_is_a_unit_step_that_gains_most(exponent: float, seed: int):
     """By Hölder, no step of length 1 gains more than the dual norm of the gradient, at any scale of fp32."""
     grad = torch.randn(3, 1, 2, 3, generator=torch.Generator().manual_seed(seed))
     scaled = grad * 10**exponent
-    for budget, dual in ((Linf(), grad.abs().flatten(1).sum(1)), (L2(), grad.flatten(1).norm(dim=1))):
-        step = budget.steepest(scaled)
-        torch.testing.assert_close(norms(step, budget), torch.ones(3))
+    for threat, dual in ((Linf(), grad.abs().flatten(1).sum(1)), (L2(), grad.flatten(1).norm(dim=1))):
+        step = threat.steepest(scaled)
+        torch.testing.assert_close(norms(step, threat), torch.ones(3))
         torch.testing.assert_close((step * grad).flatten(1).sum(1), dual)
 
 
 @pytest.mark.parametrize("budget", [Linf(), L2()], ids=str)
-def test_steepest_of_a_zero_gradient_is_no_step(budget: Threat):
-    assert torch.equal(budget.steepest(torch.zeros(2, 3, 4, 4)), torch.zeros(2, 3, 4, 4))
+def test_steepest_of_a_zero_gradient_is_no_step(threat: Threat):
+    assert torch.equal(threat.steepest(torch.zeros(2, 3, 4, 4)), torch.zeros(2, 3, 4, 4))
 
 
 def test_distance_by_hand():
@@ -202,13 +202,13 @@ def test_distance_by_hand():
         (PixelLinf(8 / 255, torch.zeros(1, 1, 1, 1)), "PixelLinf(8/255)"),
     ],
 )
-def test_spelling(budget: Threat, spelled: str):
-    assert str(budget) == spelled
+def test_spelling(threat: Threat, spelled: str):
+    assert str(threat) == spelled
 
 
 def test_threat_by_name():
-    assert threat("linf", 0.1) == Linf(0.1)
-    assert threat("l2", 0.1) == L2(0.1)
+    assert make_threat("linf", 0.1) == Linf(0.1)
+    assert make_threat("l2", 0.1) == L2(0.1)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_threat_by_name():
 )
 def test_refusals_name_the_value_and_what_is_allowed(norm: str, eps: float, words: str):
     with pytest.raises(UserError) as caught:
-        threat(norm, eps)
+        make_threat(norm, eps)
     assert words in str(caught.value)
 
 
@@ -261,13 +261,13 @@ def test_large_images_stay_in_the_l2_ball_by_double_precision(attack: str, eps: 
     moved = (x_adv.double() - x.double()).flatten(1).norm(dim=1)
     assert float(moved.max()) <= eps * (1 + 1e-6)
     assert float(moved.max()) > 0.9 * eps
-    check_budget(attack, L2(eps), x_adv, x)
+    require_inside(attack, L2(eps), x_adv, x)
 
 
 def test_the_budget_leaves_room_for_rounding_and_no_more():
     x = torch.full((1, 3, 224, 224), 0.5)
-    for budget in (L2(12.0), Linf(0.1)):
-        edge = budget.ball(x)(x + 0.3)
-        check_budget("a", budget, edge, x)
+    for threat in (L2(12.0), Linf(0.1)):
+        edge = threat.ball(x)(x + 0.3)
+        require_inside("a", threat, edge, x)
         with pytest.raises(UserError, match="a moved an image by"):
-            check_budget("a", budget, x + (edge - x) * 1.0001, x)
+            require_inside("a", threat, x + (edge - x) * 1.0001, x)

@@ -132,7 +132,7 @@ Threat = Linf | L2 | PixelLinf
 THREATS: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
 
 
-def threat(norm: str, eps: float) -> Threat:
+def make_threat(norm: str, eps: float) -> Threat:
     """Return the threat of a norm's name, `linf` or `l2`, and a radius.
 
     Raises:
@@ -159,7 +159,7 @@ def check_images(x: Tensor) -> None:
         )
 
 
-def check_budget(name: str, threat: Threat | None, x_adv: Tensor, x: Tensor) -> None:
+def require_inside(name: str, threat: Threat | None, x_adv: Tensor, x: Tensor) -> None:
     """Refuse adversarial images outside [0, 1] or, beyond rounding, outside the threat model; None has no bound.
 
     Raises:

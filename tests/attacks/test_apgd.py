@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from advalign.attacks import ATTACKS, spelled
 from advalign.attacks.apgd import APGDCE, APGDDLR, APGDT, checkpoints, climb
-from advalign.attacks.ascent import Goal
+from advalign.attacks.ascent import AttackLoss
 from advalign.attacks.losses import cross_entropy, dlr, margin, targeted_dlr
 from advalign.errors import UserError
 from advalign.threats import L2, Linf, Threat
@@ -41,7 +41,7 @@ def fooled(net: nn.Module, x_adv: Tensor, y: Tensor) -> Tensor:
     return own_labels(net, x_adv) != y
 
 
-class Recorded(nn.Module):
+class CudaGraphed(nn.Module):
     """A network that remembers what it is shown."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -109,10 +109,10 @@ def test_ten_steps_by_hand():
         10.4375,  # 9.875 + .75 + .25 (9.875 - 10.625); loss -.125, a rise, but no better twice: step 1/2, back
         10.4375,  # 10.625 + .75 (-1/2) + .25 (10.625 - 9.875)
     ]
-    network, labels = Recorded(tents), torch.zeros(2, dtype=torch.int64)
+    network, labels = CudaGraphed(tents), torch.zeros(2, dtype=torch.int64)
     x = torch.full((2, 1, 1, 1), 0.5, dtype=torch.double)
     torch.manual_seed(0)  # from the upper end, both
-    result = climb(Goal(network, second, labels), x, labels, Linf(0.25), steps=10)
+    result = climb(AttackLoss(network, second, labels), x, labels, Linf(0.25), steps=10)
     trace = 16 * torch.stack(network.seen).flatten(1)
     assert trace.T.tolist() == [first, other]
     assert (16 * result).flatten().tolist() == [7.0625, 10.625]
@@ -120,32 +120,34 @@ def test_ten_steps_by_hand():
 
 def test_the_second_step_carries_a_quarter_of_the_first():
     """On a plane in L2: the direction is that of the slope, (.6, .8), and 2 eps is too long by far."""
-    slope = torch.tensor([0.6, 0.8]).double()
-    network = Recorded(lambda x: never_fooled(-10 + (x.flatten(1) * slope).sum(1)))
+    value_and_grad = torch.tensor([0.6, 0.8]).double()
+    network = CudaGraphed(lambda x: never_fooled(-10 + (x.flatten(1) * value_and_grad).sum(1)))
     x, labels = torch.full((1, 1, 1, 2), 0.5, dtype=torch.double), torch.zeros(1, dtype=torch.int64)
     torch.manual_seed(0)
-    climb(Goal(network, second, labels), x, labels, L2(0.1), steps=10)  # the first checkpoint comes after two
+    climb(AttackLoss(network, second, labels), x, labels, L2(0.1), steps=10)  # the first checkpoint comes after two
     start, one, two = (seen.flatten() - 0.5 for seen in network.seen[:3])
 
     def inside(move: Tensor) -> Tensor:
         return move * min(1.0, 0.1 / move.norm().item())
 
     assert start.norm().item() == pytest.approx(0.1)  # on the sphere
-    torch.testing.assert_close(one, inside(start + 0.2 * slope), atol=1e-6, rtol=0)
-    ahead = inside(one + 0.2 * slope)
+    torch.testing.assert_close(one, inside(start + 0.2 * value_and_grad), atol=1e-6, rtol=0)
+    ahead = inside(one + 0.2 * value_and_grad)
     torch.testing.assert_close(two, inside(one + 0.75 * (ahead - one) + 0.25 * (one - start)), atol=1e-6, rtol=0)
 
 
 def test_an_linf_start_is_as_long_as_the_radius():
-    network, labels = Recorded(lambda x: never_fooled(x.flatten(1).sum(1))), torch.zeros(5, dtype=torch.int64)
+    network, labels = CudaGraphed(lambda x: never_fooled(x.flatten(1).sum(1))), torch.zeros(5, dtype=torch.int64)
     x = torch.full((5, 3, 4, 4), 0.5)
-    climb(Goal(network, second, labels), x, labels, Linf(0.1), steps=1)
+    climb(AttackLoss(network, second, labels), x, labels, Linf(0.1), steps=1)
     moves = (network.seen[0] - x).flatten(1)
     torch.testing.assert_close(moves.abs().amax(1), torch.full((5,), 0.1))
     assert moves.abs().mean() == pytest.approx(0.05, rel=0.1)
 
 
-def plain(goal: Goal, x: Tensor, y: Tensor, threat: Threat, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def plain(
+    attack_loss: AttackLoss, x: Tensor, y: Tensor, threat: Threat, start: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
     """Algorithm 1 of the paper for the whole batch to the end; the result, and the step at which each was fooled."""
     periods = checkpoints(steps)
     project = threat.ball(x)
@@ -159,8 +161,8 @@ def plain(goal: Goal, x: Tensor, y: Tensor, threat: Threat, start: Tensor, steps
     everyone = torch.arange(len(x))
     for step in range(steps + 1):
         point = x_adv.clone().requires_grad_()
-        logits = goal.network(point)
-        loss = goal.loss(logits, goal.target)
+        logits = attack_loss.network(point)
+        loss = attack_loss.loss(logits, attack_loss.target)
         points.append(x_adv)
         grads.append(torch.autograd.grad(loss.sum(), point)[0])
         losses.append(loss.detach())
@@ -190,11 +192,11 @@ def plain(goal: Goal, x: Tensor, y: Tensor, threat: Threat, start: Tensor, steps
 def test_dropping_fooled_images_changes_nothing_for_the_others(loss, threat: Threat):
     x, net = batch(96)[0].double(), sharp()
     y = own_labels(net, x)
-    network = Recorded(net)
+    network = CudaGraphed(net)
     torch.manual_seed(1)
-    result = climb(Goal(network, loss, y), x, y, threat, steps=30)
+    result = climb(AttackLoss(network, loss, y), x, y, threat, steps=30)
     sizes = [len(seen) for seen in network.seen]
-    expected, when = plain(Goal(net, loss, y), x, y, threat, network.seen[0], steps=30)
+    expected, when = plain(AttackLoss(net, loss, y), x, y, threat, network.seen[0], steps=30)
     assert {int(step) for step in when} >= {-1, 1}
     assert (when > 1).any()
     assert sizes == [int(((when < 0) | (when >= step)).sum()) for step in range(31)]
@@ -234,7 +236,7 @@ def test_iterates_are_those_of_the_authors_code(name: str, loss, threat: Threat)
     torch.manual_seed(7)
     best, withstood, _, _ = attack.attack_single_run(x, y)
     torch.manual_seed(7)
-    ours = climb(Goal(net, loss, y), x, y, threat, steps=100)
+    ours = climb(AttackLoss(net, loss, y), x, y, threat, steps=100)
     assert torch.equal(fooled(net, ours, y), ~withstood)
     assert 5 < withstood.sum() < 60
     torch.testing.assert_close(ours[withstood], best[withstood], atol=1e-5, rtol=0)
@@ -318,7 +320,7 @@ def test_only_images_that_are_still_right_are_attacked(name: str):
     x_adv = attack(net, x, y)
     assert torch.equal(x_adv[:8], x[:8])
     assert (x_adv[8:] != x[8:]).flatten(1).any(1).all()
-    network = Recorded(net)
+    network = CudaGraphed(net)
     everything = APGD[name](Linf(0.5), steps=4, restarts=3)(network, x[8:9], y[8:9])
     assert fooled(net, everything, y[8:9]).all()
     assert len(network.seen) < 10  # the other restarts and targets had nothing to do
@@ -340,12 +342,14 @@ def test_targets_are_the_likeliest_wrong_classes():
     y = own_labels(net, x)
     ranked = net(x).argsort(1, descending=True)
     for targets, tried in [(1, 1), (3, 3), (7, 7), (9, 7)]:
-        aims = [goal.target for goal in APGDT(Linf(), targets=targets, restarts=2)._goals(net, x, y)]
+        aims = [
+            attack_loss.target for attack_loss in APGDT(Linf(), targets=targets, restarts=2)._attack_losses(net, x, y)
+        ]
         assert len(aims) == 2 * tried
         for position, pair in enumerate(aims[::2]):
             assert torch.equal(pair, torch.stack((y, ranked[:, position + 1]), 1))
     wrong = ranked[:, 1]  # a label that is not on top is no target either
-    aims = [goal.target[:, 1] for goal in APGDT(Linf())._goals(net, x, wrong)]
+    aims = [attack_loss.target[:, 1] for attack_loss in APGDT(Linf())._attack_losses(net, x, wrong)]
     assert torch.equal(torch.stack(aims, 1), ranked[:, [0, 2, 3, 4, 5, 6, 7]])
 
 

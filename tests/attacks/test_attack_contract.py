@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from advalign.attacks import ATTACKS, FAB, FABT, FGSM, MIM, PGD, STANDARD, Attack, CarliniWagner, Square, parse, spelled
 from advalign.attacks.apgd import APGDCE, APGDDLR, APGDT
-from advalign.attacks.ascent import Goal, NoGradient, ascend
+from advalign.attacks.ascent import AttackLoss, NoGradient, projected_gradient_ascent
 from advalign.errors import UserError
 from advalign.objectives import compose
 from advalign.objectives.bases.trades import TRADES
-from advalign.threats import L2, Linf, Threat, threat
+from advalign.threats import L2, Linf, Threat, make_threat
 
 QUICK = {  # the defaults of these take seconds
     "square": "square(queries=30)",
@@ -78,13 +78,13 @@ def reach(attack: Attack) -> Threat:
     return attack.threat if attack.bounded else Linf(1)
 
 
-def assert_inside(x_adv: Tensor, x: Tensor, budget: Threat) -> None:
+def assert_inside(x_adv: Tensor, x: Tensor, threat: Threat) -> None:
     assert x_adv.shape == x.shape
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
     gap = (x_adv - x).flatten(1)
-    length = gap.abs().amax(1) if isinstance(budget, Linf) else gap.square().sum(1).sqrt()
-    assert (length <= budget.eps + 1e-6).all()
+    length = gap.abs().amax(1) if isinstance(threat, Linf) else gap.square().sum(1).sqrt()
+    assert (length <= threat.eps + 1e-6).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -101,9 +101,9 @@ def assert_inside(x_adv: Tensor, x: Tensor, budget: Threat) -> None:
     seed=st.integers(0, 99),
 )
 def test_stays_in_the_ball_and_in_the_box(name, norm_eps, steps, share, start, until_fooled, seed):
-    budget = threat(*norm_eps)
-    step_size = (share or 0) * budget.eps or None
-    given = {"steps": steps, "step_size": step_size, "start": start, "until_fooled": until_fooled, "threat": budget}
+    threat = make_threat(*norm_eps)
+    step_size = (share or 0) * threat.eps or None
+    given = {"steps": steps, "step_size": step_size, "start": start, "until_fooled": until_fooled, "threat": threat}
     given |= {"queries": 5 * steps}
     fields = {field.name for field in dataclasses.fields(ATTACKS[name])}  # pyright: ignore[reportArgumentType]
     attack = ATTACKS[name](**{key: value for key, value in given.items() if key in fields})
@@ -115,11 +115,11 @@ def test_stays_in_the_ball_and_in_the_box(name, norm_eps, steps, share, start, u
 
 @pytest.mark.parametrize("budget", THREATS, ids=str)
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_moves_images_leaves_its_input_and_repeats_with_the_seed(spelling: str, budget: Threat, x_y):
+def test_moves_images_leaves_its_input_and_repeats_with_the_seed(spelling: str, threat: Threat, x_y):
     x, _ = x_y
     net = sharp()
     y = own_labels(net, x)
-    attack = parse(spelling, threat=budget)
+    attack = parse(spelling, threat=threat)
     before = x.clone()
     results = []
     for tracked in (False, True):
@@ -136,7 +136,7 @@ def test_moves_images_leaves_its_input_and_repeats_with_the_seed(spelling: str, 
     assert moved.all() or attack.name.startswith("fab")  # which returns the clean image where it fails
 
 
-def state_of(net: nn.Module) -> tuple[object, ...]:
+def state_path(net: nn.Module) -> tuple[object, ...]:
     parameters = list(net.parameters())
     return (
         [module.training for module in net.modules()],
@@ -157,15 +157,15 @@ def unusual_net() -> TinyNet:
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_the_model_is_left_as_it_was_found(spelling: str, x_y):
     net = unusual_net()
-    before = copy.deepcopy(state_of(net))
+    before = copy.deepcopy(state_path(net))
     parse(spelling, threat=Linf())(net, *x_y)
-    assert state_of(net) == before
+    assert state_path(net) == before
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_the_model_is_left_as_it_was_found_when_it_fails(spelling: str, x_y):
     net = unusual_net()
-    before = copy.deepcopy(state_of(net))
+    before = copy.deepcopy(state_path(net))
 
     def fail(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         raise RuntimeError("out of memory")
@@ -173,7 +173,7 @@ def test_the_model_is_left_as_it_was_found_when_it_fails(spelling: str, x_y):
     net.fc.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         parse(spelling, threat=Linf())(net, *x_y)
-    assert state_of(net) == before
+    assert state_path(net) == before
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
@@ -190,11 +190,11 @@ def test_runs_in_eval_mode_on_a_training_model_and_inside_no_grad(spelling: str,
 
 @pytest.mark.parametrize("budget", THREATS, ids=str)
 @pytest.mark.parametrize("spelling", DETERMINISTIC)
-def test_images_do_not_depend_on_their_neighbours(spelling: str, budget: Threat):
+def test_images_do_not_depend_on_their_neighbours(spelling: str, threat: Threat):
     x, _ = batch(9)
     net, x = sharp().double(), x.double()
     y = own_labels(net, x)
-    attack = parse(spelling, threat=budget)
+    attack = parse(spelling, threat=threat)
     whole = attack(net, x, y)
     parts = torch.cat([attack(net, x[:4], y[:4]), attack(net, x[4:], y[4:])])
     torch.testing.assert_close(whole, parts, atol=1e-12, rtol=0)
@@ -202,13 +202,13 @@ def test_images_do_not_depend_on_their_neighbours(spelling: str, budget: Threat)
 
 @pytest.mark.parametrize("budget", THREATS, ids=str)
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_an_empty_batch_stays_empty(spelling: str, budget: Threat, x_y):
+def test_an_empty_batch_stays_empty(spelling: str, threat: Threat, x_y):
     x, y = x_y
-    assert parse(spelling, threat=budget)(sharp(), x[:0], y[:0]).shape == (0, 3, 8, 8)
+    assert parse(spelling, threat=threat)(sharp(), x[:0], y[:0]).shape == (0, 3, 8, 8)
 
 
 def iterates(
-    net: nn.Module, x: Tensor, y: Tensor, budget: Linf, start: Tensor, steps: int, step_size: float
+    net: nn.Module, x: Tensor, y: Tensor, threat: Linf, start: Tensor, steps: int, step_size: float
 ) -> list[Tensor]:
     """Every iterate of Madry et al.'s loop from the start on."""
     found = [start]
@@ -216,28 +216,28 @@ def iterates(
         point = found[-1].clone().requires_grad_()
         (grad,) = torch.autograd.grad(F.cross_entropy(net(point), y, reduction="sum"), point)
         moved = point.detach() + step_size * grad.sign()
-        found.append(torch.minimum(torch.maximum(moved, x - budget.eps), x + budget.eps).clamp(0, 1))
+        found.append(torch.minimum(torch.maximum(moved, x - threat.eps), x + threat.eps).clamp(0, 1))
     return found
 
 
 def test_until_fooled_keeps_the_first_iterate_that_fools():
     x, _ = batch(192)
     x = x.double()
-    net, budget, steps, step_size = sharp().double(), Linf(0.06), 5, 0.003
+    net, threat, steps, step_size = sharp().double(), Linf(0.06), 5, 0.003
     y = own_labels(net, x)
     torch.manual_seed(2)
-    start = (x + torch.empty_like(x).uniform_(-budget.eps, budget.eps)).clamp(0, 1)
-    path = iterates(net, x, y, budget, start, steps, step_size)
+    start = (x + torch.empty_like(x).uniform_(-threat.eps, threat.eps)).clamp(0, 1)
+    path = iterates(net, x, y, threat, start, steps, step_size)
     wrong = torch.stack([fooled(net, point, y) for point in path])
     first = [next((k for k in range(steps) if wrong[k, i]), steps) for i in range(len(x))]
     assert {0, steps} < set(first)  # at the start, on the way, never
     assert not wrong[steps].all()
     expected = torch.stack([path[k][i] for i, k in enumerate(first)])
     torch.manual_seed(2)
-    kept = PGD(budget, steps=steps, step_size=step_size)(net, x, y)
+    kept = PGD(threat, steps=steps, step_size=step_size)(net, x, y)
     torch.testing.assert_close(kept, expected, atol=1e-12, rtol=0)
     torch.manual_seed(2)
-    last = PGD(budget, steps=steps, step_size=step_size, until_fooled=False)(net, x, y)
+    last = PGD(threat, steps=steps, step_size=step_size, until_fooled=False)(net, x, y)
     torch.testing.assert_close(last, path[-1], atol=1e-12, rtol=0)
 
 
@@ -246,14 +246,14 @@ def test_until_fooled_keeps_the_first_iterate_that_fools():
     ("loss", "start"),
     [(loss, start) for loss in ("ce", "margin", "kl") for start in ("uniform", "gaussian", "clean")][:-1],
 )
-def test_until_fooled_breaks_every_image_that_the_last_iterate_breaks(budget: Threat, start, loss):
+def test_until_fooled_breaks_every_image_that_the_last_iterate_breaks(threat: Threat, start, loss):
     x, y = batch(48)
     net = sharp()
     y[:40] = own_labels(net, x)[:40]  # some are wrong from the start
     broken = []
     for until_fooled in (False, True):
         torch.manual_seed(3)
-        attack = PGD(budget, steps=4, step_size=budget.eps, start=start, loss=loss, until_fooled=until_fooled)
+        attack = PGD(threat, steps=4, step_size=threat.eps, start=start, loss=loss, until_fooled=until_fooled)
         broken.append(fooled(net, attack(net, x, y), y))
     plain, ours = broken
     assert (ours >= plain).all()
@@ -271,14 +271,14 @@ def test_a_gaussian_start_outside_the_box_is_never_the_answer():
 
 @pytest.mark.parametrize("until_fooled", [True, False])
 @pytest.mark.parametrize("budget", [Linf(0.02), L2(0.15)], ids=str)
-def test_restarts_never_raise_accuracy(budget: Threat, until_fooled: bool):
+def test_restarts_never_raise_accuracy(threat: Threat, until_fooled: bool):
     x, _ = batch(96)
     net = sharp()
     y = own_labels(net, x)
     broken = []
     for restarts in (1, 2, 5):
         torch.manual_seed(4)
-        attack = PGD(budget, steps=1, step_size=budget.eps, restarts=restarts, until_fooled=until_fooled)
+        attack = PGD(threat, steps=1, step_size=threat.eps, restarts=restarts, until_fooled=until_fooled)
         broken.append(fooled(net, attack(net, x, y), y))
     for fewer, more in pairwise(broken):
         assert (more >= fewer).all()
@@ -286,14 +286,14 @@ def test_restarts_never_raise_accuracy(budget: Threat, until_fooled: bool):
 
 
 @pytest.mark.parametrize("budget", THREATS, ids=str)
-def test_restarts_end_when_every_image_is_broken(budget: Threat, x_y):
+def test_restarts_end_when_every_image_is_broken(threat: Threat, x_y):
     x, _ = x_y
     net = sharp()
     calls: list[int] = []
     net.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
     y = (own_labels(net, x) + 1) % 4
     calls.clear()
-    x_adv = PGD(budget, start="clean", restarts=9)(net, x, y)
+    x_adv = PGD(threat, start="clean", restarts=9)(net, x, y)
     assert torch.equal(x_adv, x)
     assert calls == [8, 8]  # the attack sees them fooled; the first restart finds none left
 
@@ -307,9 +307,9 @@ class Flat(nn.Module):
 
 @pytest.mark.parametrize("budget", THREATS, ids=str)
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_zero_gradients_make_no_nan(spelling: str, budget: Threat, x_y):
+def test_zero_gradients_make_no_nan(spelling: str, threat: Threat, x_y):
     x, _ = x_y
-    attack = parse(spelling, threat=budget)
+    attack = parse(spelling, threat=threat)
     assert_inside(attack(Flat(), x, torch.zeros(8, dtype=torch.int64)), x, reach(attack))
 
 
@@ -450,8 +450,10 @@ def test_wrong_arguments_from_python_are_refused_when_the_attack_is_made(make, f
 
 
 def climb(x: Tensor, y: Tensor, **given) -> Tensor:
-    goal = Goal(sharp(), lambda logits, y: F.cross_entropy(logits, y, reduction="none"), y)
-    return ascend(goal, x, Linf(0.1), **{"steps": 1, "step_size": 0.1, "start": "clean", **given})
+    attack_loss = AttackLoss(sharp(), lambda logits, y: F.cross_entropy(logits, y, reduction="none"), y)
+    return projected_gradient_ascent(
+        attack_loss, x, Linf(0.1), **{"steps": 1, "step_size": 0.1, "start": "clean", **given}
+    )
 
 
 @pytest.mark.parametrize("steps", [0, -1])
@@ -475,9 +477,9 @@ def test_an_unknown_start_is_refused(x_y):
 
 def test_fgsm_is_one_whole_step_of_pgd(x_y):
     x, y = x_y
-    for budget in THREATS:
-        pgd = PGD(budget, steps=1, step_size=budget.eps, start="clean", until_fooled=False)
-        torch.testing.assert_close(FGSM(budget)(sharp(), x, y), pgd(sharp(), x, y))
+    for threat in THREATS:
+        pgd = PGD(threat, steps=1, step_size=threat.eps, start="clean", until_fooled=False)
+        torch.testing.assert_close(FGSM(threat)(sharp(), x, y), pgd(sharp(), x, y))
 
 
 class Counting(TinyNet):
@@ -500,9 +502,9 @@ class Counting(TinyNet):
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_buffers_that_a_forward_changes_come_back(spelling: str, x_y):
     net = Counting()
-    before = copy.deepcopy(state_of(net))
+    before = copy.deepcopy(state_path(net))
     parse(spelling, threat=Linf())(net, *x_y)
-    assert state_of(net) == before
+    assert state_path(net) == before
 
 
 def test_an_attack_between_forward_and_backward_does_no_harm(x_y):
@@ -533,14 +535,14 @@ GRADIENT = [each for each in SPELLINGS if not each.startswith(("square", "worst"
 
 @pytest.mark.parametrize("budget", THREATS, ids=str)
 @pytest.mark.parametrize("spelling", GRADIENT)
-def test_a_gradient_that_is_not_finite_counts_as_zero(spelling: str, budget: Threat):
+def test_a_gradient_that_is_not_finite_counts_as_zero(spelling: str, threat: Threat):
     """And the other images of the batch are attacked as if it were not there."""
     x, _ = batch(9)
     bright = torch.arange(9) % 3 == 0
     x[:, 0, 0, 0] = bright.float()
     net = sharp()
     y = own_labels(net, x)
-    attack = parse(spelling, threat=budget)
+    attack = parse(spelling, threat=threat)
     x_adv = attack(Sick(), x, y)
     assert_inside(x_adv, x, reach(attack))
     if spelling in DETERMINISTIC:
@@ -584,15 +586,15 @@ def test_fp16_is_as_strong_as_fp32(scale: float, target):
     x, y = target.x[:100], target.y[:100]
     spellings = ["fgsm", "pgd(steps=10)", "mim(steps=10)", "apgd-ce(steps=10)", "apgd-t(steps=5, targets=2)"]
     for spelling in [*spellings, "fab-t(steps=5, targets=2)", "cw(c=0.3, steps=40)"]:
-        for budget in THREATS_OF_DIGITS:
+        for threat in THREATS_OF_DIGITS:
             broken = []
             for precise in (True, False):
                 torch.manual_seed(0)
                 with torch.autocast("cpu", dtype=torch.float16, enabled=not precise):
-                    x_adv = parse(spelling, threat=budget)(net, x, y)
+                    x_adv = parse(spelling, threat=threat)(net, x, y)
                 broken.append(int(fooled(net, x_adv, y).sum()))
-            assert abs(broken[0] - broken[1]) <= 2, (spelling, budget, broken)
-            assert broken[0] > 5, (spelling, budget)
+            assert abs(broken[0] - broken[1]) <= 2, (spelling, threat, broken)
+            assert broken[0] > 5, (spelling, threat)
 
 
 THREATS_OF_DIGITS = [Linf(0.2), L2(1.0)]

@@ -104,7 +104,7 @@ def test_the_schedule_by_hand():
     assert Square(Linf(), p_init=0.3).area(60) == pytest.approx(0.075)
 
 
-class Given:
+class PrecomputedExamples:
     """Draws that a test has written down, one image after the other, kept to be read again."""
 
     def __init__(self, n: int, seed: int) -> None:
@@ -127,8 +127,8 @@ def images(seed: int = 0, n: int = 40) -> Tensor:
 
 @pytest.mark.parametrize(("area", "side"), [(0.8, 9), (0.1, 3), (1e-4, 1)])
 def test_squares_are_those_of_the_paper(area: float, side: int):
-    x, eps, draw = images(), 0.1, Given(40, 1)
-    best = _stripes(x, eps, Given(40, 0))
+    x, eps, draw = images(), 0.1, PrecomputedExamples(40, 1)
+    best = _stripes(x, eps, PrecomputedExamples(40, 0))
     found = _squares(x, best, eps, area, draw)
     corners = set()
     for i in range(len(x)):
@@ -151,8 +151,8 @@ def test_squares_are_those_of_the_paper(area: float, side: int):
 @pytest.mark.parametrize(("area", "side"), [(0.8, 9), (0.1, 3), (1e-4, 3), (0.27, 5)])
 def test_bumps_spend_the_length_of_two_windows_on_one(area: float, side: int):
     """Algorithm 3 of Andriushchenko et al. 2020, image by image and channel by channel."""
-    x, eps, draw = images(), 1.5, Given(40, 1)
-    best = _tiles(x, eps, Given(40, 0))
+    x, eps, draw = images(), 1.5, PrecomputedExamples(40, 1)
+    best = _tiles(x, eps, PrecomputedExamples(40, 0))
     found = _bumps(x, best, eps, area, draw)
     for i, delta in enumerate(best - x):
         (r, s), (r2, s2) = (corner(draw.drawn[k:], i, side, 9, 11) for k in (0, 2))
@@ -176,7 +176,7 @@ def test_bumps_spend_the_length_of_two_windows_on_one(area: float, side: int):
 
 def test_it_starts_from_stripes_in_linf_and_from_a_grid_of_bumps_in_l2():
     x = torch.full((30, 3, 32, 32), 0.5)
-    draw = Given(30, 0)
+    draw = PrecomputedExamples(30, 0)
     stripes = (_stripes(x, 0.1, draw) - x).float()
     assert torch.equal(stripes, stripes[:, :, :1].expand_as(stripes))
     torch.testing.assert_close(stripes.abs(), torch.full_like(x, 0.1))

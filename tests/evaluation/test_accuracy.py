@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from advalign.attacks import FGSM, MIM, PGD, Attack, parse, spelled
 from advalign.attacks.classification import fooled_in
-from advalign.attacks.pass_counter import Counted
+from advalign.attacks.pass_counter import PassCounter
 from advalign.data import Images
 from advalign.errors import UserError
-from advalign.evaluation.accuracy import WORST_CASE, Evaluation, Given, evaluate
+from advalign.evaluation.accuracy import WORST_CASE, Evaluation, PrecomputedExamples, evaluate
 from advalign.evaluation.diagnose import diagnose
 from advalign.threats import L2, Linf, Threat
 
@@ -177,8 +177,8 @@ def test_an_attack_that_cheats_is_refused(cheat: Callable[..., Tensor], words: s
 
 def test_the_whole_radius_is_no_cheat():
     net, images = case()
-    for budget in (BUDGET, L2(0.5)):
-        edge = Stub(budget, lambda model, x, y, b=budget: b.ball(x)(x.clone() + 100))
+    for threat in (BUDGET, L2(0.5)):
+        edge = Stub(threat, lambda model, x, y, b=threat: b.ball(x)(x.clone() + 100))
         evaluate(net, images, [edge])
 
 
@@ -324,16 +324,16 @@ def worse(fools: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Tensor, Ten
 
 def test_members_of_an_ensemble_attack_what_is_left_in_full_batches(monkeypatch: pytest.MonkeyPatch):
     net, images = case()
-    budget = L2(3.0)
-    first = Stub(budget, worse(lambda x: x[:, 0, 0, 0] > 0.5), "first")
-    second = Stub(budget, worse(lambda x: x[:, 0, 0, 1] > 0.5), "second")
+    threat = L2(3.0)
+    first = Stub(threat, worse(lambda x: x[:, 0, 0, 0] > 0.5), "first")
+    second = Stub(threat, worse(lambda x: x[:, 0, 0, 1] > 0.5), "second")
     monkeypatch.setattr("advalign.evaluation.accuracy.spelled", lambda attack: attack.label)
-    found = evaluate(net, images, [Several(budget, (first, second))], batch_size=8)  # pyright: ignore[reportArgumentType]
+    found = evaluate(net, images, [Several(threat, (first, second))], batch_size=8)  # pyright: ignore[reportArgumentType]
     clean = found.correct["clean"]
     seen = [torch.cat(stub.seen) for stub in (first, second)]
     x = images.floats()
     assert torch.equal(seen[0], x[clean])
-    left = clean & ~(PGD(budget, steps=20, start="clean")(net, x, images.labels) != x).flatten(1).any(1) | (
+    left = clean & ~(PGD(threat, steps=20, start="clean")(net, x, images.labels) != x).flatten(1).any(1) | (
         clean & (x[:, 0, 0, 0] <= 0.5)
     )
     assert torch.equal(seen[1], x[left])
@@ -370,13 +370,13 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_bits(
     state, calls = tmp_path / "state", 0
 
     def impatient(name: str, n: int) -> None:
-        nonlocal budget
-        budget -= 1
-        if budget < 0:
+        nonlocal threat
+        threat -= 1
+        if threat < 0:
             raise Interrupted
 
     while True:
-        budget, calls = 3 + calls, calls + 1
+        threat, calls = 3 + calls, calls + 1
         try:
             found = evaluate(net, images, attacks, batch_size=8, keep_examples=keep, state=state, advance=impatient)
             break
@@ -477,7 +477,7 @@ class Around(nn.Module):
 def test_a_model_that_draws_at_random_is_repeatable_and_leaves_the_generator():
     net, images = case()
     noisy = Around(net, lambda x: x + 0.2 * torch.randn_like(x))
-    given = {"a": Given(images.floats(), BUDGET)}
+    given = {"a": PrecomputedExamples(images.floats(), BUDGET)}
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -495,7 +495,7 @@ def test_the_verdict_is_in_fp32_inside_a_callers_autocast():
     net.load_state_dict(plain.state_dict())
     expected = evaluate(plain, images, [FGSM(BUDGET)])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = evaluate(net, images, [FGSM(BUDGET)], given={"a": Given(images.floats(), BUDGET)})
+        found = evaluate(net, images, [FGSM(BUDGET)], given={"a": PrecomputedExamples(images.floats(), BUDGET)})
     assert set(net.notes) == {torch.float32}
     assert torch.equal(found.correct["fgsm"], expected.correct["fgsm"])
 
@@ -645,7 +645,7 @@ def test_it_is_shown_in_a_line():
 def test_candidates_are_confirmed_by_the_original_where_numbers_are_coarse():
     """Under autocast the network itself says in fp32 whether an image is fooled, not its folded twin."""
     net, images = case()
-    counted = Counted(net.eval())
+    counted = PassCounter(net.eval())
     x, y = images.floats(), images.labels
     outputs = counted(x)
     asked: list[int] = []

@@ -165,7 +165,10 @@ def test_images_outside_the_range_end_it(natural: nn.Module, x: Tensor):
 def test_transfer_breaks_what_a_reversed_gradient_hides(natural: nn.Module, test_images: Images, monkeypatch):
     monkeypatch.setattr(checks, "QUERIES", 1)
     liar = Around(natural, MASKERS["reversed gradient"][0])
-    alone, helped = _look(liar, test_images)["black box"], _look(liar, test_images, surrogate=natural)["black box"]
+    alone, helped = (
+        _look(liar, test_images)["black box"],
+        _look(liar, test_images, surrogate=natural)["black box"],
+    )
     assert alone.number < 50 < helped.number
     assert helped.passed == "fail"
     assert "transfer broke" in helped.sentence

@@ -14,9 +14,9 @@ from tests.conftest import batch, tiny
 from advalign.attacks import FGSM, MIM, PGD, parse
 from advalign.data import Images, load
 from advalign.errors import UserError
-from advalign.evaluation.accuracy import WORST_CASE, Given, evaluate
+from advalign.evaluation.accuracy import WORST_CASE, PrecomputedExamples, evaluate
 from advalign.evaluation.measure import measure
-from advalign.evaluation.transfer import crafted, to_the_end
+from advalign.evaluation.transfer import craft_examples, transferable
 from advalign.evaluation.transfer_matrix import transfer_matrix
 from advalign.models import build
 from advalign.runs import load as load_run
@@ -36,14 +36,14 @@ def images() -> Images:
 def test_all_images_are_attacked_to_the_last_step(tmp_path: Path):
     """Also those that the surrogate gets wrong, and none stops at its boundary."""
     net, given = tiny(0).eval(), images()
-    made = crafted(net, given, FGSM(BUDGET), batch_size=7, precision="fp32", seed=0, file=tmp_path / "a")
+    made = craft_examples(net, given, FGSM(BUDGET), batch_size=7, precision="fp32", seed=0, file=tmp_path / "a")
     x = given.floats()
     torch.testing.assert_close(made, FGSM(BUDGET)(net, x, given.labels), atol=1e-6, rtol=0)
     attack = PGD(BUDGET, steps=3, start="clean")
-    assert to_the_end(attack) == replace(attack, until_fooled=False)
-    assert to_the_end(MIM(BUDGET)) == MIM(BUDGET, until_fooled=False)
-    assert to_the_end(FGSM(BUDGET)) == FGSM(BUDGET)
-    made = crafted(net, given, attack, batch_size=7, precision="fp32", seed=0, file=tmp_path / "b")
+    assert transferable(attack) == replace(attack, until_fooled=False)
+    assert transferable(MIM(BUDGET)) == MIM(BUDGET, until_fooled=False)
+    assert transferable(FGSM(BUDGET)) == FGSM(BUDGET)
+    made = craft_examples(net, given, attack, batch_size=7, precision="fp32", seed=0, file=tmp_path / "b")
     expected = replace(attack, until_fooled=False)(net, x, given.labels)
     torch.testing.assert_close(made, expected, atol=1e-6, rtol=0)
     assert (made != x).flatten(1).any(1).all()
@@ -51,13 +51,13 @@ def test_all_images_are_attacked_to_the_last_step(tmp_path: Path):
 
 def test_examples_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     net, given, file = tiny(0).eval(), images(), tmp_path / "kept"
-    first = crafted(net, given, PGD(BUDGET, steps=2), batch_size=9, precision="fp32", seed=0, file=file)
+    first = craft_examples(net, given, PGD(BUDGET, steps=2), batch_size=9, precision="fp32", seed=0, file=file)
     monkeypatch.setattr(PGD, "__call__", None)
-    again = crafted(net, given, PGD(BUDGET, steps=2), batch_size=9, precision="fp32", seed=0, file=file)
+    again = craft_examples(net, given, PGD(BUDGET, steps=2), batch_size=9, precision="fp32", seed=0, file=file)
     assert torch.equal(again, first)
     file.write_bytes(b"no tensors")
     with pytest.raises(UserError, match="damaged: remove it"):
-        crafted(net, given, PGD(BUDGET, steps=2), batch_size=9, precision="fp32", seed=0, file=file)
+        craft_examples(net, given, PGD(BUDGET, steps=2), batch_size=9, precision="fp32", seed=0, file=file)
 
 
 def test_given_examples_are_judged_by_the_target_on_what_it_gets_right():
@@ -65,13 +65,18 @@ def test_given_examples_are_judged_by_the_target_on_what_it_gets_right():
     x = given.floats()
     x_adv = (x + 0.1 * torch.randn(x.shape).sign()).clamp(0, 1)
     far = 1 - x
-    found = evaluate(net, given, [FGSM(BUDGET)], given={"a": Given(x_adv, BUDGET), "far": Given(far, None)})
+    found = evaluate(
+        net,
+        given,
+        [FGSM(BUDGET)],
+        given={"a": PrecomputedExamples(x_adv, BUDGET), "far": PrecomputedExamples(far, None)},
+    )
     clean = net(x).argmax(1) == given.labels
     assert torch.equal(found.correct["a"], clean & (net(x_adv).argmax(1) == given.labels))
     assert torch.equal(found.correct["far"], clean & (net(far).argmax(1) == given.labels))
     assert torch.equal(found.outcomes[WORST_CASE], found.correct["a"] & found.correct["fgsm"])
     with pytest.raises(UserError, match="outside"):
-        evaluate(net, given, given={"a": Given(far, BUDGET)})
+        evaluate(net, given, given={"a": PrecomputedExamples(far, BUDGET)})
 
 
 def test_from_the_command_the_same_examples_serve_every_target(tmp_path: Path):
@@ -210,7 +215,7 @@ def test_attacks_that_stop_at_the_surrogates_boundary_are_refused(attack: str, t
     with pytest.raises(UserError, match=r"stops once it fools the surrogate.*: transfer fgsm, pgd, mim, cw$"):
         measure(tmp_path / "a", [attack], surrogate=tmp_path / "b")
     with pytest.raises(UserError, match="stops once"):
-        to_the_end(parse(attack, threat=BUDGET))
+        transferable(parse(attack, threat=BUDGET))
 
 
 def test_crafting_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -218,7 +223,7 @@ def test_crafting_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("advalign.evaluation.accuracy.SAVE_SECONDS", -1.0)
     net, given, attack = tiny(0).eval(), images(), PGD(BUDGET, steps=2)
     how = {"batch_size": 7, "precision": "fp32", "seed": 3}
-    whole = crafted(net, given, attack, **how, file=tmp_path / "whole")
+    whole = craft_examples(net, given, attack, **how, file=tmp_path / "whole")
     done: list[int] = []
 
     def stop(images: int) -> None:
@@ -227,9 +232,9 @@ def test_crafting_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.M
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        crafted(net, given, attack, **how, file=tmp_path / "parts", advance=stop)
+        craft_examples(net, given, attack, **how, file=tmp_path / "parts", advance=stop)
     assert not (tmp_path / "parts").exists()
     again: list[int] = []
-    assert torch.equal(crafted(net, given, attack, **how, file=tmp_path / "parts", advance=again.append), whole)
+    assert torch.equal(craft_examples(net, given, attack, **how, file=tmp_path / "parts", advance=again.append), whole)
     assert again == [14, 7, 3]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["parts", "whole"]

@@ -136,7 +136,7 @@ def test_the_linear_stage_moves_nothing_but_the_last_layer(x_y):
             for p in objective.parameters():
                 if p.grad is not None:
                     p.sub_(0.5 * p.grad)
-    learnt, given = objective.restored().state_dict(), extractor.state_dict()
+    learnt, given = objective.exported_student().state_dict(), extractor.state_dict()
     assert list(learnt) == list(given)
     assert {key for key in given if not torch.equal(learnt[key], given[key])} == {"fc.weight", "fc.bias"}
 
@@ -162,7 +162,7 @@ def test_the_restored_network_learns_as_any_other(method: str, x_y):
     x, y = x_y
     objective = Objective(parse(method), tiny(0), {"extractor": tiny(3)}).train()
     total(objective(x, x, y, x)).backward()
-    again = compose(parse("at"), student=objective.restored()).train()
+    again = compose(parse("at"), student=objective.exported_student()).train()
     total(again(x, x, y)).backward()
     assert all(p.grad is not None for p in again.student.parameters())
     objective(x, x, y, x)[

@@ -14,7 +14,7 @@ from torch import nn
 from advalign import models
 from advalign.errors import UserError
 from advalign.models.fold import Folded
-from advalign.models.split_norm import SplitNorm, merged, norm_of, split_norms
+from advalign.models.split_norm import SplitNorm, merged, split_norms, using_norms
 from advalign.objectives import Objective, compose, parse, total
 from advalign.objectives.plugins.ar_at import ARAT
 from advalign.threats import L2, Linf
@@ -37,7 +37,7 @@ def test_each_view_moves_its_own_statistics_only(x_y):
     x, _ = x_y
     objective = bound()
     clean, adv = (statistics(objective.student, view) for view in ("clean", "adv"))
-    with norm_of(objective.student, "clean"):
+    with using_norms(objective.student, "clean"):
         objective.student(x)
     assert all(map(torch.equal, statistics(objective.student, "adv"), adv))
     assert not any(map(torch.equal, statistics(objective.student, "clean"), clean))
@@ -120,7 +120,7 @@ def test_the_export_is_the_plain_network_and_gives_the_same_to_the_bit(name: str
     plain = models.build(f"{name}(width=4)", classes=10)
     objective = compose(parse("at+ar-at"), student=copy.deepcopy(plain)).train()
     objective(x, x.flip(3), torch.arange(4))  # moves the statistics apart
-    export = objective.restored()
+    export = objective.exported_student()
     assert list(export.state_dict()) == list(plain.state_dict())
     plain.load_state_dict(export.state_dict())
     assert torch.equal(plain.eval()(x), objective.eval().student(x))

@@ -66,13 +66,13 @@ def test_the_order_of_plug_ins_does_not_matter(method: str):
 @pytest.mark.parametrize(
     ("method", "reason"),
     [
-        ("trades+bgat+lbgat", "bgat and lbgat each decide what teaches the labels; take one"),
-        ("trades+kd+ar-at", "ar-at and kd each decide what teaches the labels; take one"),
+        ("trades+bgat+lbgat", "bgat and lbgat each decide what supervises the labels; take one"),
+        ("trades+kd+ar-at", "ar-at and kd each decide what supervises the labels; take one"),
         ("rslad+kd", "'kd' takes the place of hard labels, but rslad has none"),
         ("adaad+bgat", "'bgat' takes the place of hard labels, but adaad has none"),
         ("natural+kd", "'kd' reads adversarial examples, but 'natural' makes none"),
         ("natural+part", "'part' reads adversarial examples, but 'natural' makes none"),
-        ("at+part+ar-at(noisy_clean=true)", "ar-at and part each set the attack's budget; take one"),
+        ("at+part+ar-at(noisy_clean=true)", "ar-at and part each replace the threat model of the attack; take one"),
         ("contrast+vfd", "'contrast' is the first stage of afa, so no plug-in joins it"),
         ("afa+ar-at", "'afa' trains the last layer alone, so no plug-in joins it"),
         ("trades+vfd(eq6=true)", "eq6 adds clean cross entropy, which trades has"),
@@ -91,7 +91,7 @@ def test_what_is_allowed_is_no_accident():
     without_labels = [name for name in every if name not in ("ar-at", "bgat", "kd", "lbgat")]
     none = ("natural", "contrast", "afa")
     for base, names in joins.items():
-        taught = bool(BASES[base]().teaches)
+        taught = bool(BASES[base]().supervises)
         assert sorted(names) == ([] if base in none else every if taught else without_labels), base
 
 

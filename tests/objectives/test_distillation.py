@@ -14,7 +14,7 @@ from tests.objectives.test_formulas import Case, ce, kl, softmax
 from torch import Tensor, nn
 
 from advalign.errors import UserError
-from advalign.models import Out, Tapped
+from advalign.models import Output, Tapped
 from advalign.models.split_norm import SplitNorm, split_norms
 from advalign.objectives import Objective, compose, parse, total
 from advalign.objectives.bases.dkl import DKL
@@ -116,7 +116,9 @@ def test_introspection_moves_the_clean_prediction_too(method: str):
     case = Lesson()
     objective = case.objective(method)
     objective.start_epoch([], 0.5)
-    outs = {need: Out(torch.randn(8, 4, dtype=torch.double, requires_grad=True), {}) for need in objective.method.needs}
+    outs = {
+        need: Output(torch.randn(8, 4, dtype=torch.double, requires_grad=True), {}) for need in objective.method.needs
+    }
     terms = objective.method.base.terms(outs, case.y)
     (grad,) = torch.autograd.grad(terms["self"].value, outs[CLEAN].logits)
     assert grad.abs().max() > 0
@@ -202,7 +204,7 @@ def test_dkl_weighs_pairs_by_the_images_own_prediction():
 def test_dkl_has_the_gradient_of_trades(beta: float):
     torch.manual_seed(0)
     clean, adv = (3 * torch.randn(16, 10, dtype=torch.double) for _ in range(2))
-    outs = {CLEAN: Out(clean.requires_grad_(), {}), ADV: Out(adv.requires_grad_(), {})}
+    outs = {CLEAN: Output(clean.requires_grad_(), {}), ADV: Output(adv.requires_grad_(), {})}
     y = torch.randint(10, (16,))
     decoupled, trades = (
         torch.autograd.grad(total(base.terms(outs, y)), (clean, adv)) for base in (DKL(beta, beta), TRADES(beta))
@@ -212,7 +214,7 @@ def test_dkl_has_the_gradient_of_trades(beta: float):
 
 def test_each_term_of_dkl_moves_one_side_and_the_pairs_of_ikl_both():
     torch.manual_seed(0)
-    outs = {need: Out(torch.randn(4, 3, requires_grad=True), {}) for need in (CLEAN, ADV)}
+    outs = {need: Output(torch.randn(4, 3, requires_grad=True), {}) for need in (CLEAN, ADV)}
     sides = outs[CLEAN].logits, outs[ADV].logits
 
     def moved(base: DKL | IKL, term: str) -> list[bool]:

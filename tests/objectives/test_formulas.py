@@ -199,11 +199,11 @@ def test_label_smoothing_mixes_a_uniform_label_into_what_teaches(method: str):
     z = {"clean": case.logits(case.x), "adv": case.logits(case.x_adv)}
     for name, term in plain.items():
         expected = term.value.item()
-        if term.teaches:
-            uniform = np.mean([ce(row, k) for row in z[term.teaches] for k in range(4)])
+        if term.supervises:
+            uniform = np.mean([ce(row, k) for row in z[term.supervises] for k in range(4)])
             expected = 0.8 * expected + 0.2 * uniform
         assert smooth[name].value.item() == pytest.approx(expected, rel=1e-9), name
-    assert {name for name, term in plain.items() if term.teaches}
+    assert {name for name, term in plain.items() if term.supervises}
 
 
 def test_label_smoothing_of_cross_entropy_is_torchs():

@@ -14,7 +14,7 @@ from tests.objectives.networks import bound, combinations
 from torch import nn
 
 from advalign.errors import UserError
-from advalign.models import Out, Tapped, build
+from advalign.models import Output, Tapped, build
 from advalign.models.fold import Folded
 from advalign.objectives import BASES, compose, parse, total
 from advalign.objectives.bases.trades import from_clean
@@ -63,7 +63,7 @@ KEEPS_COUNT = {"mtard", "ar-at"}  # parts whose own buffers move in a step
 
 
 def outs_of(z: torch.Tensor, z_adv: torch.Tensor):
-    return {CLEAN: Out(z, {}), ADV: Out(z_adv, {})}
+    return {CLEAN: Output(z, {}), ADV: Output(z_adv, {})}
 
 
 @pytest.mark.parametrize("base", ["trades", "mart", "alp"])
@@ -283,14 +283,14 @@ def test_the_attack_compares_the_clean_logits_with_logits_of_the_same_path():
     x = torch.rand(8, 3, 32, 32)
     folded = Folded(Tapped(student, ()))
     with torch.autocast("cpu", torch.bfloat16):
-        goal, moved = from_clean(folded, x), x.clone().requires_grad_()
-        values = goal.loss(goal.network(moved), goal.target)
+        attack_loss, moved = from_clean(folded, x), x.clone().requires_grad_()
+        values = attack_loss.loss(attack_loss.network(moved), attack_loss.target)
         (grad,) = torch.autograd.grad(values.sum(), moved)
         away = (x + 4 / 255 * torch.randn_like(x)).requires_grad_()
-        (usual,) = torch.autograd.grad(goal.loss(goal.network(away), goal.target).sum(), away)
+        (usual,) = torch.autograd.grad(attack_loss.loss(attack_loss.network(away), attack_loss.target).sum(), away)
     assert float(values.detach().abs().max()) < 1e-6
     assert float(grad.norm()) < 1e-3 * float(usual.norm())
-    mixed = goal._replace(target=student(x).detach())  # the trap: a better target, and a worse attack
+    mixed = attack_loss._replace(target=student(x).detach())  # the trap: a better target, and a worse attack
     with torch.autocast("cpu", torch.bfloat16):
         moved = x.clone().requires_grad_()
         (wrong,) = torch.autograd.grad(mixed.loss(mixed.network(moved), mixed.target).sum(), moved)

@@ -12,7 +12,7 @@ from torch import Tensor
 import advalign as aa
 from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, compose, parse, total
-from advalign.objectives.contract import ADV, Need, Outs, PlugIn, Term, Terms
+from advalign.objectives.contract import ADV, Need, Outputs, PlugIn, Term, Terms
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ class _Guided(PlugIn):
         return student
 
     def reweigh(self, base: Terms) -> Terms:
-        return {name: term for name, term in base.items() if not term.teaches}
+        return {name: term for name, term in base.items() if not term.supervises}
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         gap = outs[ADV].logits - self.scale * outs[self.GUIDE].logits
         return {"guided": Term(1.0, gap.square().mean())}
 
@@ -112,7 +112,7 @@ def test_a_plug_in_that_uses_the_whole_contract_joins_every_base(base: str):
     x, y = batch()
     objective = compose(parse(f"{base}+vfd") + _Guided(), student=tiny(0), vanilla=tiny(1), guide=tiny(2)).train()
     terms = objective(x, (x + 0.01).clamp(0, 1), y)
-    assert not any(term.teaches for term in terms.values())
+    assert not any(term.supervises for term in terms.values())
     total(terms).backward()
     trained = {name.split(".")[1] for name, p in objective.named_parameters() if p.grad is not None and "nets" in name}
     assert trained == {"student", "guide"}
@@ -132,7 +132,7 @@ def test_two_parts_that_name_the_same_term_are_refused():
     class Clash(PlugIn):
         name = "clash"
 
-        def terms(self, outs: Outs, y: Tensor) -> Terms:
+        def terms(self, outs: Outputs, y: Tensor) -> Terms:
             return {"kl": Term(1.0, outs[ADV].logits.sum())}
 
     x, y = batch()
@@ -149,7 +149,7 @@ class _Wrong(PlugIn):
         super().__init__()
         self.gives = gives
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         given: Any = self.gives(outs) if callable(self.gives) else self.gives
         return given
 

@@ -15,7 +15,7 @@ from advalign import objectives
 from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, parse, register
 from advalign.objectives.bases.trades import TRADES
-from advalign.objectives.contract import Outs, PlugIn, Terms
+from advalign.objectives.contract import Outputs, PlugIn, Terms
 from advalign.runs import Run
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +144,7 @@ def test_an_argument_that_is_not_spelled_is_refused_from_python_too():
             super().__init__()
             self.scale = weight
 
-        def terms(self, outs: Outs, y: Tensor) -> Terms:
+        def terms(self, outs: Outputs, y: Tensor) -> Terms:
             return {}
 
     with pytest.raises(UserError, match="must keep its argument"):

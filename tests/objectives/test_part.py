@@ -19,7 +19,9 @@ from advalign.objectives.plugins.part import PART, important, jet
 from advalign.threats import L2, Linf, PixelLinf
 
 EPS, LOW = 8 / 255, 7 / 255
-JOINED = [base for base in BASES if parse(base).base.craft is not None and not parse(base).base.alone]
+JOINED = [
+    base for base in BASES if parse(base).base.training_attack is not None and not parse(base).base.standalone_reason
+]
 
 
 class Spatial(TinyNet):
@@ -51,7 +53,7 @@ def box(objective: Objective, x: Tensor, eps: float = EPS) -> PixelLinf:
     """The threat that the plug-in makes of Linf(eps), from the network that the attack sees."""
     (plugin,) = objective.method.plugins
     with objective._eval_mode() as student, torch.enable_grad():
-        narrowed = plugin.budget(student, x, Linf(eps))
+        narrowed = plugin.attack_threat(student, x, Linf(eps))
     assert isinstance(narrowed, PixelLinf)
     return narrowed
 
@@ -170,7 +172,7 @@ def test_the_warm_up_has_the_whole_radius_and_is_in_the_state():
     narrow = box(objective, x).radii
 
     def whole(of: Objective) -> bool:
-        return of.method.plugins[0].budget(of._folded, x, Linf(EPS)) == Linf(EPS)
+        return of.method.plugins[0].attack_threat(of._folded, x, Linf(EPS)) == Linf(EPS)
 
     for progress, expected in ((0.0, True), (0.24, True), (0.25, False), (0.9, False)):
         objective.start_epoch([], progress)

@@ -125,7 +125,7 @@ def test_other_guests_need_not_have_the_layer(x_y):
 
 def test_the_student_of_ar_at_may_begin_as_the_vanilla_model_too():
     objective = compose(parse("at+ar-at+vfd(init=vanilla)"), student=tiny(0), vanilla=tiny(7))
-    begun = objective.restored().state_dict()
+    begun = objective.exported_student().state_dict()
     assert all(torch.equal(value, begun[key]) for key, value in tiny(7).state_dict().items())
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from tests.runs.test_files import RECORD
 
-from advalign.report.figures import Point, pareto, trade_off
+from advalign.report.figures import TradeOffPoint, pareto, trade_off
 from advalign.report.tables import Table, accuracy_table
 
 
@@ -113,4 +113,4 @@ def test_the_plot_shows_the_front_and_tells_each_point():
     assert np.array(lines["Pareto front"].get_xydata()).tolist() == [[90, 50], [95, 0]]
     told = [line.get_gid() for line in lines.values() if line.get_gid()]
     assert "hover: at: clean 90.0 %, robust 50.0 %, 1 seed" in told
-    assert str(Point(90, 50, 1, 2, 3, "at", "")) == "at: clean 90.0 ± 1.0 %, robust 50.0 ± 2.0 %, 3 seeds"
+    assert str(TradeOffPoint(90, 50, 1, 2, 3, "at", "")) == "at: clean 90.0 ± 1.0 %, robust 50.0 ± 2.0 %, 3 seeds"

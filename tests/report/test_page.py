@@ -18,7 +18,7 @@ from tests.report.test_report import records
 from tests.runs.test_files import RECORD
 
 from advalign.report import report_on
-from advalign.report.page import Listing, Plate, Sheet, write_page
+from advalign.report.page import FigureSection, TableSection, TextSection, write_page
 from advalign.report.svg import svg
 from advalign.report.tables import Table
 from advalign.runs import append_records
@@ -123,7 +123,11 @@ def test_sections_come_in_order_and_without_parts_nothing_else_is_written(tmp_pa
     figure = Figure()
     figure.add_subplot().imshow(np.zeros((2, 2)))
     table = Table(("a",), (("1",),), frozenset(), "")
-    sections = [Listing("Third", {"one": "a < b"}), Plate("First", figure, "seen"), Sheet("Second", table)]
+    sections = [
+        TextSection("Third", {"one": "a < b"}),
+        FigureSection("First", figure, "seen"),
+        TableSection("Second", table),
+    ]
     write_page(tmp_path / "a.html", "title", ["begin"], None, sections, {}, absent=["nothing"])
     text = (tmp_path / "a.html").read_text()
     Checked(text)

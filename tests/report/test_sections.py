@@ -16,9 +16,9 @@ from advalign.errors import UserError
 from advalign.evaluation.measure import measure
 from advalign.report.classes import by_class, class_table, dataset_of, labels_of, outcomes_of
 from advalign.report.diagnosis import remarks_table, verdicts_table
-from advalign.report.examples import examples_of
+from advalign.report.examples import read_examples
 from advalign.report.figures import gallery, gallery_in_words
-from advalign.report.page import Plate, write_page
+from advalign.report.page import FigureSection, write_page
 from advalign.report.radius import radii_of, radius_curves
 from advalign.runs import Run
 from advalign.runs import load as load_net
@@ -144,13 +144,13 @@ def test_examples_are_the_first_of_each_class_under_the_strongest_attack(tmp_pat
     told = {"clean": 0.75, "fgsm": 0.5, "pgd+": 0.25}
     records = [{"attack": attack, "accuracy": accuracy} for attack, accuracy in told.items()]
     evaluation = {"records": records, "outcomes": {"clean": "11110"}}
-    shown, x_adv, captions, attack = examples_of(tmp_path / "a.npz", evaluation)
+    shown, x_adv, captions, attack = read_examples(tmp_path / "a.npz", evaluation)
     assert attack == "pgd+"
     np.savez(tmp_path / "none.npz", x=x)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:100])
     for name, words in (("none", "holds no adversarial images"), ("cut", "cannot read")):
         with pytest.raises(UserError, match=words):
-            examples_of(tmp_path / f"{name}.npz", evaluation)
+            read_examples(tmp_path / f"{name}.npz", evaluation)
     np.testing.assert_allclose(shown.flatten(), [0.2, 0.0, 0.4], atol=1e-6)
     np.testing.assert_allclose(x_adv.flatten(), [0.24, 0.04, 0.44], atol=1e-6)
     assert captions == [
@@ -161,7 +161,7 @@ def test_examples_are_the_first_of_each_class_under_the_strongest_attack(tmp_pat
     del arrays["class_names"]
     np.savez(tmp_path / "old.npz", **arrays)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="holds no predictions"):
-        examples_of(tmp_path / "old.npz", {"records": records, "outcomes": {"clean": "11110"}})
+        read_examples(tmp_path / "old.npz", {"records": records, "outcomes": {"clean": "11110"}})
 
 
 def test_predictions_are_those_of_the_run_s_network(tmp_path: Path):
@@ -182,7 +182,7 @@ def test_the_gallery_is_told_in_words(tmp_path: Path):
     bands = {"at": (x, x, ["true cat\npredicted <dog>\nfooled", "true elk\npredicted elk\nwithstands"])}
     said = "at: true cat, predicted <dog>, fooled; true elk, predicted elk, withstands."
     assert gallery_in_words(bands) == said
-    plate = Plate("Examples", gallery(bands, amplify=1), "Seen.", gallery_in_words(bands))
+    plate = FigureSection("Examples", gallery(bands, amplify=1), "Seen.", gallery_in_words(bands))
     write_page(tmp_path / "page.html", "", [], None, [plate], {})
     text = (tmp_path / "page.html").read_text()
     escaped = said.replace("<dog>", "&lt;dog&gt;")

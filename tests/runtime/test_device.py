@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.conftest import tiny
 
 from advalign.errors import UserError
-from advalign.runtime.device import autocast, pick_device, place
+from advalign.runtime.device import autocast, pick_device, to_device
 from advalign.runtime.environment import environment
-from advalign.runtime.seeds import mixed_seed, seeded
+from advalign.runtime.seeds import derive_seed, seeded
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *, gpus: int = 0, mps: bool = False) -> None:
@@ -67,20 +67,20 @@ def test_pick_device_refuses(gpus: int, name: str, words: str, monkeypatch: pyte
 def test_mixed_seeds_differ_in_every_part_and_place():
     parts = [0, 1, 2, 10, 12, "", "0", "1", "pgd", "pgd(steps=20)"]
     tuples = [(), *itertools.chain.from_iterable(itertools.product(parts, repeat=n) for n in (1, 2, 3))]
-    seeds = [mixed_seed(*each) for each in tuples]
+    seeds = [derive_seed(*each) for each in tuples]
     assert len(set(seeds)) == len(tuples)
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_mixed_seeds_are_the_same_on_every_machine():
     """Golden: another hash, or Python's own salted one, would change every run."""
-    assert mixed_seed(0, 0, 0) == 7519334944260373035
-    assert mixed_seed(1, 2, "pgd(steps=20)") == 3952752627770021351
+    assert derive_seed(0, 0, 0) == 7519334944260373035
+    assert derive_seed(1, 2, "pgd(steps=20)") == 3952752627770021351
 
 
 @given(st.integers(0, 2**40))
 def test_neighbouring_seeds_are_unrelated(seed: int):
-    changed = bin(mixed_seed(seed) ^ mixed_seed(seed + 1)).count("1")
+    changed = bin(derive_seed(seed) ^ derive_seed(seed + 1)).count("1")
     assert 8 <= changed <= 55  # of 63 bits; 31.5 +- 4 by chance
 
 
@@ -126,7 +126,7 @@ def test_precision(precision: str, dtype: torch.dtype):
 def test_place_changes_the_layout_and_not_the_function():
     net, x = tiny(0).eval(), torch.rand(2, 3, 8, 8)
     before = net(x)
-    placed = place(net, torch.device("cpu"))
+    placed = to_device(net, torch.device("cpu"))
     assert placed is net
     assert net.get_parameter("layer2.0.weight").is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(net(x), before)

@@ -10,8 +10,8 @@ import pytest
 
 from advalign.cli import commands as cli
 from advalign.errors import UserError
-from advalign.studies import SCALES, STUDIES, Study, conduct, find_study
-from advalign.studies.job import lay_out
+from advalign.studies import SCALES, STUDIES, Study, find_study, run_study
+from advalign.studies.job import plan_jobs
 from advalign.training.recipes import common, digits
 
 TINY = SCALES["tiny"]
@@ -91,7 +91,7 @@ MISTAKES = {
 def test_mistakes_get_one_line(name: str, tmp_path: Path):
     text, words = MISTAKES[name]
     with pytest.raises(UserError, match=re.escape(words)) as refused:
-        lay_out(read(text, tmp_path), 1, runs=tmp_path, data_dir=None)
+        plan_jobs(read(text, tmp_path), 1, runs=tmp_path, data_dir=None)
     assert "\n" not in str(refused.value)
 
 
@@ -127,7 +127,7 @@ def test_the_examples_of_the_documentation_run_as_shown(tmp_path: Path):
     (python,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
     (tmp_path / "my_study.py").write_text(python)
     for study in (read(yaml, tmp_path), find_study(str(tmp_path / "my_study.py"), TINY)):
-        results = conduct(study, seeds=1, runs=tmp_path / "runs", out=tmp_path / study.name, device="cpu")
+        results = run_study(study, seeds=1, runs=tmp_path / "runs", out=tmp_path / study.name, device="cpu")
         assert all(job.finished for job in results.jobs)
         assert (tmp_path / study.name / "report-files" / "along-weight.png").exists()
 

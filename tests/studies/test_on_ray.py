@@ -11,7 +11,7 @@ import pytest
 
 from advalign.errors import UserError
 from advalign.objectives import PLUGINS, register
-from advalign.studies import Cell, Column, Study, conduct
+from advalign.studies import Cell, Column, Study, run_study
 from advalign.training.recipes import digits
 
 RECIPE = replace(digits(), epochs=1, steps=1, subset=256, batch_size=128)
@@ -36,7 +36,7 @@ STUDY = Study(
 def test_without_ray_one_line_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"Ray is not installed: pip install 'advalign\[ray\]'"):
-        conduct(STUDY, runs=tmp_path / "runs", out=tmp_path / "out", device="cpu", executor="ray")
+        run_study(STUDY, runs=tmp_path / "runs", out=tmp_path / "out", device="cpu", executor="ray")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -48,13 +48,13 @@ def test_two_workers_give_the_records_of_one(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PYTHONWARNINGS", "default")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        there = conduct(STUDY, runs=tmp_path / "ray", out=tmp_path / "out", device="cpu", executor="ray")
-        stopped = conduct(
+        there = run_study(STUDY, runs=tmp_path / "ray", out=tmp_path / "out", device="cpu", executor="ray")
+        stopped = run_study(
             STUDY, runs=tmp_path / "stopped", out=tmp_path / "stop", device="cpu", executor="ray", time_budget=0.01
         )
     finally:
         ray.shutdown()
-    here = conduct(STUDY, runs=tmp_path / "local", out=tmp_path / "here", device="cpu")
+    here = run_study(STUDY, runs=tmp_path / "local", out=tmp_path / "here", device="cpu")
     assert [(r.method, r.attack, r.accuracy) for r in there.records()] == [
         (r.method, r.attack, r.accuracy) for r in here.records()
     ]
@@ -99,7 +99,7 @@ def test_a_worker_that_is_lost_is_replaced(tmp_path: Path, monkeypatch: pytest.M
     register("fragile_parts:Fragile")
     try:
         study = replace(STUDY, cells=(cell("at+fragile"),), columns=STUDY.columns[:1], surrogate=None)
-        done = conduct(
+        done = run_study(
             study, runs=tmp_path / "runs", out=tmp_path / "out", device="cpu", executor="ray",
             plugins=["fragile_parts:Fragile"],
         )  # fmt: skip

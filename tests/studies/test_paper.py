@@ -11,7 +11,7 @@ import torch
 from advalign.data import Dataset, Images
 from advalign.objectives import parse
 from advalign.studies import SCALES, STUDIES, Study, job
-from advalign.studies.job import Job, lay_out
+from advalign.studies.job import Job, plan_jobs
 from advalign.training import plan as planning
 from advalign.training.recipes import RECIPES
 
@@ -32,7 +32,7 @@ def blank(name: str, n: int) -> Dataset:
 def jobs_of(study: Study, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     data = {name: blank(name, (study.cells[0].recipe.subset or 0) + 1200) for name in ("cifar10", "cifar100")}
     monkeypatch.setattr(job, "dataset", lambda name, directory: data[name])
-    return lay_out(study, 1, runs=folder, data_dir=None)
+    return plan_jobs(study, 1, runs=folder, data_dir=None)
 
 
 class Everything(set[object]):

@@ -20,8 +20,9 @@ from advalign.errors import UserError
 from advalign.evaluation.measure import measure
 from advalign.report import sweeps
 from advalign.runs import Record, Run, read_records
-from advalign.studies import Cell, Column, Results, Study, conduct, laid_out, sweep, trade_off
-from advalign.studies.execute import Place, spelled
+from advalign.studies import Cell, Column, Results, Study, plan_study, run_study, sweep, trade_off
+from advalign.studies.context import ExecutionContext
+from advalign.studies.execute import format_duration
 from advalign.studies.results import notes_on
 from advalign.training.recipes import digits
 from advalign.training.train import train
@@ -58,7 +59,7 @@ THREE = study(
 
 
 def run(made: Study, folder: Path, **options: object) -> Results:
-    return conduct(made, runs=folder / "runs", out=folder / "out", device="cpu", **options)  # pyright: ignore[reportArgumentType]
+    return run_study(made, runs=folder / "runs", out=folder / "out", device="cpu", **options)  # pyright: ignore[reportArgumentType]
 
 
 def stamps(folder: Path) -> dict[Path, int]:
@@ -119,7 +120,7 @@ def test_a_new_column_alone_is_measured(done: tuple[Results, Path, str]):
     _, folder, _ = done
     before = stamps(folder)
     wider = replace(THREE, columns=(*COLUMNS, Column(heading="more", attack="pgd(steps=3)", n=50)))
-    results = laid_out(wider, seeds=1, runs=folder / "runs", out=folder / "wider", place=Place())
+    results = plan_study(wider, seeds=1, runs=folder / "runs", out=folder / "wider", context=ExecutionContext())
     assert [[column.heading for column in job.missing()] for job in results.jobs] == [["more"]] * 3
     assert "trades on digits, seed 0: trained, 4 of 5 columns measured" in results.overview()[1]
     assert results.overview()[0].startswith("surrogate: trained: ")
@@ -159,7 +160,7 @@ def test_the_figures_data_are_the_records(done: tuple[Results, Path, str]):
     results, _, _ = done
     accuracy = {(r.method, r.attack): 100 * r.accuracy for r in results.records()}
     expected = [
-        sweeps.Point(at, (accuracy[method, "clean"],), (accuracy[method, "pgd(steps=2)"],))
+        sweeps.CurvePoint(at, (accuracy[method, "clean"],), (accuracy[method, "pgd(steps=2)"],))
         for at, method in ((0.0, "trades"), (0.1, "trades+vfd(weight=0.1)"))
     ]
     assert results.curves("PGD") == {"trades+vfd": expected}
@@ -170,7 +171,10 @@ def test_the_figures_data_are_the_records(done: tuple[Results, Path, str]):
 
 
 def test_bars_are_the_spread_over_seeds_and_names_stand_where_numbers_do_not():
-    points = [sweeps.Point("layer1", (80.0, 82.0), (40.0, 44.0)), sweeps.Point("logits", (70.0, 70.0), (30.0, 30.0))]
+    points = [
+        sweeps.CurvePoint("layer1", (80.0, 82.0), (40.0, 44.0)),
+        sweeps.CurvePoint("logits", (70.0, 70.0), (30.0, 30.0)),
+    ]
     left, right = sweeps.sweep_curves({"vfd": points}, "layer", "PGD").axes
     assert [tick.get_text() for tick in left.get_xticklabels()] == ["layer1", "logits"]
     assert list(left.lines[0].get_ydata()) == [81.0, 70.0]  # pyright: ignore[reportArgumentType]
@@ -203,7 +207,7 @@ def test_a_cell_that_fails_is_shown_and_the_others_finish(tmp_path: Path):
     assert "failed: at, too fast: the loss became nan in epoch 1" in results.table().caption
     assert results.table().caption in (tmp_path / "out" / "table.md").read_text()
     assert results.table().rows[1][1:] == ("–", "–")
-    again = laid_out(results.study, seeds=1, runs=tmp_path / "runs", out=tmp_path / "out", place=Place())
+    again = plan_study(results.study, seeds=1, runs=tmp_path / "runs", out=tmp_path / "out", context=ExecutionContext())
     assert again.table() == results.table()
     assert "failed: the loss became nan" in "".join(again.overview())
     assert again.failures == {results.jobs[1].run.id: results.failures[results.jobs[1].run.id]}
@@ -222,12 +226,12 @@ def test_several_seeds(tmp_path: Path):
     assert [record.seed for record in results.records()] == [0, 1]
     assert results.table().rows[0][1] == f"{mean(values):.1f} ± {stdev(values):.1f}"
     assert "seeds: 0, 1" in results.table().caption
-    more = laid_out(
+    more = plan_study(
         study(cell("natural"), columns=COLUMNS[:1]),
         seeds=3,
         runs=tmp_path / "runs",
         out=tmp_path / "out",
-        place=Place(),
+        context=ExecutionContext(),
     )
     assert more.table().rows[0][1].endswith(" (2 of 3 seeds)")
 
@@ -299,7 +303,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(tmp_path: Path):
 def test_numbers_of_half_a_training_or_of_other_images_do_not_count(tmp_path: Path):
     """What `advalign evaluate` left in the run's folder is taken for the study's only where it is the same."""
     made = study(cell("natural", recipe=replace(RECIPE, epochs=2)), columns=COLUMNS[:1])
-    (job,) = laid_out(made, seeds=1, runs=tmp_path / "runs", out=tmp_path / "out", place=Place()).jobs
+    (job,) = plan_study(made, seeds=1, runs=tmp_path / "runs", out=tmp_path / "out", context=ExecutionContext()).jobs
     train(
         "natural", data="digits", model=MODEL, recipe=job.cell.recipe, runs=tmp_path / "runs",
         sinks=lambda run: [lambda row: os.kill(os.getpid(), signal.SIGTERM)],
@@ -359,7 +363,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path):
 def test_what_another_process_trains_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("advalign.studies.execute.BUSY_SECONDS", 0.05)
     made = study(cell("natural"), cell("at"), columns=COLUMNS[:1])
-    planned = laid_out(made, seeds=1, runs=tmp_path / "runs", out=tmp_path / "out", place=Place())
+    planned = plan_study(made, seeds=1, runs=tmp_path / "runs", out=tmp_path / "out", context=ExecutionContext())
     held = planned.jobs[0].run.path
     held.mkdir(parents=True)
     other, printed = FileLock(held / ".lock"), io.StringIO()
@@ -375,7 +379,7 @@ def test_what_another_process_trains_comes_later(tmp_path: Path, monkeypatch: py
 
 def test_waiting_for_a_guest_ends_with_the_time(tmp_path: Path):
     made = study(cell("at+vfd(weight=0.1)"), columns=COLUMNS[:1])
-    planned = laid_out(made, seeds=1, runs=tmp_path / "runs", out=tmp_path / "out", place=Place())
+    planned = plan_study(made, seeds=1, runs=tmp_path / "runs", out=tmp_path / "out", context=ExecutionContext())
     held = planned.jobs[0].guests[0].run.path
     held.mkdir(parents=True)
     with FileLock(held / ".lock"):
@@ -395,4 +399,4 @@ def test_notes_are_of_exactly_these_attacks():
 
 
 def test_times_for_people():
-    assert [spelled(seconds) for seconds in (40, 700, 11_100)] == ["40s", "12m", "3h 05m"]
+    assert [format_duration(seconds) for seconds in (40, 700, 11_100)] == ["40s", "12m", "3h 05m"]

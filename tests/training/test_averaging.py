@@ -79,7 +79,7 @@ def test_the_student_comes_back_to_the_bit(kind: str, method: str):
     average = Average(of, replace(RECIPE, average=kind, average_start=0.0, swa_every=1), steps=4)
     walk(of, average, 3)
     before = copy.deepcopy(of.state_dict())
-    with average.in_charge(epoch()) as student:
+    with average.applied(epoch()) as student:
         within = dict(student.named_parameters())
         assert not torch.equal(within["fc.weight"], before["nets.student.net.fc.weight"])
     assert all(torch.equal(value, before[key]) for key, value in of.state_dict().items())
@@ -92,7 +92,7 @@ def test_swa_estimates_batchnorm_anew_on_clean_images():
     average = Average(of, replace(RECIPE, average="swa", average_start=0.0, swa_every=1), steps=4)
     walk(of, average, 3)
     batches = epoch()
-    with average.in_charge(batches) as student:
+    with average.applied(batches) as student:
         assert isinstance(student, TinyNet)
         conv, norm = student.layer1[0], student.layer1[1]
         maps = [conv(x) for x, _ in batches]
@@ -108,7 +108,7 @@ def test_ar_at_estimates_its_adversarial_norms_on_adversarial_images():
     average = Average(of, replace(RECIPE, average="swa", average_start=0.0, swa_every=1, eps=0.3), steps=4)
     walk(of, average, 3)
     torch.manual_seed(0)
-    with average.in_charge(epoch(256)) as student:
+    with average.applied(epoch(256)) as student:
         assert isinstance(student, TinyNet)
         norm = student.layer1[1]
         clean = torch.cat([student.layer1[0](x) for x, _ in epoch(256)])
@@ -122,5 +122,5 @@ def test_without_an_average_the_student_is_in_charge():
     average = Average(of, RECIPE, steps=4)
     walk(of, average, 3)
     assert average.weights == []
-    with average.in_charge(epoch()) as student:
+    with average.applied(epoch()) as student:
         assert student is of.student

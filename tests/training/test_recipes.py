@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from advalign.errors import UserError
-from advalign.threats import threat
 from advalign.training.recipes import RECIPES, Recipe
 
 # As in the authors' code or, for `common`, in Pang et al. 2021; step sizes of None are a quarter of eps.
@@ -37,7 +36,7 @@ PAPERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", RECIPES)
 def test_presets_build_and_attack_inside_a_valid_threat_model(name: str):
     recipe = RECIPES[name]()
-    assert threat(recipe.norm, recipe.eps).eps == recipe.eps
+    assert recipe.threat.eps == recipe.eps
     assert RECIPES[name].__doc__
 
 

@@ -13,7 +13,7 @@ from tests.objectives.networks import bound
 from torch import Tensor
 
 from advalign.errors import UserError
-from advalign.runtime.cuda_graphs import WARM_UPS, Recorded
+from advalign.runtime.cuda_graphs import WARM_UPS, CudaGraphed
 from advalign.training.recipes import Recipe, digits
 from advalign.training.step import Step
 from advalign.training.train import train
@@ -67,7 +67,7 @@ def trained(method: str, *, cuda_graphs: bool) -> tuple[list[float], list[Tensor
             step.schedule(at)
             x, y = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
             second = x.flip(3) if objective.method.second else None
-            loss, _ = step.update(x, step.craft(x, y, second), y, second)
+            loss, _ = step.update(x, step.perturb(x, y, second), y, second)
             losses.append(loss.item())
     return losses, [parameter.detach().clone() for parameter in objective.parameters()]
 
@@ -89,7 +89,7 @@ def test_a_recording_is_made_once_a_shape_and_reads_what_it_is_given(recordings:
         calls.append(tuple(x.shape))
         return 2 * x if other is None else 2 * x + other
 
-    recorded = Recorded(double)
+    recorded = CudaGraphed(double)
     for k in range(WARM_UPS + 3):
         assert torch.equal(recorded(torch.full((2,), k), None), torch.full((2,), 2 * k))
     assert len(recordings) == 1
@@ -115,7 +115,7 @@ def test_graphs_give_what_the_plain_steps_give_on_a_gpu(method: str):
             torch.manual_seed(k)
             step.schedule(k)
             second = x.flip(3) if objective.method.second else None
-            found.append(step.update(x, step.craft(x, y, second), y, second)[0].detach().clone())
+            found.append(step.update(x, step.perturb(x, y, second), y, second)[0].detach().clone())
         losses.append(torch.stack(found))
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-4)
 

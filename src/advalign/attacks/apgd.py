@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import Goal, slope
+from advalign.attacks.ascent import AttackLoss, value_and_grad
 from advalign.attacks.classification import fooled_in, misclassified
 from advalign.attacks.gradient import attacking
 from advalign.attacks.losses import cross_entropy, dlr, targeted_dlr
@@ -41,7 +41,7 @@ class APGDCE:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
         with attacking(model, x):
-            return _in_turn([Goal(model, cross_entropy, y)] * self.restarts, x, y, self.threat, self.steps)
+            return _in_turn([AttackLoss(model, cross_entropy, y)] * self.restarts, x, y, self.threat, self.steps)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class APGDDLR:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
         with attacking(model, x):
-            return _in_turn([Goal(model, dlr, y)] * self.restarts, x, y, self.threat, self.steps)
+            return _in_turn([AttackLoss(model, dlr, y)] * self.restarts, x, y, self.threat, self.steps)
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ class APGDT:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
         with attacking(model, x):
-            return _in_turn(self._goals(model, x, y), x, y, self.threat, self.steps)
+            return _in_turn(self._attack_losses(model, x, y), x, y, self.threat, self.steps)
 
-    def _goals(self, model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Goal]:
+    def _attack_losses(self, model: nn.Module, x: Tensor, y: Tensor) -> Iterator[AttackLoss]:
         with torch.no_grad():
             others = model(x).scatter(1, y[:, None], -torch.inf)
         for target in others.argsort(1, descending=True)[:, :-1].unbind(1)[: self.targets]:  # y is last
             for _ in range(self.restarts):
-                yield Goal(model, _from_to, torch.stack((y, target), 1))
+                yield AttackLoss(model, _from_to, torch.stack((y, target), 1))
 
 
 def _from_to(logits: Tensor, classes: Tensor) -> Tensor:
@@ -114,14 +114,16 @@ def _check(attack: APGDCE | APGDDLR | APGDT) -> None:
     require(attack.restarts >= 1, f"{attack.name}: restarts={attack.restarts} must be at least 1")
 
 
-def _in_turn(goals: Iterable[Goal], x: Tensor, y: Tensor, threat: Threat, steps: int) -> Tensor:
+def _in_turn(attack_losses: Iterable[AttackLoss], x: Tensor, y: Tensor, threat: Threat, steps: int) -> Tensor:
     """Climb one goal after another, each with the images that are still classified correctly."""
     x_adv, rows = x.detach().clone(), torch.arange(len(x), device=x.device)
-    for goal in goals if len(x) else ():
-        rows = rows[~misclassified(goal.network, x_adv[rows], y[rows])]
+    for attack_loss in attack_losses if len(x) else ():
+        rows = rows[~misclassified(attack_loss.network, x_adv[rows], y[rows])]
         if not len(rows):
             break
-        x_adv[rows] = climb(goal._replace(target=goal.target[rows]), x[rows], y[rows], threat, steps=steps)
+        x_adv[rows] = climb(
+            attack_loss._replace(target=attack_loss.target[rows]), x[rows], y[rows], threat, steps=steps
+        )
     return x_adv
 
 
@@ -156,7 +158,7 @@ class _Images(NamedTuple):
     step_size: Tensor
 
 
-def climb(goal: Goal, x: Tensor, labels: Tensor, threat: Threat, *, steps: int) -> Tensor:
+def climb(attack_loss: AttackLoss, x: Tensor, labels: Tensor, threat: Threat, *, steps: int) -> Tensor:
     """Climb a goal from a random start, in `steps` + 1 forward and backward passes. Croce and Hein 2020, algorithm 1.
 
     An image that leaves its class is climbed no further, which changes nothing for the others. Costs one
@@ -171,15 +173,15 @@ def climb(goal: Goal, x: Tensor, labels: Tensor, threat: Threat, *, steps: int) 
     """
     x = x.detach()
     project, checks = threat.ball(x), checkpoints(steps)
-    now = _begin(goal, x, _start(x, threat), labels, 2 * threat.eps)
+    now = _begin(attack_loss, x, _start(x, threat), labels, 2 * threat.eps)
     result = now.x_adv.clone()
     for step in range(steps + 1):
-        logits, loss, grad = slope(goal._replace(target=now.target), now.x_adv)
+        logits, loss, grad = value_and_grad(attack_loss._replace(target=now.target), now.x_adv)
         loss = loss.view_as(now.loss)
         # Not in the paper, but in the authors' code: the first loss is compared with 0, not with that of the start.
         rose = loss > (0 if step == 1 else now.loss)
         now = now._replace(grad=grad, loss=loss, rises=now.rises + rose)
-        still = (~fooled_in(goal.network, logits, now.x_adv, now.labels)).nonzero().squeeze(1)
+        still = (~fooled_in(attack_loss.network, logits, now.x_adv, now.labels)).nonzero().squeeze(1)
         if len(still) < len(now.rows):
             result[now.rows] = now.x_adv
             now = _Images(*(each[still] for each in now))
@@ -204,13 +206,13 @@ def _start(x: Tensor, threat: Threat) -> Tensor:
     return threat.ball(x)(x + threat.eps * noise)
 
 
-def _begin(goal: Goal, x: Tensor, x_adv: Tensor, labels: Tensor, step_size: float) -> _Images:
+def _begin(attack_loss: AttackLoss, x: Tensor, x_adv: Tensor, labels: Tensor, step_size: float) -> _Images:
     rows, none = torch.arange(len(x), device=x.device), torch.zeros_like(x)
     zero = x.new_zeros(len(x), *[1] * (x.ndim - 1))
     # An endless loss, so that the start is no rise; as if halved, for the first checkpoint has none to compare with.
     losses = {"loss": zero + torch.inf, "best_loss": zero - torch.inf, "best_then": zero}
     steps = {"rises": zero, "halved": zero == 0, "step_size": zero + step_size}
-    return _Images(rows, labels, goal.target, x, x_adv, x_adv, none, x_adv, none, **losses, **steps)
+    return _Images(rows, labels, attack_loss.target, x, x_adv, x_adv, none, x_adv, none, **losses, **steps)
 
 
 def _remember(now: _Images) -> _Images:

@@ -16,7 +16,7 @@ from advalign.threats import Threat
 Start = Literal["uniform", "gaussian", "clean"]
 
 
-class Goal(NamedTuple):
+class AttackLoss(NamedTuple):
     """What an attack climbs: `loss(network(x_adv), target)`, one value per image."""
 
     network: Callable[[Tensor], Tensor]  # (N, C, H, W) -> outputs (N, ...); a row must not depend on the others
@@ -28,7 +28,7 @@ class NoGradient(UserWarning):
     """The outputs do not depend on the image, as far as autograd knows."""
 
 
-class Slope(NamedTuple):
+class ValueAndGrad(NamedTuple):
     """A goal at some images: what an attack sees of it in one forward and one backward pass."""
 
     outputs: Tensor  # (N, ...), in fp32 at least, without a graph
@@ -36,18 +36,18 @@ class Slope(NamedTuple):
     grad: Tensor  # (N, C, H, W): the gradient of the loss, in fp16 up to a positive factor for each image; finite
 
 
-def slope(goal: Goal, x_adv: Tensor) -> Slope:
+def value_and_grad(attack_loss: AttackLoss, x_adv: Tensor) -> ValueAndGrad:
     """Return a goal's outputs, loss and gradient at images (N, C, H, W).
 
     Where the gradient is not finite, or the graph is cut, it counts as zero: the attack goes on with what it has.
     """
     x_adv = x_adv.detach().requires_grad_()
-    outputs = goal.network(x_adv)
+    outputs = attack_loss.network(x_adv)
     half = outputs.dtype == torch.float16 or _autocasts_to(x_adv.device, torch.float16)
     # Losses in fp32: in bf16 most steps would seem to leave them as they were.
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     leaf = outputs.detach().requires_grad_() if half else outputs
-    loss = goal.loss(leaf, goal.target)
+    loss = attack_loss.loss(leaf, attack_loss.target)
     grad = None
     if not outputs.requires_grad:
         warn_of_no_gradient()
@@ -60,9 +60,9 @@ def slope(goal: Goal, x_adv: Tensor) -> Slope:
     else:
         (grad,) = torch.autograd.grad(loss.sum(), x_adv, allow_unused=True)
     grad = torch.zeros_like(x_adv) if grad is None else grad
-    found = Slope(outputs.detach(), loss.detach(), grad)
+    found = ValueAndGrad(outputs.detach(), loss.detach(), grad)
     if _autocasts_to(x_adv.device, torch.float16):
-        found = _mended(goal, x_adv.detach(), found)
+        found = _mended(attack_loss, x_adv.detach(), found)
     return found._replace(grad=found.grad.nan_to_num(0.0, 0.0, 0.0))
 
 
@@ -72,7 +72,7 @@ def warn_of_no_gradient() -> None:
     warnings.warn(text, NoGradient, stacklevel=4)
 
 
-def _mended(goal: Goal, x_adv: Tensor, found: Slope) -> Slope:
+def _mended(attack_loss: AttackLoss, x_adv: Tensor, found: ValueAndGrad) -> ValueAndGrad:
     """Take in fp32 what fp16 could not hold: gradients that are zero or not finite."""
     grad = found.grad.flatten(1)
     lost = ~(grad.isfinite().all(1) & (grad != 0).any(1))
@@ -80,8 +80,10 @@ def _mended(goal: Goal, x_adv: Tensor, found: Slope) -> Slope:
         return found
     rows = lost.nonzero().squeeze(1)
     with torch.autocast(x_adv.device.type, enabled=False):
-        again = slope(goal._replace(target=goal.target[rows]), x_adv[rows])
-    return Slope(*(whole.index_copy(0, rows, part.to(whole.dtype)) for whole, part in zip(found, again, strict=True)))
+        again = value_and_grad(attack_loss._replace(target=attack_loss.target[rows]), x_adv[rows])
+    return ValueAndGrad(
+        *(whole.index_copy(0, rows, part.to(whole.dtype)) for whole, part in zip(found, again, strict=True))
+    )
 
 
 def start_point(x: Tensor, threat: Threat, start: Start) -> Tensor:
@@ -99,8 +101,8 @@ def start_point(x: Tensor, threat: Threat, start: Start) -> Tensor:
     raise unknown("start", start, get_args(Start))
 
 
-def ascend(
-    goal: Goal,
+def projected_gradient_ascent(
+    attack_loss: AttackLoss,
     x: Tensor,
     threat: Threat,
     *,
@@ -134,15 +136,15 @@ def ascend(
     velocity = torch.zeros_like(x) if momentum else None
     result, rows = x_adv.detach(), torch.arange(len(x), device=x.device)
     for step in range(steps):
-        outputs, _, grad = slope(goal, x_adv)
+        outputs, _, grad = value_and_grad(attack_loss, x_adv)
         kept = step > 0 or start != "gaussian"  # which may lie outside the threat model
-        if labels is not None and kept and (fooled := fooled_in(goal.network, outputs, x_adv, labels)).any():
+        if labels is not None and kept and (fooled := fooled_in(attack_loss.network, outputs, x_adv, labels)).any():
             result = result.index_copy(0, rows[fooled], x_adv[fooled])
             if fooled.all():
                 return result
             still = ~fooled
             x, x_adv, grad, rows, labels = x[still], x_adv[still], grad[still], rows[still], labels[still]
-            goal, project = goal._replace(target=goal.target[still]), threat.ball(x)
+            attack_loss, project = attack_loss._replace(target=attack_loss.target[still]), threat.ball(x)
             velocity = velocity[still] if velocity is not None else None
         if velocity is not None:
             velocity = momentum * velocity + grad / _mean_magnitude(grad)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import Goal, slope
+from advalign.attacks.ascent import AttackLoss, value_and_grad
 from advalign.attacks.classification import fooled_in
 from advalign.attacks.gradient import attacking
 from advalign.attacks.losses import margin
@@ -83,7 +83,9 @@ class CarliniWagner:
         for step in range(self.steps if len(x) else 0):
             tanh = w.tanh()
             x_adv = (tanh + 1) / 2
-            logits, gap, rise = slope(Goal(model, margin, y), x_adv)  # its pull on the logits is 1: fp16 scales nothing
+            logits, gap, rise = value_and_grad(
+                AttackLoss(model, margin, y), x_adv
+            )  # its pull on the logits is 1: fp16 scales nothing
             length = (x_adv - x).flatten(1).square().sum(1)
             cost = length + c * (-gap).clamp_min(-self.kappa)
             pull = torch.where(gap <= self.kappa, c, 0).view(-1, *[1] * (x.ndim - 1))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advalign.attacks.pass_counter import Counted
+from advalign.attacks.pass_counter import PassCounter
 
 
 def fooled_in(network: Callable[[Tensor], Tensor], outputs: Tensor, x_adv: Tensor, labels: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def fooled_in(network: Callable[[Tensor], Tensor], outputs: Tensor, x_adv: Tenso
     fooled = ~classified(outputs, labels)
     if (torch.is_autocast_enabled(x_adv.device.type) or _has_tf32(x_adv.device)) and fooled.any():
         rows = fooled.nonzero().squeeze(1)
-        exact = network.exact if isinstance(network, Counted) else network
+        exact = network.exact if isinstance(network, PassCounter) else network
         with torch.no_grad(), in_fp32(x_adv.device):
             fooled[rows] = ~classified(exact(x_adv[rows]), labels[rows])
     return fooled

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import Goal, Start, ascend
+from advalign.attacks.ascent import AttackLoss, Start, projected_gradient_ascent
 from advalign.attacks.classification import misclassified
 from advalign.attacks.losses import cross_entropy, kl_divergence, margin
 from advalign.errors import require
@@ -67,8 +67,10 @@ class FGSM:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
         with attacking(model, x):
-            goal = Goal(model, cross_entropy, y)
-            return ascend(goal, x, self.threat, steps=1, step_size=self.threat.eps, start="clean")
+            attack_loss = AttackLoss(model, cross_entropy, y)
+            return projected_gradient_ascent(
+                attack_loss, x, self.threat, steps=1, step_size=self.threat.eps, start="clean"
+            )
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,8 @@ class PGD:
                     rows = rows[~misclassified(model, x_adv[rows], y[rows])]
                 if not len(rows):
                     break
-                x_adv[rows] = ascend(
-                    self._goal(model, x[rows], y[rows]),
+                x_adv[rows] = projected_gradient_ascent(
+                    self._attack_loss(model, x[rows], y[rows]),
                     x[rows],
                     self.threat,
                     steps=self.steps,
@@ -123,11 +125,11 @@ class PGD:
                 )
             return x_adv
 
-    def _goal(self, model: nn.Module, x: Tensor, y: Tensor) -> Goal:
+    def _attack_loss(self, model: nn.Module, x: Tensor, y: Tensor) -> AttackLoss:
         if self.loss == "kl":
             with torch.no_grad():
-                return Goal(model, kl_divergence, model(x))
-        return Goal(model, {"ce": cross_entropy, "margin": margin}[self.loss], y)
+                return AttackLoss(model, kl_divergence, model(x))
+        return AttackLoss(model, {"ce": cross_entropy, "margin": margin}[self.loss], y)
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,9 @@ class MIM:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
         step_size = _step_size(self.name, self.threat, self.step_size)
         with attacking(model, x):
-            goal = Goal(model, cross_entropy, y)
-            return ascend(
-                goal,
+            attack_loss = AttackLoss(model, cross_entropy, y)
+            return projected_gradient_ascent(
+                attack_loss,
                 x,
                 self.threat,
                 steps=self.steps,

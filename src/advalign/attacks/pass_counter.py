@@ -10,7 +10,7 @@ from advalign.models.fold import Folded
 
 
 @final
-class Counted(nn.Module):
+class PassCounter(nn.Module):
     """The folded twin of a network, or the network itself where none can be made; counts images, forth and back."""
 
     original: nn.Module

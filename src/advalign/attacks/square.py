@@ -22,7 +22,7 @@ from advalign.threats import L2, Linf, Threat
 SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After each of these proposals the patches have half the area: the schedule of 10,000 queries, never rescaled."""
 
-Draw = Callable[..., Tensor]  # (*shape) -> (n, *shape), uniform in [0, 1)
+Sampler = Callable[..., Tensor]  # (*shape) -> (n, *shape), uniform in [0, 1)
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,12 @@ class Square:
         return result
 
 
-def _stripes(x: Tensor, eps: float, draw: Draw) -> Tensor:
+def _stripes(x: Tensor, eps: float, draw: Sampler) -> Tensor:
     """Return x with every column of every channel at one side of the Linf ball."""
     return (x + eps * _signs(draw(x.shape[1], 1, x.shape[3]))).clamp_(0, 1)
 
 
-def _squares(x: Tensor, best: Tensor, eps: float, area: float, draw: Draw) -> Tensor:
+def _squares(x: Tensor, best: Tensor, eps: float, area: float, draw: Sampler) -> Tensor:
     """Return the best images with one square, in each channel, at one side of the Linf ball.
 
     What the paper writes, to add 2 eps or take it away and to project, ends there from anywhere in the ball.
@@ -118,7 +118,7 @@ def _squares(x: Tensor, best: Tensor, eps: float, area: float, draw: Draw) -> Te
     return torch.where(inside, (x + eps * _signs(draw(x.shape[1], 1, 1))).clamp_(0, 1), best)
 
 
-def _tiles(x: Tensor, eps: float, draw: Draw) -> Tensor:
+def _tiles(x: Tensor, eps: float, draw: Sampler) -> Tensor:
     """Return x moved by eps in the L2 norm along a grid of bumps, five by five or finer, with signs by channel."""
     channels, height, width = x.shape[1:]
     side = max(min(height, width) // 5, 1)
@@ -131,7 +131,7 @@ def _tiles(x: Tensor, eps: float, draw: Draw) -> Tensor:
     return _moved(x, delta, eps)
 
 
-def _bumps(x: Tensor, best: Tensor, eps: float, area: float, draw: Draw) -> Tensor:
+def _bumps(x: Tensor, best: Tensor, eps: float, area: float, draw: Sampler) -> Tensor:
     """Return the best images with the length of two windows spent on one, where a bump joins what was there.
 
     Length in the L2 norm; what clamping has cost is spent there, too. Algorithm 3 of the paper.
@@ -166,7 +166,7 @@ def _eta(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.stack([eta, eta.T])
 
 
-def _offsets(x: Tensor, side: int, draw: Draw) -> tuple[Tensor, Tensor]:
+def _offsets(x: Tensor, side: int, draw: Sampler) -> tuple[Tensor, Tensor]:
     """Place a window in each image; return how far rows (n, H, 1) and columns (n, 1, W) are from its corner."""
     height, width = x.shape[2:]
     top, left = (draw(1, 1) * (height - side + 1)).long(), (draw(1, 1) * (width - side + 1)).long()

@@ -14,13 +14,23 @@ from typing import Any
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from advalign.cli.options import Compare, Demo, Diagnose, Evaluate, List, Report, Study, Train, Transfer
+from advalign.cli.options import (
+    CompareOptions,
+    DemoOptions,
+    DiagnoseOptions,
+    EvaluateOptions,
+    ListOptions,
+    ReportOptions,
+    StudyOptions,
+    TrainOptions,
+    TransferOptions,
+)
 from advalign.errors import TrainingError, UserError, unknown
 from advalign.spelling import parse_number, spell_number
 from advalign.training.recipes import RECIPES, Recipe
 
 
-def run_train(options: Train) -> None:
+def run_train(options: TrainOptions) -> None:
     """Train, and say how to go on."""
     from advalign.models import function_of
     from advalign.objectives import register
@@ -61,7 +71,7 @@ def run_train(options: Train) -> None:
         say(_console(), f"Trained: {run.path}\nNext: advalign evaluate {str(run.path)!r}{trust}")
 
 
-def run_evaluate(options: Evaluate) -> None:
+def run_evaluate(options: EvaluateOptions) -> None:
     """Evaluate, print the table, and write JSON, Markdown and HTML."""
     from advalign.evaluation.measure import measure
     from advalign.report.card import robustbench_card
@@ -108,12 +118,12 @@ def run_evaluate(options: Evaluate) -> None:
     say(_console(), f"Written: {result.path} (per image), {', '.join(written)}")
 
 
-def run_diagnose(options: Diagnose) -> None:
+def run_diagnose(options: DiagnoseOptions) -> None:
     """Diagnose, print the verdicts, and write JSON and HTML."""
     import hashlib
 
     from advalign.evaluation.diagnose import diagnose
-    from advalign.evaluation.measure import opened
+    from advalign.evaluation.measure import load_target
     from advalign.report.diagnosis import summary, verdict_table, write_diagnosis
     from advalign.report.tables import print_table
     from advalign.runs import find_weights
@@ -126,7 +136,7 @@ def run_diagnose(options: Diagnose) -> None:
     weights = find_weights(source, options.checkpoint, model=options.model, trust_model=options.trust_model)
     folder = options.out or weights.path.parent / "diagnosis"
     require_writable(folder)
-    subject = opened(
+    subject = load_target(
         weights, data=options.data, norm=options.norm, eps=options.eps, device=options.device,
         data_dir=options.data_dir, image_size=options.image_size, mean=options.mean, std=options.std, console=console,
     )  # fmt: skip
@@ -149,7 +159,7 @@ def run_diagnose(options: Diagnose) -> None:
     say(console, f"{summary(diagnosis)}\nWritten: {file}, .html")
 
 
-def run_compare(options: Compare) -> None:
+def run_compare(options: CompareOptions) -> None:
     """Print the table of differences."""
     from advalign.evaluation.compare import compare, comparison_table
     from advalign.report.tables import print_table
@@ -158,7 +168,7 @@ def run_compare(options: Compare) -> None:
     print_table(_console(), comparison_table(comparison))
 
 
-def run_transfer(options: Transfer) -> None:
+def run_transfer(options: TransferOptions) -> None:
     """Print the transfer matrix, and write it as JSON, Markdown and LaTeX."""
     from advalign.evaluation.transfer_matrix import transfer_matrix
     from advalign.report.tables import print_table
@@ -173,13 +183,13 @@ def run_transfer(options: Transfer) -> None:
     say(_console(), f"Written: {matrix.path} (per image), .md, .tex")
 
 
-def run_study(options: Study) -> None:
+def run_study(options: StudyOptions) -> None:
     """Carry out the study, print its table, and say where the rest is; exit code 1 if a cell failed."""
     from advalign.objectives import register
     from advalign.report.tables import print_table
     from advalign.runtime.interrupts import parse_duration
     from advalign.runtime.progress import say
-    from advalign.studies import SCALES, Place, check_executor, conduct, find_study, laid_out
+    from advalign.studies import SCALES, ExecutionContext, check_executor, find_study, plan_study, run_study
 
     if options.scale not in SCALES:
         raise unknown("scale", options.scale, SCALES)
@@ -190,12 +200,12 @@ def run_study(options: Study) -> None:
     study, console = find_study(options.study, SCALES[options.scale], options.trust_model), _console()
     out = options.out or Path("studies") / f"{study.name}-{options.scale}"
     if options.dry_run:
-        place = Place(data_dir=options.data_dir)
-        results = laid_out(study, seeds=options.seeds, runs=options.runs, out=out, place=place)
+        context = ExecutionContext(data_dir=options.data_dir)
+        results = plan_study(study, seeds=options.seeds, runs=options.runs, out=out, context=context)
         for line in results.overview():
             say(console, line)
         return
-    results = conduct(
+    results = run_study(
         study, seeds=options.seeds, runs=options.runs, out=out, data_dir=options.data_dir, device=options.device,
         time_budget=budget, executor=options.executor, gpus=options.gpus, plugins=options.plugin, console=console,
     )  # fmt: skip
@@ -208,7 +218,7 @@ def run_study(options: Study) -> None:
         )
 
 
-def run_demo(options: Demo) -> None:
+def run_demo(options: DemoOptions) -> None:
     """Run the demo."""
     from advalign.runtime.interrupts import parse_duration
     from advalign.studies.demo import demo
@@ -217,7 +227,7 @@ def run_demo(options: Demo) -> None:
     demo(options.out, seed=options.seed, time_budget=budget, console=_console())
 
 
-def run_report(options: Report) -> None:
+def run_report(options: ReportOptions) -> None:
     """Write the report and print its table."""
     from advalign.report import report_on
     from advalign.report.tables import print_table
@@ -232,7 +242,7 @@ def run_report(options: Report) -> None:
     say(_console(), f"Written: {options.out}, and its tables and figures in {options.out.with_suffix('')}-files")
 
 
-def run_list(options: List) -> None:
+def run_list(options: ListOptions) -> None:
     """Print names, each with a line on what it is."""
     from advalign.cli.listing import LISTS, layers_of
 
@@ -252,15 +262,15 @@ def run_list(options: List) -> None:
 
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    "train": (Train, run_train),
-    "evaluate": (Evaluate, run_evaluate),
-    "diagnose": (Diagnose, run_diagnose),
-    "compare": (Compare, run_compare),
-    "transfer": (Transfer, run_transfer),
-    "study": (Study, run_study),
-    "demo": (Demo, run_demo),
-    "report": (Report, run_report),
-    "list": (List, run_list),
+    "train": (TrainOptions, run_train),
+    "evaluate": (EvaluateOptions, run_evaluate),
+    "diagnose": (DiagnoseOptions, run_diagnose),
+    "compare": (CompareOptions, run_compare),
+    "transfer": (TransferOptions, run_transfer),
+    "study": (StudyOptions, run_study),
+    "demo": (DemoOptions, run_demo),
+    "report": (ReportOptions, run_report),
+    "list": (ListOptions, run_list),
 }
 
 
@@ -297,8 +307,8 @@ def _dispatch(arguments: list[str]) -> None:
         raise unknown("command", command, COMMANDS)
     options, run = COMMANDS[command]
     defaults = {}
-    if options is Train:
-        defaults["default"] = Train(method=tyro.MISSING, data=tyro.MISSING, settings=_preset(rest))
+    if options is TrainOptions:
+        defaults["default"] = TrainOptions(method=tyro.MISSING, data=tyro.MISSING, settings=_preset(rest))
     run(_parse(options, f"advalign {command}", rest, **defaults))
 
 
@@ -358,7 +368,7 @@ def _one_line(box: str) -> str:
     return message.rstrip(".") + (f"; did you mean {near}?" if near else "")
 
 
-def _source(options: Evaluate | Diagnose, verb: str) -> str:
+def _source(options: EvaluateOptions | DiagnoseOptions, verb: str) -> str:
     """Return what is named once: by its place, or by --weights."""
     if (options.source is None) == (options.weights is None):
         raise UserError(f"name what to {verb} once: a run folder or weights file, or --weights FILE")

@@ -13,7 +13,7 @@ from advalign.training.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class TrainOptions:
     """Train a method, and first the guests it needs; a run that was stopped goes on."""
 
     method: Annotated[Positional[str], tyro.conf.arg(metavar="METHOD")]
@@ -62,7 +62,7 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class EvaluateOptions:
     """Measure clean and robust accuracy of a run or of a weights file."""
 
     source: Annotated[Positional[str | None], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")] = None
@@ -114,7 +114,7 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diagnose:
+class DiagnoseOptions:
     """Tell whether attacks on a run or on a weights file are to be believed: gradient masking and its kin."""
 
     source: Annotated[Positional[str | None], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")] = None
@@ -155,7 +155,7 @@ class Diagnose:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare:
+class CompareOptions:
     """Compare two evaluated models image by image: differences with confidence intervals, McNemar's test."""
 
     first: Annotated[Positional[Path], tyro.conf.arg(metavar="A")]
@@ -167,7 +167,7 @@ class Compare:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transfer:
+class TransferOptions:
     """Show every model the adversarial images made on every other: the transfer matrix."""
 
     sources: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")]
@@ -194,7 +194,7 @@ class Transfer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class StudyOptions:
     """Train and measure all models of a table or figure: the papers' (`advalign list studies`) or your own."""
 
     study: Annotated[Positional[str], tyro.conf.arg(metavar="NAME-OR-FILE")]
@@ -227,7 +227,7 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class DemoOptions:
     """Train six models on digits, attack them, and show the trade-off; about a minute on two cores."""
 
     out: Path = Path("advalign-demo")
@@ -239,7 +239,7 @@ class Demo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ReportOptions:
     """Write one HTML page on runs and records: tables, figures, commands; each also as files beside it."""
 
     paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH")]
@@ -256,7 +256,7 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class List:
+class ListOptions:
     """List what there is to choose from."""
 
     what: Annotated[Positional[str], tyro.conf.arg(metavar="WHAT")]

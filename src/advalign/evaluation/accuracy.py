@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from advalign.attacks import Attack, Square, spelled
-from advalign.attacks.ascent import Goal, NoGradient, slope
+from advalign.attacks.ascent import AttackLoss, NoGradient, value_and_grad
 from advalign.attacks.classification import classified, in_fp32
 from advalign.attacks.losses import cross_entropy
-from advalign.attacks.pass_counter import Counted
+from advalign.attacks.pass_counter import PassCounter
 from advalign.data import Images
 from advalign.data.pairs import Pair, as_images
 from advalign.errors import UserError, require
@@ -35,7 +35,7 @@ from advalign.models.modes import evaluating
 from advalign.runs.checkpoint import load_state, save_state
 from advalign.runtime.device import autocast
 from advalign.runtime.seeds import seeded
-from advalign.threats import Threat, check_budget, check_images
+from advalign.threats import Threat, check_images, require_inside
 
 WORST_CASE = "worst case"
 SAVE_SECONDS = 10.0
@@ -94,7 +94,7 @@ def evaluate(
     images: Images | tuple[Tensor, Tensor],
     attacks: Attack | Sequence[Attack] = (),
     *,
-    given: Mapping[str, Given] | None = None,
+    given: Mapping[str, PrecomputedExamples] | None = None,
     batch_size: int = 512,
     precision: str = "fp32",
     seed: int = 0,
@@ -133,20 +133,20 @@ def evaluate(
     chosen, given, model = dict(zip(names, several, strict=True)), given or {}, _inside(model)
     handed_in = check_mode([name or "the model" for name, module in model.named_modules() if module.training])
     with evaluating(model):
-        work = _Work(model, taken, batch_size, precision, seed, keep_examples, state, advance)
+        work = _Evaluator(model, taken, batch_size, precision, seed, keep_examples, state, advance)
         work.classify(twice=bool(chosen or given))
         for name, examples in given.items():
-            work.show(name, examples)
+            work.evaluate_given(name, examples)
         for name, attack in chosen.items():
             work.attack(name, attack)
     done = work.done
     unbounded = [name for name, attack in chosen.items() if not attack.bounded]
     unbounded += [name for name, examples in given.items() if examples.threat is None]
     doubts = [
-        *_said([handed_in]),
+        *_warnings([handed_in]),
         *done.doubts,
         *(f"Outputs were not finite on {k} images of {name}: they count as broken." for name, k in done.lost.items()),
-        *_said(_broken_without_gradient(chosen, given, done, len(taken))),
+        *_warnings(_broken_without_gradient(chosen, given, done, len(taken))),
     ]
     return Evaluation(
         {name: flags.cpu() for name, flags in done.correct.items()},
@@ -160,7 +160,7 @@ def evaluate(
     )
 
 
-class Given(NamedTuple):
+class PrecomputedExamples(NamedTuple):
     """Adversarial images that were made elsewhere."""
 
     x_adv: Tensor  # (N, C, H, W) in [0, 1], of all images
@@ -183,7 +183,7 @@ class _Done:
 
 
 @final
-class _Work:
+class _Evaluator:
     """An evaluation under way."""
 
     def __init__(
@@ -203,7 +203,7 @@ class _Work:
         if state is not None and state.exists():
             self.done = _Done(**load_state(state, ("correct", "under_way")))
         self.everything = torch.arange(len(images), device=images.labels.device)
-        self.fast: Counted | None = None
+        self.fast: PassCounter | None = None
 
     def classify(self, *, twice: bool) -> None:
         """Classify the clean images, the first batch twice if something is to follow."""
@@ -219,7 +219,7 @@ class _Work:
         require_finite(outputs)
         correct = classified(outputs, labels)
         verdicts = [check_outputs(logits[0]), check_clean(correct, 1 / logits[0].shape[1])]
-        self.done.doubts = [*_said(verdicts), *_said(self._second_look(logits[0], correct) if twice else ())]
+        self.done.doubts = [*_warnings(verdicts), *_warnings(self._second_look(logits[0], correct) if twice else ())]
         self.done.correct["clean"] = correct
         self.done.seconds["clean"] = time.monotonic() - began
         self.done.passes["clean"] = [len(self.images), 0]
@@ -229,12 +229,12 @@ class _Work:
         rows = self.everything[: self.batch_size]
         x, y = self.images.floats(rows), self.images.labels[rows]
         with seeded(self.seed, "again"), in_fp32(x.device), torch.enable_grad(), _in_silence():
-            again = slope(Goal(self.model, cross_entropy, y), x)
+            again = value_and_grad(AttackLoss(self.model, cross_entropy, y), x)
         yield check_determinism(logits, again.outputs)
         if (right := correct[rows]).any():
             yield check_gradient(again.grad[right])
 
-    def show(self, name: str, examples: Given) -> None:
+    def evaluate_given(self, name: str, examples: PrecomputedExamples) -> None:
         """Classify adversarial images that are there already."""
         if name in self.done.correct:
             return self.advance(name, len(self.images))
@@ -242,7 +242,7 @@ class _Work:
         correct = self.done.correct["clean"].to(self.everything.device, copy=True)
         for k, rows in enumerate(self.everything.split(self.batch_size)):
             x, x_adv = self.images.floats(rows), examples.x_adv[rows.cpu()].to(rows.device)
-            check_budget(name, examples.threat, x_adv, x)
+            require_inside(name, examples.threat, x_adv, x)
             with seeded(self.seed, name, k):
                 correct[rows] &= self._withstands(name, x_adv, rows)
             self.advance(name, len(rows))
@@ -263,7 +263,7 @@ class _Work:
             if self.keep_examples:
                 done.examples[name] = self.images.floats().cpu().clone()
         correct = done.correct[name] = done.correct[name].to(device)
-        self.fast = self.fast or Counted(self.model)
+        self.fast = self.fast or PassCounter(self.model)
         members = getattr(attack, "members", (attack,))
         self.advance(name, len(self.images) - len(under_way["rows"]))
         for number in range(under_way["member"], len(members)):
@@ -274,7 +274,7 @@ class _Work:
                 with seeded(self.seed, name, number, k):
                     with autocast(x.device, self.precision), _in_silence():
                         x_adv = members[number](self.fast, x, y)
-                    check_budget(name, members[number].threat if members[number].bounded else None, x_adv, x)
+                    require_inside(name, members[number].threat if members[number].bounded else None, x_adv, x)
                     correct[batch] = self._withstands(name, x_adv, batch)
                 if self.keep_examples:
                     done.examples[name][batch.cpu()] = x_adv.cpu()
@@ -317,7 +317,7 @@ def _as_attacks(given: Any) -> list[Attack]:
     return attacks
 
 
-def _said(verdicts: Iterable[Verdict]) -> list[str]:
+def _warnings(verdicts: Iterable[Verdict]) -> list[str]:
     """Spell out those that falsify numbers."""
     grave = [
         each for each in verdicts if each.passed == "fail" or (each.name, each.passed) == ("clean accuracy", "warn")
@@ -372,7 +372,7 @@ def require_finite(logits: Tensor) -> None:
 
 
 def _broken_without_gradient(
-    attacks: Mapping[str, Attack], given: Mapping[str, Given], found: _Done, n: int
+    attacks: Mapping[str, Attack], given: Mapping[str, PrecomputedExamples], found: _Done, n: int
 ) -> Iterator[Verdict]:
     """Judge what broke images without the model's gradient, where there was an attack with it in the same threat."""
     bounded = {name: attack for name, attack in attacks.items() if attack.bounded}

@@ -112,8 +112,8 @@ def check_clean(right: Tensor, chance: float) -> Verdict:
     """The model classifies: an attack on one that guesses says nothing."""
     number = 100 * share(right)
     if tail(int(right.sum()), len(right), chance) < ALPHA:
-        return Verdict("clean accuracy", "pass", number, "%", f"Clean accuracy is {spelled(right)}.")
-    text = f"Clean accuracy is {spelled(right)}, no better than guessing."
+        return Verdict("clean accuracy", "pass", number, "%", f"Clean accuracy is {format_share(right)}.")
+    text = f"Clean accuracy is {format_share(right)}, no better than guessing."
     return Verdict("clean accuracy", "warn", number, "%", text)
 
 
@@ -157,7 +157,7 @@ def check_gradient(gradients: Tensor) -> Verdict:
 
 def check_fgsm(fgsm: Tensor, pgd: Tensor) -> Verdict:
     """One step is not stronger than twenty."""
-    number, text = points(pgd, fgsm), f"FGSM leaves {spelled(fgsm)}, PGD-{USUAL} {spelled(pgd)}."
+    number, text = points(pgd, fgsm), f"FGSM leaves {format_share(fgsm)}, PGD-{USUAL} {format_share(pgd)}."
     if clearly_below(fgsm, pgd):
         text += " One large step beats many small ones: the gradient near the image leads astray."
         return Verdict("FGSM and PGD", "fail", number, "points", text)
@@ -175,18 +175,20 @@ def check_steps(steps: Mapping[int, Tensor]) -> Verdict:
     if weaker is None:
         return Verdict("more steps", "pass", number, "points", "More steps are never weaker than fewer, beyond noise.")
     a, b = weaker
-    text = f"{a} steps leave {spelled(steps[a])}, {b} steps {spelled(steps[b])}: smaller steps lose their way."
+    text = (
+        f"{a} steps leave {format_share(steps[a])}, {b} steps {format_share(steps[b])}: smaller steps lose their way."
+    )
     return Verdict("more steps", "fail", number, "points", text)
 
 
 def check_convergence(steps: Mapping[int, Tensor], once: Tensor, again: Tensor) -> Verdict:
     """Twenty steps from one start come near to what more steps or more starts reach."""
     most = max(steps)
-    text = f"{USUAL} steps leave {spelled(steps[USUAL])}, {most} steps {spelled(steps[most])}"
+    text = f"{USUAL} steps leave {format_share(steps[USUAL])}, {most} steps {format_share(steps[most])}"
     gains = {"steps": (steps[USUAL], steps[most]), "restarts": (once, again)}
     missing = [what for what, (less, more) in gains.items() if _gains(less, more)]
     number = max(points(less, more) for less, more in gains.values())
-    text += f"; {RESTARTS} restarts turn {spelled(once)} into {spelled(again)}."
+    text += f"; {RESTARTS} restarts turn {format_share(once)} into {format_share(again)}."
     if missing:
         text += f" The attack has not converged: it lacks {' and '.join(missing)}."
         return Verdict("convergence", "warn", number, "points", text)
@@ -198,14 +200,14 @@ def check_radius(radii: Mapping[float, Tensor], chance: float) -> Verdict:
     """Accuracy falls to about 0 where every image may become any other."""
     largest = max(radii)
     left = radii[largest]
-    number, text = 100 * share(left), f"At radius {largest:.3g} PGD-{USUAL} leaves {spelled(left)}"
+    number, text = 100 * share(left), f"At radius {largest:.3g} PGD-{USUAL} leaves {format_share(left)}"
     if tail(int(left.sum()), len(left), chance / 2) < ALPHA:
         text += f" (chance: {100 * chance:.3g} %). There any image can be reached: it is the attack that fails."
         return Verdict("large radius", "fail", number, "%", text)
     pairs = combinations(sorted(radii), 2)
     if weaker := next(((a, b) for a, b in pairs if clearly_below(radii[a], radii[b])), None):
         a, b = weaker
-        text += f"; but {spelled(radii[b])} at {b:.3g}, more than {spelled(radii[a])} at the smaller {a:.3g}."
+        text += f"; but {format_share(radii[b])} at {b:.3g}, more than {format_share(radii[a])} at the smaller {a:.3g}."
         return Verdict("large radius", "warn", number, "%", text)
     return Verdict("large radius", "warn" if number > LEFT else "pass", number, "%", f"{text}.")
 
@@ -245,7 +247,7 @@ def check_noise(noise: Tensor, pgd: Tensor, right: Tensor) -> Verdict:
 def check_loss(ce: Tensor, by_margin: Tensor) -> Verdict:
     """The margin, which no scale of the logits can flatten, finds little more than cross entropy."""
     number = points(ce, by_margin)
-    text = f"PGD-{USUAL} leaves {spelled(ce)} with cross entropy, {spelled(by_margin)} with the margin loss."
+    text = f"PGD-{USUAL} leaves {format_share(ce)} with cross entropy, {format_share(by_margin)} with the margin loss."
     lead = int((ce & ~by_margin).sum()) - int((by_margin & ~ce).sum())
     if lead > 0 and tail(lead, len(ce), WIDE_GAP / 100) < ALPHA:
         text += " Cross entropy saturates: large logits mask its gradient."
@@ -285,7 +287,7 @@ def points(high: Tensor, low: Tensor) -> float:
     return 100 * (share(high) - share(low))
 
 
-def spelled(flags: Tensor) -> str:
+def format_share(flags: Tensor) -> str:
     """Spell an accuracy with one standard error of the binomial."""
     part = share(flags)
     return f"{100 * part:.1f} ± {100 * math.sqrt(part * (1 - part) / len(flags)):.1f} %"

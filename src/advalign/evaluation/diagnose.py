@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from advalign.attacks import FGSM, PGD, Attack, parse
 from advalign.attacks.classification import classified, in_fp32
 from advalign.attacks.losses import cross_entropy, margin
-from advalign.attacks.pass_counter import Counted
+from advalign.attacks.pass_counter import PassCounter
 from advalign.data import Images
 from advalign.data.images import stratified_split
 from advalign.data.pairs import as_images
@@ -46,7 +46,7 @@ from advalign.evaluation.checks import (
 )
 from advalign.models.modes import evaluating
 from advalign.runtime.seeds import seeded
-from advalign.threats import L2, Linf, Threat, check_budget
+from advalign.threats import L2, Linf, Threat, require_inside
 
 __all__ = [
     "Diagnosis",
@@ -268,7 +268,7 @@ class _Bench:
         self, model: nn.Module, x: Tensor, y: Tensor, batch_size: int, seed: int, advance: Callable[[str], None]
     ) -> None:
         self.model, self.x, self.y, self.batch_size, self.seed, self.advance = model, x, y, batch_size, seed, advance
-        self.fast = Counted(model)
+        self.fast = PassCounter(model)
         outputs = self.outputs()
         require_finite(outputs)
         self.right = classified(outputs, y)
@@ -302,7 +302,7 @@ class _Bench:
             for part in rows.split(self.batch_size) if len(rows) else ():
                 x, y = self.x[part], self.y[part]
                 x_adv = attack(self.fast, x, y)
-                check_budget(f"{what}: {attack.name}", attack.threat, x_adv, x)
+                require_inside(f"{what}: {attack.name}", attack.threat, x_adv, x)
                 with torch.no_grad(), in_fp32(x.device):
                     result[part] = classified(self.model(x_adv), y)
         return result

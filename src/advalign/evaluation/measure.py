@@ -19,15 +19,15 @@ from advalign import attacks, models
 from advalign.attacks.classification import in_fp32
 from advalign.data import Dataset, Images, load, stratified_subset
 from advalign.errors import UserError, require, unknown
-from advalign.evaluation.accuracy import WORST_CASE, Evaluation, Given, evaluate
-from advalign.evaluation.transfer import crafted, place_of, state_of, to_the_end
+from advalign.evaluation.accuracy import WORST_CASE, Evaluation, PrecomputedExamples, evaluate
+from advalign.evaluation.transfer import craft_examples, examples_path, state_path, transferable
 from advalign.runs import Record, Run, Weights, append_records, find_weights, require_classes
 from advalign.runs.checkpoint import load_into, load_weights
 from advalign.runs.files import digest_of, require_writable, write_atomically, write_json
-from advalign.runtime.device import autocast, pick_device, place
+from advalign.runtime.device import autocast, pick_device, to_device
 from advalign.runtime.environment import environment
 from advalign.runtime.progress import counting, say
-from advalign.threats import THREATS, Linf, Threat, threat
+from advalign.threats import THREATS, Linf, Threat, make_threat
 
 # What a record takes over from the weights' card. Where `run` is empty the weights are from elsewhere: `method` is then
 # the file's name, and the others are not known.
@@ -53,7 +53,7 @@ class Measurement:
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class Target:
     """A network in eval mode with the test images and the threat that it is measured with, all on one device."""
 
     net: nn.Module
@@ -130,29 +130,29 @@ def measure(
     autocast(where, precision)
     for attack in parsed(attack_names, Linf()):  # data may take a download: what fails in any threat is refused before
         if surrogate is not None:
-            to_the_end(attack)
+            transferable(attack)
     weights = find_weights(source, checkpoint, model=model, trust_model=trust_model)
     folder = Path(out) if out else weights.path.parent / "evaluations"
     require_writable(folder)
     black_box = None if surrogate is None else find_weights(surrogate, trust_model=trust_model)
     if black_box is not None:
         require_writable(black_box.path.parent / "transfer")
-    subject = opened(
+    subject = load_target(
         weights, data=data, n=n, norm=norm, eps=eps, device=where,
         data_dir=data_dir, image_size=image_size, mean=mean, std=std, console=console,
     )  # fmt: skip
     path, card, images = subject.path, subject.card, subject.images
     chosen = parsed(attack_names, subject.threat)
-    given: dict[str, Given] = {}
+    given: dict[str, PrecomputedExamples] = {}
     identity: dict[str, Any] = {"weights": subject.digest, "mean": list(mean), "std": list(std)}
     if black_box is not None:
-        other = opened(
+        other = load_target(
             black_box, data=subject.dataset, n=n, norm=norm_of(subject.threat), eps=subject.threat.eps, device=where,
             console=console,
         )  # fmt: skip
         identity |= {"surrogate": other.label, "surrogate_weights": other.digest}
         how = {"batch_size": batch_size, "precision": precision, "seed": seed}
-        made = examples_of(other, chosen, console, **how)
+        made = transfer_examples(other, chosen, console, **how)
         given = {f"transfer({name}, from {other.label})": examples for name, examples in made.items()}
         chosen = []
     setting = {
@@ -192,7 +192,7 @@ def measure(
     return Measurement(records, evaluation, file, "extra" in card, distances)
 
 
-def opened(
+def load_target(
     weights: Weights,
     *,
     data: str | Dataset | None = None,
@@ -205,7 +205,7 @@ def opened(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     console: Console,
-) -> Subject:
+) -> Target:
     """Load weights, and what they are to be measured on; the other arguments are those of `measure`.
 
     Raises:
@@ -221,7 +221,7 @@ def opened(
         raise UserError(f"{path} does not say its model: write MODEL@{path}, as in resnet18@{path}, or --model MODEL")
     spelled = models.canonical(spelled)
     require(not (mean and card), f"{path} was trained on images in [0, 1]: mean and std are for weights from elsewhere")
-    budget = _budget(norm, eps, card)
+    threat = _threat(norm, eps, card)
     where = pick_device(device) if isinstance(device, str) else device
     shape = tuple(card.get("shape", ()))
     if not isinstance(data, Dataset):
@@ -251,35 +251,35 @@ def opened(
         say(console, f"{path.parent} is not finished: it stands at epoch {card['epochs']} of {whole}")
     if dataset.note:
         say(console, f"{dataset.name}: {dataset.note}")
-    return Subject(place(net, where).eval(), images.to(where), budget, dataset, spelled, card, path, digest_of(path))
+    return Target(to_device(net, where).eval(), images.to(where), threat, dataset, spelled, card, path, digest_of(path))
 
 
-def _budget(norm: str | None, eps: float | None, card: dict[str, Any]) -> Threat:
+def _threat(norm: str | None, eps: float | None, card: dict[str, Any]) -> Threat:
     """Return the threat that is asked for; a radius without its norm is taken from the card, never another norm's."""
     trained = card.get("norm", "linf")
     if eps is None and norm not in (None, trained):
         raise UserError(f"--norm {norm} needs its radius, --eps: the model was trained in {trained}")
-    return threat(norm or trained, card.get("eps", 8 / 255) if eps is None else eps)
+    return make_threat(norm or trained, card.get("eps", 8 / 255) if eps is None else eps)
 
 
-def norm_of(budget: Threat) -> str:
+def norm_of(threat: Threat) -> str:
     """Return the name of a threat's norm."""
-    return next(norm for norm, kind in THREATS.items() if isinstance(budget, kind))
+    return next(norm for norm, kind in THREATS.items() if isinstance(threat, kind))
 
 
-def examples_of(
-    surrogate: Subject,
+def transfer_examples(
+    surrogate: Target,
     chosen: Sequence[attacks.Attack],
     console: Console,
     *,
     batch_size: int,
     precision: str,
     seed: int,
-) -> dict[str, Given]:
+) -> dict[str, PrecomputedExamples]:
     """Return the surrogate's examples of each attack by its spelling, made now or before.
 
     Raises:
-        UserError: as `crafted`.
+        UserError: as `craft_examples`.
     """
     given = {}
     how = {"batch_size": batch_size, "precision": precision, "seed": seed}
@@ -287,18 +287,18 @@ def examples_of(
     with counting(console, list(tasks.values()), len(surrogate.images)) as advance:
         for attack in chosen:
             spelled = attacks.spelled(attack)
-            file = place_of(surrogate.path, surrogate.model, attack, surrogate.images, **how)
-            if state_of(file).exists():
-                say(console, f"goes on where it was interrupted: {state_of(file)}")
-            x_adv = crafted(
+            file = examples_path(surrogate.path, surrogate.model, attack, surrogate.images, **how)
+            if state_path(file).exists():
+                say(console, f"goes on where it was interrupted: {state_path(file)}")
+            x_adv = craft_examples(
                 surrogate.net, surrogate.images, attack, batch_size=batch_size, precision=precision, seed=seed,
                 file=file, advance=lambda done, task=tasks[spelled]: advance(task, done),
             )  # fmt: skip
-            given[spelled] = Given(x_adv, attack.threat if attack.bounded else None)
+            given[spelled] = PrecomputedExamples(x_adv, attack.threat if attack.bounded else None)
     return given
 
 
-def parsed(names: Sequence[str], budget: Threat) -> list[attacks.Attack]:
+def parsed(names: Sequence[str], threat: Threat) -> list[attacks.Attack]:
     """Return the attacks that are spelled, each once; `standard` stands for several, `none` for none.
 
     Raises:
@@ -315,7 +315,7 @@ def parsed(names: Sequence[str], budget: Threat) -> list[attacks.Attack]:
         if head not in known:
             raise unknown("attack", head, [*known, "standard", "none"])
         require(head != "worst" or bool(bracket), "worst needs attacks, as in 'worst(apgd-ce, square)'")
-        attack = attacks.parse(text, threat=budget)
+        attack = attacks.parse(text, threat=threat)
         found.setdefault(attacks.spelled(attack), attack)
     return list(found.values())
 
@@ -363,7 +363,7 @@ def _digest(parts: Sequence[object]) -> str:
 
 
 def _save_examples(
-    file: Path, evaluation: Evaluation, examples: dict[str, torch.Tensor], subject: Subject, batch_size: int
+    file: Path, evaluation: Evaluation, examples: dict[str, torch.Tensor], subject: Target, batch_size: int
 ) -> None:
     """Write the names of the classes, images (N, C, H, W) in [0, 1], labels, and what the model takes each image for.
 

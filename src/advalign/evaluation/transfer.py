@@ -28,7 +28,7 @@ from advalign.runtime.seeds import seeded
 TRANSFERABLE = ("fgsm", "pgd", "mim", "cw")
 
 
-def crafted(
+def craft_examples(
     surrogate: nn.Module,
     images: Images,
     attack: Attack,
@@ -50,14 +50,14 @@ def crafted(
     """
     from safetensors.torch import save
 
-    attack, lock = to_the_end(attack), file.with_name(f".{file.name}.lock")
+    attack, lock = transferable(attack), file.with_name(f".{file.name}.lock")
     there = file.exists()
     if not there:
         with FileLock(lock):
             if not (there := file.exists()):  # else another process was at it
-                examples = _make(surrogate, images, attack, batch_size, precision, seed, state_of(file), advance)
+                examples = _make(surrogate, images, attack, batch_size, precision, seed, state_path(file), advance)
                 write_atomically(file, save({"x_adv": examples}))
-                state_of(file).unlink(missing_ok=True)
+                state_path(file).unlink(missing_ok=True)
         lock.unlink(missing_ok=True)  # whoever still waits for it finds the file
     if there:
         advance(len(images))
@@ -85,12 +85,12 @@ def _make(
     return torch.cat(made).contiguous()
 
 
-def state_of(file: Path) -> Path:
+def state_path(file: Path) -> Path:
     """Return where the examples are kept while they are being made."""
     return file.with_name(f".{file.name}.state")
 
 
-def to_the_end(attack: Attack) -> Attack:
+def transferable(attack: Attack) -> Attack:
     """Return the attack that goes on after an image is fooled, where it has the choice.
 
     Raises:
@@ -106,11 +106,11 @@ def to_the_end(attack: Attack) -> Attack:
     return attack
 
 
-def place_of(weights: Path, model: str, attack: Attack, images: Images, **how: str | int) -> Path:
+def examples_path(weights: Path, model: str, attack: Attack, images: Images, **how: str | int) -> Path:
     """Return the file of the examples, beside the surrogate's weights and named by all that they depend on."""
     identity = hashlib.sha256(weights.read_bytes())
     identity.update(images.pixels.cpu().contiguous().numpy().data)
-    identity.update(repr((model, spelled(to_the_end(attack)), str(attack.threat), sorted(how.items()))).encode())
+    identity.update(repr((model, spelled(transferable(attack)), str(attack.threat), sorted(how.items()))).encode())
     return weights.parent / "transfer" / f"{weights.stem}-{attack.name}-{identity.hexdigest()[:10]}.safetensors"
 
 

@@ -12,15 +12,15 @@ from rich.console import Console
 from advalign.attacks import spelled
 from advalign.errors import require
 from advalign.evaluation.accuracy import Evaluation, evaluate
-from advalign.evaluation.measure import Subject, examples_of, norm_of, opened, parsed
-from advalign.evaluation.transfer import to_the_end
+from advalign.evaluation.measure import Target, load_target, norm_of, parsed, transfer_examples
+from advalign.evaluation.transfer import transferable
 from advalign.report.tables import Table
 from advalign.runs import find_weights
 from advalign.runs.checkpoint import load_weights
 from advalign.runs.files import require_writable, write_atomically, write_json
 from advalign.runtime.environment import environment
 from advalign.runtime.progress import say
-from advalign.threats import Linf, Threat, threat
+from advalign.threats import Linf, Threat, make_threat
 
 T = TypeVar("T")
 
@@ -70,23 +70,23 @@ def transfer_matrix(
     require(len(sources) > 1, "name at least two models to transfer between")
     asked = parsed([attack], Linf())  # what fails in any threat is refused before the models are read
     require(len(asked) == 1, f"{attack!r} must be one attack")
-    to_the_end(asked[0])
+    transferable(asked[0])
     weights = {str(source): find_weights(source, trust_model=trust_model) for source in sources}
     for folder in (Path(out), *(each.path.parent / "transfer" for each in weights.values())):
         require_writable(folder)
     cards = {source: load_weights(each.path)[1] for source, each in weights.items()}
     require(len(cards) == len(sources), f"a model is named twice in {' '.join(map(str, sources))}")
-    budget = _threat(cards, norm, eps)
-    chosen = parsed([attack], budget)
+    threat = _threat(cards, norm, eps)
+    chosen = parsed([attack], threat)
     where = data or _common({source: card["data"] for source, card in cards.items() if "data" in card}, "--data")
-    models: dict[str, Subject] = {}
+    models: dict[str, Target] = {}
     for source, each in weights.items():
-        models[source] = opened(
-            each, data=next(iter(models.values())).dataset if models else where, n=n, norm=norm_of(budget),
-            eps=budget.eps, device=device, data_dir=data_dir, console=console,
+        models[source] = load_target(
+            each, data=next(iter(models.values())).dataset if models else where, n=n, norm=norm_of(threat),
+            eps=threat.eps, device=device, data_dir=data_dir, console=console,
         )  # fmt: skip
     made = {
-        source: examples_of(model, chosen, console, batch_size=BATCH_SIZE, precision="fp32", seed=0)
+        source: transfer_examples(model, chosen, console, batch_size=BATCH_SIZE, precision="fp32", seed=0)
         for source, model in models.items()
     }
     given = {source: examples[spelled(chosen[0])] for source, examples in made.items()}
@@ -99,7 +99,7 @@ def transfer_matrix(
 
 def _threat(cards: Mapping[str, dict[str, Any]], norm: str | None, eps: float | None) -> Threat:
     """Return the one threat model of all cells."""
-    against = {source: threat(card["norm"], card["eps"]) for source, card in cards.items() if "eps" in card}
+    against = {source: make_threat(card["norm"], card["eps"]) for source, card in cards.items() if "eps" in card}
     if eps is None:
         trained = _common(against, "--eps") or Linf(8 / 255)
         asked = norm or norm_of(trained)
@@ -107,7 +107,7 @@ def _threat(cards: Mapping[str, dict[str, Any]], norm: str | None, eps: float | 
             asked == norm_of(trained), f"--norm {norm} needs its radius, --eps: the models were trained in {trained}"
         )
         return trained
-    return threat(norm or _common({k: norm_of(each) for k, each in against.items()}, "--norm") or "linf", eps)
+    return make_threat(norm or _common({k: norm_of(each) for k, each in against.items()}, "--norm") or "linf", eps)
 
 
 def _common(values: Mapping[str, T], flag: str) -> T | None:
@@ -122,7 +122,7 @@ def _common(values: Mapping[str, T], flag: str) -> T | None:
     return value
 
 
-def _written(folder: Path, attack: str, models: Mapping[str, Subject], found: Mapping[str, Evaluation]) -> Matrix:
+def _written(folder: Path, attack: str, models: Mapping[str, Target], found: Mapping[str, Evaluation]) -> Matrix:
     first = next(iter(models.values()))
     last = [Path(source).name for source in models]
     names = last if len({*last}) == len(last) else list(models)

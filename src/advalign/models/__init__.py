@@ -14,7 +14,7 @@ from advalign.models.normalize import Normalized
 from advalign.models.preact_resnet import PreActResNet
 from advalign.models.resnet import resnet18, resnet34
 from advalign.models.small_cnn import SmallCNN
-from advalign.models.taps import Out, Tapped, find_layer, last_linear, last_stage, layers, named_layers
+from advalign.models.taps import Output, Tapped, find_layer, last_linear, last_stage, layers, named_layers
 from advalign.models.user import call_function, check_output, find_function
 from advalign.models.vgg import VGG16
 from advalign.models.wide_resnet import wide_resnet_28_10, wide_resnet_34_10
@@ -24,7 +24,7 @@ __all__ = [
     "MODELS",
     "Folded",
     "Normalized",
-    "Out",
+    "Output",
     "Tapped",
     "build",
     "canonical",

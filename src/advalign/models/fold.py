@@ -48,7 +48,7 @@ class Folded(nn.Module):
         return super().train(False)
 
     def forward(self, x: Tensor) -> Any:
-        """Map images (N, C, H, W) in [0, 1], best in channels_last, to what the network gives: logits, or `Out`."""
+        """Map images (N, C, H, W) in [0, 1], best in channels_last, to what the network gives: logits, or `Output`."""
         return self.twin(x)
 
     @torch.no_grad()

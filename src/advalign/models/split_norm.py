@@ -17,7 +17,7 @@ View = Literal["clean", "adv"]
 
 @final
 class SplitNorm(nn.Module):
-    """Two copies of a BatchNorm; `norm_of` says which one runs, and the adversarial one does where nobody says."""
+    """Two copies of a BatchNorm; `using_norms` says which one runs, and the adversarial one does where nobody says."""
 
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class SplitNorm(nn.Module):
 
 
 @contextmanager
-def norm_of(net: nn.Module, view: View) -> Iterator[None]:
+def using_norms(net: nn.Module, view: View) -> Iterator[None]:
     """Let the split norms of a network run as `view` inside."""
     split = [module for module in net.modules() if isinstance(module, SplitNorm)]
     before: list[View] = [norm.view for norm in split]

@@ -12,7 +12,7 @@ from advalign.errors import UserError, require, unknown
 from advalign.models.normalize import Normalized
 
 
-class Out(NamedTuple):
+class Output(NamedTuple):
     """What one pass of a tapped network gives."""
 
     logits: Tensor
@@ -23,7 +23,7 @@ class Out(NamedTuple):
 
 @final
 class Tapped(nn.Module):
-    """A network that returns `Out`. Layers are module names; `logits` is the logits themselves.
+    """A network that returns `Output`. Layers are module names; `logits` is the logits themselves.
 
     `penultimate` is what the last linear layer reads: the pooled features of a residual network.
 
@@ -54,7 +54,7 @@ class Tapped(nn.Module):
         """Set the mode, as every module does; a frozen one stays in eval mode."""
         return super().train(mode and not self.frozen)
 
-    def forward(self, x: Tensor) -> Out:
+    def forward(self, x: Tensor) -> Output:
         """Map images (N, C, H, W) in [0, 1] to logits and features."""
         self._tape.running = True
         try:
@@ -67,7 +67,7 @@ class Tapped(nn.Module):
             raise UserError(f"layer {silent[0]!r} does not run in the forward pass: choose from {', '.join(seen)}")
         # Under bf16 autocast they come rounded; from here on losses and distances are computed in float32.
         seen = {layer: output.to(torch.promote_types(output.dtype, torch.float32)) for layer, output in seen.items()}
-        return Out(seen["logits"], {layer: seen[layer] for layer in self.layers})
+        return Output(seen["logits"], {layer: seen[layer] for layer in self.layers})
 
 
 def layers(net: nn.Module) -> tuple[str, ...]:

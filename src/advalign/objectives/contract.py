@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import Goal, Start
+from advalign.attacks.ascent import AttackLoss, Start
 from advalign.attacks.losses import cross_entropy
 from advalign.errors import require
-from advalign.models.taps import Out, Tapped
+from advalign.models.taps import Output, Tapped
 from advalign.spelling import spell
 from advalign.threats import Threat
 
 if TYPE_CHECKING:
     from advalign.objectives.method import Method
 
+Replaceable = Literal["labels", "attack_loss", "threat"]
 Calibration = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -35,24 +36,24 @@ class Term(NamedTuple):
 
     weight: float | Tensor
     value: Tensor  # scalar
-    teaches: str | None = None  # the view whose hard labels it teaches; None for what ties, smooths or guides
+    supervises: str | None = None  # the view whose hard labels it teaches; None for what ties, smooths or guides
 
 
-Outs = Mapping[Need, Out]
+Outputs = Mapping[Need, Output]
 Terms = dict[str, Term]
 Views = Mapping[str, Tensor]  # view to images (N, C, H, W)
-Network = Callable[[Tensor], Out]
+Network = Callable[[Tensor], Output]
 Networks = Mapping[str, Network]
 CLEAN, ADV, SECOND = Need("student", "clean"), Need("student", "adv"), Need("student", "second")
 
 
 def without_labels(base: Terms) -> Terms:
     """Return the terms that do not teach hard labels."""
-    return {name: term for name, term in base.items() if not term.teaches}
+    return {name: term for name, term in base.items() if not term.supervises}
 
 
 @dataclass(frozen=True)
-class Craft:
+class TrainingAttack:
     """How a method makes its training examples; part of the method, and a recipe may override it."""
 
     start: Start
@@ -69,7 +70,7 @@ class Part(nn.Module, ABC):
 
     name: ClassVar[str]
     needs: tuple[Need, ...] = (CLEAN, ADV)
-    begins_as: str | None = None  # the guest whose weights the student begins with
+    init_from: str | None = None  # the guest whose weights the student begins with
 
     def __init__(self) -> None:  # nn.Module's own takes anything, so a part without arguments would too
         super().__init__()
@@ -100,18 +101,18 @@ class Part(nn.Module, ABC):
         """
 
     @abstractmethod
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return the named terms of the loss from the declared passes and the labels (N,)."""
 
 
 class Base(Part):
     """An adversarial-training method: how examples are crafted, which passes it reads, which terms it sums."""
 
-    teaches: tuple[str, ...] = ()  # the views whose hard labels its terms teach
-    craft: Craft | None = Craft(start="gaussian")  # None: no adversarial examples
-    alone: str = ""  # why no plug-in joins it; any may if empty
+    supervises: tuple[str, ...] = ()  # the views whose hard labels its terms teach
+    training_attack: TrainingAttack | None = TrainingAttack(start="gaussian")  # None: no adversarial examples
+    standalone_reason: str = ""  # why no plug-in joins it; any may if empty
 
-    def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
+    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
         """Return what the attack climbs for the clean views of a batch; cross entropy unless the method says otherwise.
 
         Args:
@@ -119,7 +120,7 @@ class Base(Part):
             views: `clean`, and `second` where the method asks for a second augmentation.
             y: labels (N,).
         """
-        return Goal(lambda x_adv: nets["student"](x_adv).logits, cross_entropy, y)
+        return AttackLoss(lambda x_adv: nets["student"](x_adv).logits, cross_entropy, y)
 
     def views(self, x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
         """Return the views of the batch by name."""
@@ -135,9 +136,10 @@ class PlugIn(Part):
     """A part that joins any base. It may do what its methods say, and nothing else."""
 
     learns: tuple[str, ...] = ()  # guests that are trained with the student; the others stay frozen
-    replaces_labels: bool = False  # whether `reweigh` scales or drops what teaches hard labels
-    replaces_goal: bool = False  # whether the attack climbs the plug-in's `goal` and not the base's
-    replaces_budget: bool = False  # whether `budget` changes what the attack may do
+    replaces: frozenset[Replaceable] = frozenset()
+    """What of the base it takes the place of, each of which one plug-in of a method may do: `labels` (`reweigh` scales
+    or drops the terms that supervise hard labels), `attack_loss` (the attack climbs the plug-in's), `threat`
+    (`attack_threat` changes what the attack may do)."""
 
     def joins(self, base: Base) -> None:
         """Refuse a base with which the plug-in makes no sense.
@@ -146,12 +148,12 @@ class PlugIn(Part):
             UserError: the reason.
         """
 
-    def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
-        """Return what the attack climbs, for plug-ins that replace the base's; as `Base.goal`."""
-        raise NotImplementedError(f"{self.name} replaces no goal")
+    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
+        """Return what the attack climbs, for plug-ins that replace the base's; as `Base.attack_loss`."""
+        raise NotImplementedError(f"{self.name} replaces no attack loss")
 
-    def budget(self, student: Network, x: Tensor, threat: Threat) -> Threat:
-        """Return what the attack may do to images x (N, C, H, W), for plug-ins that replace the budget."""
+    def attack_threat(self, student: Network, x: Tensor, threat: Threat) -> Threat:
+        """Return what the attack may do to images x (N, C, H, W), for plug-ins that replace the threat."""
         return threat
 
     def views(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -162,6 +164,6 @@ class PlugIn(Part):
         """Scale or drop terms of the base by what they teach, so that plug-ins commute."""
         return base
 
-    def calibrate(self, outs: Outs, terms: Terms) -> Calibration:
+    def calibrate(self, outs: Outputs, terms: Terms) -> Calibration:
         """Return what the log shall tell of the plug-in, by layer and name; looked at once an epoch, on one batch."""
         return {}

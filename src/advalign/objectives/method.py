@@ -6,9 +6,16 @@ from collections.abc import Iterable
 from typing import TypeVar, final
 
 from advalign.errors import UserError, require
-from advalign.objectives.contract import Base, Need, Part, PlugIn
+from advalign.objectives.contract import Base, Need, Part, PlugIn, Replaceable
 
 T = TypeVar("T")
+
+# What of a base one plug-in may take the place of, and what is said of two that would.
+_CLASHES: dict[Replaceable, str] = {
+    "labels": "decide what supervises the labels",
+    "attack_loss": "replace the loss of the attack",
+    "threat": "replace the threat model of the attack",
+}
 
 
 @final
@@ -25,23 +32,21 @@ class Method:
         names = [plugin.name for plugin in self.plugins]
         for name in names:
             require(names.count(name) == 1, f"{self}: {name!r} is named twice")
-        require(not (base.alone and names), f"{self}: {base.name!r} {base.alone}, so no plug-in joins it")
-        reads_adv = [plugin.name for plugin in self.plugins if any(need.view == "adv" for need in plugin.needs)]
-        if base.craft is None and reads_adv:
-            raise UserError(f"{self}: {reads_adv[0]!r} reads adversarial examples, but {base.name!r} makes none")
-        takers = [plugin.name for plugin in self.plugins if plugin.replaces_labels]
-        require(len(takers) <= 1, f"{self}: {' and '.join(takers)} each decide what teaches the labels; take one")
         require(
-            not takers or bool(base.teaches),
-            f"{self}: {takers[0] if takers else ''!r} takes the place of hard labels, but {base} has none",
+            not (base.standalone_reason and names),
+            f"{self}: {base.name!r} {base.standalone_reason}, so no plug-in joins it",
         )
+        reads_adv = [plugin.name for plugin in self.plugins if any(need.view == "adv" for need in plugin.needs)]
+        if base.training_attack is None and reads_adv:
+            raise UserError(f"{self}: {reads_adv[0]!r} reads adversarial examples, but {base.name!r} makes none")
+        for what, clash in _CLASHES.items():
+            rivals = [plugin.name for plugin in self.plugins if what in plugin.replaces]
+            require(len(rivals) <= 1, f"{self}: {' and '.join(rivals)} each {clash}; take one")
+            if what == "labels" and rivals and not base.supervises:
+                raise UserError(f"{self}: {rivals[0]!r} takes the place of hard labels, but {base} has none")
         for plugin in self.plugins:
             unread = sorted(set(plugin.learns) - {need.net for need in plugin.needs})
             require(not unread, f"{plugin.name}: {unread} learns, but is none of the networks that it needs")
-        climbs = [plugin.name for plugin in self.plugins if plugin.replaces_goal]
-        require(len(climbs) <= 1, f"{self}: {' and '.join(climbs)} each replace what the attack climbs; take one")
-        budgets = [plugin.name for plugin in self.plugins if plugin.replaces_budget]
-        require(len(budgets) <= 1, f"{self}: {' and '.join(budgets)} each set the attack's budget; take one")
         for plugin in self.plugins:
             plugin.joins(base)
 
@@ -73,12 +78,12 @@ class Method:
     def guests(self) -> tuple[str, ...]:
         """The networks beside the student, by name."""
         run = ((need.net,) for need in self.needs if need.net != "student")
-        return union([*run, *((part.begins_as,) for part in self.parts if part.begins_as)])
+        return union([*run, *((part.init_from,) for part in self.parts if part.init_from)])
 
     @property
     def defends(self) -> bool:
         """Whether the student learns from adversarial images, here or in the run that it begins as."""
-        return self.base.craft is not None or self.base.begins_as is not None
+        return self.base.training_attack is not None or self.base.init_from is not None
 
     @property
     def second(self) -> bool:

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import Start, ascend
+from advalign.attacks.ascent import Start, projected_gradient_ascent
 from advalign.errors import UserError, require, unknown
 from advalign.models.fold import Folded
 from advalign.models.modes import buffers_kept, evaluating, training
-from advalign.models.split_norm import SplitNorm, norm_of
-from advalign.models.taps import Out, Tapped
+from advalign.models.split_norm import SplitNorm, using_norms
+from advalign.models.taps import Output, Tapped
 from advalign.objectives.contract import Base, Calibration, Need, Network, PlugIn, Term, Terms
 from advalign.objectives.method import Method, union
 from advalign.threats import Threat, check_images
@@ -45,8 +45,8 @@ class Objective(nn.Module):
         self.method = method = copy.deepcopy(method)  # learnt parts belong to one objective
         self.parts = nn.ModuleList(method.parts)
         for part in method.parts:
-            if part.begins_as:
-                _copy_weights(guests[part.begins_as], student, f"{method}: the student begins as the {part.begins_as}")
+            if part.init_from:
+                _copy_weights(guests[part.init_from], student, f"{method}: the student begins as the {part.init_from}")
         for part in method.parts:
             student = part.adapt(student)
         layers = {part: part.layers(student) for part in method.parts}
@@ -62,7 +62,7 @@ class Objective(nn.Module):
         """The network being trained, without its taps."""
         return self.nets.get_submodule("student.net")
 
-    def restored(self, student: nn.Module | None = None) -> nn.Module:
+    def exported_student(self, student: nn.Module | None = None) -> nn.Module:
         """Return the student, or an average of it, as the plain network that is evaluated and saved."""
         student = self.student if student is None else student
         for part in reversed(self.method.parts):
@@ -104,8 +104,8 @@ class Objective(nn.Module):
         Raises:
             UserError: images outside [0, 1], on the first call; an unknown start or mode, or no steps.
         """
-        craft = self.method.base.craft
-        if craft is None:
+        training_attack = self.method.base.training_attack
+        if training_attack is None:
             return x
         if not self._images_checked:  # once: it synchronises with the device
             check_images(x)
@@ -113,21 +113,23 @@ class Objective(nn.Module):
         if mode not in (None, "eval", "train"):
             raise unknown("mode", mode, ("eval", "train"))
         step_size = threat.eps / 4 if step_size is None else step_size
-        network = self._train_mode() if (mode or craft.mode) == "train" else self._eval_mode()
+        network = self._train_mode() if (mode or training_attack.mode) == "train" else self._eval_mode()
         with network as student, self._fresh_guests(), torch.enable_grad():
             nets: dict[str, Network] = {"student": student}
             for name in self.nets.keys() - {"student"}:
                 nets[name] = partial(self._guest, name)
             for plugin in self.method.plugins:
-                threat = plugin.budget(student, x, threat)
-            owner = next((plugin for plugin in self.method.plugins if plugin.replaces_goal), self.method.base)
-            return ascend(
-                owner.goal(nets, self._clean_views(x, second), y),
+                threat = plugin.attack_threat(student, x, threat)
+            owner = next(
+                (plugin for plugin in self.method.plugins if "attack_loss" in plugin.replaces), self.method.base
+            )
+            return projected_gradient_ascent(
+                owner.attack_loss(nets, self._clean_views(x, second), y),
                 x,
                 threat,
-                steps=craft.steps if steps is None else steps,
+                steps=training_attack.steps if steps is None else steps,
                 step_size=step_size,
-                start=start or craft.start,
+                start=start or training_attack.start,
             )
 
     def forward(self, x: Tensor, x_adv: Tensor, y: Tensor, second: Tensor | None = None) -> Terms:
@@ -174,19 +176,19 @@ class Objective(nn.Module):
         )
         return {"clean": x} if second is None else {"clean": x, "second": second}
 
-    def _passes(self, x: Tensor, x_adv: Tensor, second: Tensor | None) -> dict[Need, Out]:
+    def _passes(self, x: Tensor, x_adv: Tensor, second: Tensor | None) -> dict[Need, Output]:
         views = self.method.base.views(x, x_adv) | self._clean_views(x, second)
         for plugin in self.method.plugins:
             views = plugin.views(views)
-        outs = _Outs()
+        outs = _Outputs()
         for need in self.method.needs:
             require(need.view in views, f"{self.method} has no view {need.view!r}: choose from {', '.join(views)}")
             view = "clean" if need.view in ("clean", "second") else "adv"
-            with norm_of(self.nets["student"], view) if self._splits else nullcontext():
+            with using_norms(self.nets["student"], view) if self._splits else nullcontext():
                 outs[need] = self.nets[need.net](views[need.view])
         return outs
 
-    def _terms(self, outs: Mapping[Need, Out], y: Tensor) -> Terms:
+    def _terms(self, outs: Mapping[Need, Output], y: Tensor) -> Terms:
         terms = self.method.base.terms(outs, y)
         _check(self.method.base.name, terms)
         for plugin in self.method.plugins:
@@ -200,20 +202,20 @@ class Objective(nn.Module):
         require("loss" not in terms, f"{self.method}: a term is called 'loss', which is the name of their sum")
         return {name: self._smoothed(term, outs) for name, term in terms.items()}
 
-    def _smoothed(self, term: Term, outs: Mapping[Need, Out]) -> Term:
+    def _smoothed(self, term: Term, outs: Mapping[Need, Output]) -> Term:
         """Mix a uniform label into what teaches hard ones: Szegedy et al. 2016, for any label term."""
-        if not (self.label_smoothing and term.teaches):
+        if not (self.label_smoothing and term.supervises):
             return term
-        need = Need("student", term.teaches)
-        require(need in outs, f"{self.method}: a term teaches {term.teaches!r}, which the student does not see")
+        need = Need("student", term.supervises)
+        require(need in outs, f"{self.method}: a term teaches {term.supervises!r}, which the student does not see")
         uniform = -F.log_softmax(outs[need].logits, 1).mean()
         return term._replace(value=(1 - self.label_smoothing) * term.value + self.label_smoothing * uniform)
 
-    def _guest(self, name: str, x: Tensor) -> Out:
+    def _guest(self, name: str, x: Tensor) -> Output:
         """Run a guest on images that the attack moves: with gradient to them, also through a frozen one."""
         if name not in self._folded_guests:
             self._folded_guests[name] = Folded(self._tapped(name).net)
-        return Out(self._folded_guests[name](x), {})
+        return Output(self._folded_guests[name](x), {})
 
     def _tapped(self, name: str) -> Tapped:
         net = self.nets[name]
@@ -254,10 +256,10 @@ class Objective(nn.Module):
             yield self.nets["student"]
 
 
-class _Outs(dict[Need, Out]):
+class _Outputs(dict[Need, Output]):
     """The passes of a step; one that nobody declared is somebody's mistake."""
 
-    def __missing__(self, need: Need) -> Out:
+    def __missing__(self, need: Need) -> Output:
         raise UserError(f"{need} is read but not declared: add it to the part's needs")
 
 
@@ -280,7 +282,7 @@ def compose(
 
     Args:
         student: the network being trained; images (N, C, H, W) in [0, 1] to logits (N, K). Moved or replaced modules
-            (by a part that adapts it) are reached through `objective.student`; `objective.restored()` is the plain
+            (by a part that adapts it) are reached through `objective.student`; `objective.exported_student()` is the plain
             network again.
         label_smoothing: share of a uniform label in every term that teaches hard ones.
         guests: `vanilla=`, and whatever else the method needs, as networks of the same input and output. They are

@@ -19,7 +19,7 @@ from advalign.spelling import spell_number
 from advalign.training.plan import ATTACK_FIELDS, GUEST_METHODS
 from advalign.training.recipes import RECIPES, Recipe
 
-Places = Mapping[str, Path]
+RunFolders = Mapping[str, Path]
 """The folders of the runs that are known, by id."""
 
 
@@ -30,7 +30,7 @@ def flags_of(setting: Mapping[str, Any]) -> dict[str, str]:
     return {name: " ".join(_words(value)) for name, value in recipe.items() if name not in ("seed", *unused)}
 
 
-def train_line(run: Run, places: Places) -> str:
+def train_line(run: Run, folders: RunFolders) -> str:
     """Return the line that trains the run again: the same setting, and so the same id.
 
     What the folder does not tell is a word in capitals; a comment in the lines before says what it stands for.
@@ -46,9 +46,9 @@ def train_line(run: Run, places: Places) -> str:
     for guest, identity in setting["guests"].items():
         if identity == "learns" or _trained_on_the_way(setting, guest):
             continue
-        place = places.get(identity)
-        words += [f"--{guest}", str(place) if place else guest.upper()]
-        if place is None:
+        folder = folders.get(identity)
+        words += [f"--{guest}", str(folder) if folder else guest.upper()]
+        if folder is None:
             notes.append(f"{guest.upper()}: the run or weights file with digest {identity}, not below these paths")
     if "extra" in setting:
         words += ["--extra", "EXTRA.npz"]
@@ -62,7 +62,7 @@ def train_line(run: Run, places: Places) -> str:
     return "\n".join((*(f"# {note}" for note in notes), shlex.join(["advalign", "train", *words])))
 
 
-def evaluate_line(source: Run | Path | None, evaluation: Mapping[str, Any], places: Places) -> str:
+def evaluate_line(source: Run | Path | None, evaluation: Mapping[str, Any], folders: RunFolders) -> str:
     """Return the line that measures again what a result file of `advalign evaluate` holds.
 
     Args:
@@ -74,9 +74,9 @@ def evaluate_line(source: Run | Path | None, evaluation: Mapping[str, Any], plac
     if transferred := [found for name in attacks if (found := re.fullmatch(r"transfer\((.*), from (.*)\)", name))]:
         attacks = [found[1] for found in transferred]
         label = transferred[0][2]
-        place = places.get(label.split()[-1])
-        surrogate = ["--surrogate", str(place) if place else "SURROGATE"]
-        if place is None:
+        folder = folders.get(label.split()[-1])
+        surrogate = ["--surrogate", str(folder) if folder else "SURROGATE"]
+        if folder is None:
             notes.append(f"SURROGATE: the run or weights file of {label}, not below these paths")
     if isinstance(source, Run):
         words = [str(source.path), "--checkpoint", first["checkpoint"]]

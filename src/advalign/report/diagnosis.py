@@ -8,7 +8,7 @@ from typing import Any
 
 from advalign.evaluation.diagnose import Diagnosis
 from advalign.report.figures import accuracy_curves, loss_surfaces
-from advalign.report.page import Plate, write_page
+from advalign.report.page import FigureSection, write_page
 from advalign.report.tables import Table
 
 
@@ -69,11 +69,11 @@ def write_diagnosis(
     plates = []
     if diagnosis.by_steps:
         caption = "More steps and larger radii must not be weaker; at the largest radius hardly an image may withstand."
-        plates.append(Plate("Accuracy over steps and over radius", accuracy_curves(diagnosis), caption))
+        plates.append(FigureSection("Accuracy over steps and over radius", accuracy_curves(diagnosis), caption))
     if diagnosis.surfaces is not None and len(diagnosis.surfaces.loss):
         caption = (
             "Cross entropy around images that are classified correctly, in radii from the image in the middle; the "
             "white line is where the class changes. Sound: a slope to the right. Masked: flat, or jagged."
         )
-        plates.append(Plate("Loss surface", loss_surfaces(diagnosis.surfaces), caption))
+        plates.append(FigureSection("Loss surface", loss_surfaces(diagnosis.surfaces), caption))
     write_page(path, title, [summary(diagnosis), *introduction], verdict_table(diagnosis), plates, environment)

@@ -16,7 +16,7 @@ from advalign.errors import UserError, require
 COLUMNS = 8
 
 
-def examples_of(file: Path, evaluation: Mapping[str, Any]) -> tuple[Tensor, Tensor, list[str], str]:
+def read_examples(file: Path, evaluation: Mapping[str, Any]) -> tuple[Tensor, Tensor, list[str], str]:
     """Return the first image of each class, what the attack that leaves least makes of it, a caption, and the attack.
 
     A caption has a line each on the true class, the predicted one, and whether the attack has changed it. They are the

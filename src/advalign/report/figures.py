@@ -47,7 +47,7 @@ def trade_off(records: Sequence[Record], attack: str | None = None, flags: Flags
         attack: of the robust accuracy; the worst case over the most attacks if not given.
     """
     attack = attack or worst_cases(records)[0]
-    families: dict[str, list[Point]] = {}
+    families: dict[str, list[TradeOffPoint]] = {}
     for row in rows_of(records, flags)[0]:
         clean, robust = row.accuracies("clean"), row.accuracies(attack)
         if seeds := clean.keys() & robust.keys():
@@ -55,7 +55,7 @@ def trade_off(records: Sequence[Record], attack: str | None = None, flags: Flags
             arguments = ", ".join(re.findall(r"\(([^()]*)\)", row.method))
             x, y = [clean[seed] for seed in seeds], [robust[seed] for seed in seeds]
             name = ", ".join((row.method, *row.traits))
-            point = Point(mean(x), mean(y), _spread(x), _spread(y), len(seeds), name, arguments)
+            point = TradeOffPoint(mean(x), mean(y), _spread(x), _spread(y), len(seeds), name, arguments)
             families.setdefault(family, []).append(point)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 4.6), layout="constrained")
@@ -91,7 +91,7 @@ def trade_off(records: Sequence[Record], attack: str | None = None, flags: Flags
     return figure
 
 
-class Point(NamedTuple):
+class TradeOffPoint(NamedTuple):
     """A row of the table in the plot of the trade-off; accuracies and standard deviations in per cent."""
 
     clean: float
@@ -184,11 +184,11 @@ def calibration_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figur
     return figure
 
 
-Bands = Mapping[str, tuple[Tensor, Tensor, Sequence[str]]]
+GalleryRows = Mapping[str, tuple[Tensor, Tensor, Sequence[str]]]
 """By model, images (N, C, H, W) in [0, 1], adversarial images, and a caption of a few lines for each."""
 
 
-def gallery(rows: Bands, amplify: float) -> Figure:
+def gallery(rows: GalleryRows, amplify: float) -> Figure:
     """Show originals, adversarial examples and their amplified difference around grey, a band of three rows per model.
 
     Args:
@@ -214,7 +214,7 @@ def gallery(rows: Bands, amplify: float) -> Figure:
     return figure
 
 
-def gallery_in_words(rows: Bands) -> str:
+def gallery_in_words(rows: GalleryRows) -> str:
     """Say of each image of the gallery what its caption says, for who does not see it."""
     return " ".join(
         f"{name}: {'; '.join(', '.join(caption.splitlines()) for caption in captions)}."

@@ -10,7 +10,7 @@ from rich.console import Console
 from advalign.errors import UserError
 from advalign.report.classes import dataset_of
 from advalign.report.features import explained, feature_map, feature_maps, few
-from advalign.report.page import Plate
+from advalign.report.page import FigureSection
 from advalign.report.sources import Found
 from advalign.runs import find_weights
 from advalign.runs.files import digest_of
@@ -18,7 +18,7 @@ from advalign.runs.run import digest
 from advalign.runtime.device import pick_device
 from advalign.runtime.progress import say
 from advalign.spelling import parse_number
-from advalign.threats import threat
+from advalign.threats import make_threat
 
 _CLASSES, _EACH = 5, 50  # few, since each image is attacked with 20 steps on each model
 
@@ -35,7 +35,7 @@ def feature_plates(
     trust_model: bool,
     absent: Callable[[str], None],
     console: Console,
-) -> list[Plate]:
+) -> list[FigureSection]:
     """Return maps of clean and adversarial features, a figure for each data set.
 
     Args:
@@ -58,7 +58,7 @@ def feature_plates(
         norm, _, eps = spelled.removesuffix(")").partition("(")
         try:
             data = dataset_of(data_name, images_digest, found.runs[runs[0]].setting["shape"][1], data_dir)
-            budget = threat(norm.lower(), parse_number(eps))
+            threat = make_threat(norm.lower(), parse_number(eps))
         except UserError as error:
             absent(f"{heading}: {error}.")
             continue
@@ -72,15 +72,15 @@ def feature_plates(
                 say(console, f"mapping the features of {name}: PGD on {len(images)} images of {data_name}, then t-SNE")
             try:
                 maps[name] = feature_map(
-                    find_weights(path, trust_model=trust_model), images, budget, pick_device(), file
+                    find_weights(path, trust_model=trust_model), images, threat, pick_device(), file
                 )
             except UserError as error:
                 absent(f"{heading}, {name}: {error}.")
         if maps:
             caption = (
-                f"{explained(images, budget, class_names)} {len(maps)} of {len(runs)} models whose weights are there."
+                f"{explained(images, threat, class_names)} {len(maps)} of {len(runs)} models whose weights are there."
             )
-            plates.append(Plate(heading, feature_maps(maps, class_names), caption))
+            plates.append(FigureSection(heading, feature_maps(maps, class_names), caption))
     return plates
 
 

@@ -19,7 +19,7 @@ from advalign.report.tables import Table
 from advalign.runs.files import write_atomically
 
 
-class Plate(NamedTuple):
+class FigureSection(NamedTuple):
     """A figure with its heading and caption."""
 
     heading: str
@@ -29,14 +29,14 @@ class Plate(NamedTuple):
     """What the figure shows, for who does not see it; the caption if not given."""
 
 
-class Sheet(NamedTuple):
+class TableSection(NamedTuple):
     """A table with its heading."""
 
     heading: str
     table: Table
 
 
-class Listing(NamedTuple):
+class TextSection(NamedTuple):
     """Lines to copy, such as commands, each group under a title of its own."""
 
     heading: str
@@ -48,7 +48,7 @@ def write_page(
     title: str,
     introduction: Sequence[str],
     table: Table | None,
-    plates: Sequence[Plate | Sheet | Listing],
+    plates: Sequence[FigureSection | TableSection | TextSection],
     environment: Mapping[str, str],
     *,
     absent: Sequence[str] = (),
@@ -68,7 +68,7 @@ def write_page(
     """
     here = files("advalign.report")
     template = Environment(autoescape=True, trim_blocks=True).from_string((here / "page.html.j2").read_text())
-    sections = [Sheet("", table)] if table else []
+    sections = [TableSection("", table)] if table else []
     blocks = []
     for section in (*sections, *plates):
         name = re.sub(r"[^a-z0-9]+", "-", (section.heading or "table").lower()).strip("-")
@@ -77,7 +77,7 @@ def write_page(
             for ending, content in _files(section, name).items():
                 write_atomically(parts / f"{name}.{ending}", content)
                 links[ending] = f"{parts.relative_to(path.parent).as_posix()}/{name}.{ending}"
-        figure = _embedded(section, name) if isinstance(section, Plate) else ""
+        figure = _embedded(section, name) if isinstance(section, FigureSection) else ""
         blocks.append({"section": section, "figure": figure, "links": links})
     style, script = (Markup((here / name).read_text()) for name in ("page.css", "sort.js"))
     write_atomically(
@@ -89,19 +89,19 @@ def write_page(
     )  # fmt: skip
 
 
-def _files(section: Plate | Sheet | Listing, name: str) -> dict[str, str | bytes]:
+def _files(section: FigureSection | TableSection | TextSection, name: str) -> dict[str, str | bytes]:
     """Return what a section gives to be used elsewhere, by file ending."""
-    if isinstance(section, Sheet):
+    if isinstance(section, TableSection):
         table = section.table
         return {"md": table.markdown() + "\n", "tex": table.latex() + "\n", "csv": table.csv()}
-    if isinstance(section, Plate):
+    if isinstance(section, FigureSection):
         pdf = io.BytesIO()
         section.figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
         return {"svg": svg(section.figure, name), "pdf": pdf.getvalue(), "png": png(section.figure)}
     return {}
 
 
-def _embedded(plate: Plate, name: str) -> Markup:
+def _embedded(plate: FigureSection, name: str) -> Markup:
     """Return lines as SVG, in which the pointer finds them, and images as PNG."""
     if any(axes.images for axes in plate.figure.axes):
         return Markup('<img src="{}" alt="{}">').format(data_uri(plate.figure), plate.alt or plate.caption)

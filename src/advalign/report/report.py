@@ -12,10 +12,10 @@ from advalign.errors import UserError, require
 from advalign.report.classes import by_class, class_figure, class_table, dataset_of, labels_of, outcomes_of
 from advalign.report.commands import evaluate_line, flags_of, train_line, trust_of
 from advalign.report.diagnosis import remarks_table, verdicts_table
-from advalign.report.examples import COLUMNS, examples_of
+from advalign.report.examples import COLUMNS, read_examples
 from advalign.report.figures import calibration_curves, gallery, gallery_in_words, trade_off, training_curves
 from advalign.report.maps import feature_plates
-from advalign.report.page import Listing, Plate, Sheet, write_page
+from advalign.report.page import FigureSection, TableSection, TextSection, write_page
 from advalign.report.radius import Curve, radii_of, radius_curves
 from advalign.report.sources import Found, Scope, find
 from advalign.report.tables import Flags, Table, accuracy_table, rows_of, worst_cases
@@ -30,7 +30,7 @@ CALIBRATION = (
 )
 _BANDS = 6  # models in the gallery
 
-Section = Plate | Sheet | Listing
+Section = FigureSection | TableSection | TextSection
 Say = Callable[[str], None]
 
 
@@ -74,7 +74,7 @@ def report_on(
         named = [each._replace(images="") for each in scopes].count(scope._replace(images="")) == 1
         name = f"{scope.data}, {scope.threat}, n = {scope.n}" + ("" if named else f", images {scope.images}")
         tables.append(accuracy_table(records, flags))
-        sections.append(Sheet(f"Accuracy: {name}", tables[-1]))
+        sections.append(TableSection(f"Accuracy: {name}", tables[-1]))
         if worst_cases(records):
             many = len(rows_of(records, flags)[0]) > 1
             main = max((each for each in scopes if each.data == scope.data), key=lambda each: len(scopes[each]))
@@ -116,10 +116,10 @@ def _trade_offs(name: str, records: Sequence[Record], flags: Flags) -> list[Sect
         "Up and to the right is better. Bars: standard deviation over seeds, where there are several. Dotted: the "
         "models that no other one equals or beats in both. Point at a mark for its numbers."
     )
-    plates: list[Section] = [Plate(f"Trade-off: {name}", trade_off(records, flags=flags), caption)]
+    plates: list[Section] = [FigureSection(f"Trade-off: {name}", trade_off(records, flags=flags), caption)]
     if any(record.attack == "autoattack" for record in records):
         figure = trade_off(records, "autoattack", flags)
-        plates.append(Plate(f"Trade-off, AutoAttack: {name}", figure, caption))
+        plates.append(FigureSection(f"Trade-off, AutoAttack: {name}", figure, caption))
     return plates
 
 
@@ -163,8 +163,10 @@ def _classes(
         return []
     caption = f"Robust: the worst case over the most attacks, {worst}. Means over seeds, where there are several."
     return [
-        Plate(f"Accuracy by class: {name}", class_figure(accuracies, data.class_names), caption),
-        Sheet(f"Accuracy by class in numbers: {name}", class_table(accuracies, data.class_names, "In %. " + caption)),
+        FigureSection(f"Accuracy by class: {name}", class_figure(accuracies, data.class_names), caption),
+        TableSection(
+            f"Accuracy by class in numbers: {name}", class_table(accuracies, data.class_names, "In %. " + caption)
+        ),
     ]
 
 
@@ -174,7 +176,7 @@ def _gallery(name: str, scope: Scope, found: Found, say: Say) -> list[Section]:
         for evaluated in evaluations:
             if evaluated.scope == scope and evaluated.examples.exists():
                 try:
-                    *shown, attack = examples_of(evaluated.examples, evaluated.content)
+                    *shown, attack = read_examples(evaluated.examples, evaluated.content)
                     bands[f"{found.names[run]}\n{attack}"] = tuple(shown)
                 except UserError as error:
                     doubts.append(f"Adversarial examples, {name}: {error}.")
@@ -192,7 +194,11 @@ def _gallery(name: str, scope: Scope, found: Found, say: Say) -> list[Section]:
         "what the model takes the adversarial image for, and whether it withstands. "
         f"{len(shown)} of {len(bands)} models whose examples were saved."
     )
-    return [Plate(f"Adversarial examples: {name}", gallery(shown, amplify=0.5 / eps), caption, gallery_in_words(shown))]
+    return [
+        FigureSection(
+            f"Adversarial examples: {name}", gallery(shown, amplify=0.5 / eps), caption, gallery_in_words(shown)
+        )
+    ]
 
 
 def _radii(found: Found, say: Say) -> list[Section]:
@@ -216,7 +222,7 @@ def _radii(found: Found, say: Say) -> list[Section]:
         say("Accuracy over the radius: evaluate runs once for each of several --eps, or diagnose them.")
     caption = "Bars: one standard error of the binomial. The radius at 0 is clean accuracy."
     return [
-        Plate(f"Accuracy over the radius: {data}, {norm}", radius_curves(each), caption)
+        FigureSection(f"Accuracy over the radius: {data}, {norm}", radius_curves(each), caption)
         for (data, norm), each in curves.items()
     ]
 
@@ -227,9 +233,11 @@ def _training(found: Found, say: Say) -> list[Section]:
         say("Training curves: no run folder with a log lies below the paths.")
         return []
     curves = training_curves(logs)
-    plates: list[Section] = [Plate("Training", curves, "Loss on the training images, accuracy on held-out ones.")]
+    plates: list[Section] = [
+        FigureSection("Training", curves, "Loss on the training images, accuracy on held-out ones.")
+    ]
     if calibrated := {name: log for name, log in logs.items() if "vfd" in log[0].get("calibration", {})}:
-        plates.append(Plate("Calibration of VFD", calibration_curves(calibrated), CALIBRATION))
+        plates.append(FigureSection("Calibration of VFD", calibration_curves(calibrated), CALIBRATION))
     return plates
 
 
@@ -239,8 +247,8 @@ def _verdicts(found: Found, say: Say) -> list[Section]:
         say("Verdicts on the evaluation: advalign diagnose RUN makes them.")
         return []
     return [
-        Sheet("Can the numbers be trusted?", verdicts_table(diagnoses)),
-        Sheet("Warnings and failures", remarks_table(diagnoses)),
+        TableSection("Can the numbers be trusted?", verdicts_table(diagnoses)),
+        TableSection("Warnings and failures", remarks_table(diagnoses)),
     ]
 
 
@@ -276,4 +284,4 @@ def _commands(found: Found) -> list[Section]:
         model: f"{found.names[model]} ({model})" if model in found.runs else found.names[model] for model in lines
     }
     groups = {titles[model]: "\n".join(those) for model, those in lines.items()}
-    return [Listing("The commands that repeat them", groups)] if groups else []
+    return [TextSection("The commands that repeat them", groups)] if groups else []

@@ -19,7 +19,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-class Point(NamedTuple):
+class CurvePoint(NamedTuple):
     """A place on a curve: accuracies in per cent, a value a seed."""
 
     at: float | str
@@ -27,7 +27,7 @@ class Point(NamedTuple):
     robust: tuple[float, ...]
 
 
-def trade_off_curves(curves: Mapping[str, Sequence[Point]], robust: str) -> Figure:
+def trade_off_curves(curves: Mapping[str, Sequence[CurvePoint]], robust: str) -> Figure:
     """Plot clean against robust accuracy, a mean over seeds with its standard deviation for each point.
 
     Points are joined where they lie along a number.
@@ -52,7 +52,7 @@ def trade_off_curves(curves: Mapping[str, Sequence[Point]], robust: str) -> Figu
     return figure
 
 
-def sweep_curves(curves: Mapping[str, Sequence[Point]], along: str, robust: str) -> Figure:
+def sweep_curves(curves: Mapping[str, Sequence[CurvePoint]], along: str, robust: str) -> Figure:
     """Plot clean and robust accuracy along an argument, which is a number or a list of names.
 
     Args:

@@ -242,10 +242,10 @@ def accuracy_table(records: Sequence[Record], flags: Flags | None = None) -> Tab
     )
 
 
-Places = frozenset[tuple[int, int]]
+CellSet = frozenset[tuple[int, int]]
 
 
-def marks(rows: Sequence[Row], attacks: Sequence[str]) -> tuple[Places, Places]:
+def marks(rows: Sequence[Row], attacks: Sequence[str]) -> tuple[CellSet, CellSet]:
     """Return (row, column) of each attack's best accuracy, and of those inside its noise; column 0 is the method.
 
     Natural models compete only with one another.

@@ -12,7 +12,7 @@ WARM_UPS = 3
 
 
 @final
-class Recorded:
+class CudaGraphed:
     """A function of tensors that is recorded as a CUDA graph and replayed with new contents of its arguments.
 
     The first calls run as they are, on a stream of their own, so that lazy state (momentum, folded twins, cuDNN's

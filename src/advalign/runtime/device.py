@@ -33,7 +33,7 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def place(net: Net, device: torch.device) -> Net:
+def to_device(net: Net, device: torch.device) -> Net:
     """Move a network to a device, in channels_last: 1.2 to 1.4 times faster here on CPU, and what tensor cores want."""
     return net.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
 

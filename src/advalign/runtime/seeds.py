@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 
-def mixed_seed(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """Return a seed that depends on every part and its place, so that neighbouring runs and steps are unrelated."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -19,5 +19,5 @@ def mixed_seed(*parts: int | str) -> int:
 def seeded(*parts: int | str) -> Iterator[None]:
     """Draw from a generator seeded with the parts inside, and leave the global generators as they were."""
     with torch.random.fork_rng(range(torch.cuda.device_count())):  # manual_seed seeds every GPU
-        torch.manual_seed(mixed_seed(*parts))
+        torch.manual_seed(derive_seed(*parts))
         yield

@@ -1,10 +1,10 @@
 """Studies: declared sets of runs and evaluations, carried out here or on a cluster, at any state a table."""
 
+from advalign.studies.context import ExecutionContext
 from advalign.studies.declared import find_study
-from advalign.studies.execute import Place
 from advalign.studies.paper import STUDIES
 from advalign.studies.results import Results, sweep, trade_off
-from advalign.studies.run import check_executor, conduct, laid_out
+from advalign.studies.run import check_executor, plan_study, run_study
 from advalign.studies.scales import SCALES, Scale
 from advalign.studies.study import Cell, Column, Study
 
@@ -13,14 +13,14 @@ __all__ = [
     "STUDIES",
     "Cell",
     "Column",
-    "Place",
+    "ExecutionContext",
     "Results",
     "Scale",
     "Study",
     "check_executor",
-    "conduct",
     "find_study",
-    "laid_out",
+    "plan_study",
+    "run_study",
     "sweep",
     "trade_off",
 ]

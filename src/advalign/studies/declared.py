@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from advalign.errors import UserError, require, unknown
-from advalign.models import own
+from advalign.models import user
 from advalign.objectives import parse
 from advalign.runs.sources import require_builtin
 from advalign.spelling import check_arguments, parse_number
@@ -42,7 +42,7 @@ def find_study(spelling: str, scale: Scale, trust_model: bool = False) -> Study:
     if path.suffix == ".py":
         make = _function_of(path)
     elif colon:
-        make = own.find_function(module, function)
+        make = user.find_function(module, function)
     else:
         raise unknown("study", spelling, STUDIES)
     try:

@@ -13,7 +13,7 @@ from advalign import attacks
 from advalign.data import Dataset, load
 from advalign.evaluation.measure import measure
 from advalign.report.figures import (
-    Bands,
+    GalleryRows,
     calibration_curves,
     gallery,
     gallery_in_words,
@@ -21,7 +21,7 @@ from advalign.report.figures import (
     trade_off,
     training_curves,
 )
-from advalign.report.page import Plate, write_page
+from advalign.report.page import FigureSection, write_page
 from advalign.report.report import CALIBRATION
 from advalign.report.tables import accuracy_table, print_table
 from advalign.runs import Record, Run
@@ -77,7 +77,7 @@ def _demo(out: Path, seed: int, time_budget: float | None, console: Console) -> 
         if not run.finished:
             return False
         runs.append(run)
-    budget = Linf(recipe.eps)
+    threat = Linf(recipe.eps)
     records: list[Record] = []
     for run in runs:
         records += measure(run.path, ATTACKS, data=data, eps=recipe.eps, device="cpu", console=console).records
@@ -85,31 +85,31 @@ def _demo(out: Path, seed: int, time_budget: float | None, console: Console) -> 
     write_lines(out / "records.jsonl", [asdict(record) for record in records])
     introduction = (
         f"Six models of one architecture ({MODEL}) on scikit-learn's handwritten digits, trained for {recipe.epochs} "
-        f"epochs each with seed {seed}, attacked inside {budget} on {len(data.test)} test images. The checkpoint is "
+        f"epochs each with seed {seed}, attacked inside {threat} on {len(data.test)} test images. The checkpoint is "
         f"the best by PGD-10 on {recipe.validation} held-out training images.",
         "Read the plot as curves: beta (TRADES) and weight (VFD) are dials between clean and robust accuracy. "
         "One seed on a small data set: half a point is 2 or 3 images.",
     )
-    bands = _attacked({run.setting["method"]: run for run in runs if run.setting["method"] in SHOWN}, data, budget)
+    bands = _attacked({run.setting["method"]: run for run in runs if run.setting["method"] in SHOWN}, data, threat)
     plates = (
-        Plate(
+        FigureSection(
             "Trade-off",
             trade_off(records),
             "Clean against worst-case accuracy on the test set; up and to the right is better.",
         ),
-        Plate(
+        FigureSection(
             "Adversarial examples",
-            gallery(bands, amplify=0.5 / budget.eps),
+            gallery(bands, amplify=0.5 / threat.eps),
             "PGD-20 from the same images for each model: original, adversarial example, and their difference amplified "
             "around grey. Below each: the true class and what the model takes it for.",
             gallery_in_words(bands),
         ),
-        Plate(
+        FigureSection(
             "Training",
             training_curves({str(run.setting["method"]): run.log for run in runs}),
             "Training loss, and accuracy on the held-out training images.",
         ),
-        Plate(
+        FigureSection(
             "Calibration of VFD",
             calibration_curves(
                 {str(run.setting["method"]): run.log for run in runs if "vfd" in run.log[0].get("calibration", {})}
@@ -125,12 +125,12 @@ def _demo(out: Path, seed: int, time_budget: float | None, console: Console) -> 
     return True
 
 
-def _attacked(runs: dict[str, Run], data: Dataset, budget: Linf, count: int = 8) -> Bands:
+def _attacked(runs: dict[str, Run], data: Dataset, threat: Linf, count: int = 8) -> GalleryRows:
     """Attack the first test image of each of `count` classes."""
     rows = torch.stack([(data.test.labels == label).nonzero()[0, 0] for label in range(count)])
     x, y = data.test.floats(rows), data.test.labels[rows]
     bands = {}
-    attack = attacks.PGD(budget, steps=20, until_fooled=False)
+    attack = attacks.PGD(threat, steps=20, until_fooled=False)
     for method, run in runs.items():
         model = load_model(run.path)
         with seeded("gallery"):

@@ -5,10 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
-from typing import Literal
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -18,6 +15,7 @@ from advalign.evaluation.measure import measure
 from advalign.runs import find_weights
 from advalign.runtime.interrupts import stoppable
 from advalign.runtime.progress import say
+from advalign.studies.context import ExecutionContext, Outcome
 from advalign.studies.job import Job, dataset
 from advalign.studies.study import CLEAN, Column
 from advalign.training.train import train
@@ -25,46 +23,20 @@ from advalign.training.train import train
 BUSY_SECONDS = 20.0
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where jobs are carried out, and until when."""
-
-    device: str = "auto"
-    data_dir: Path | None = None
-    deadline: float | None = None
-    """In the seconds of `time.time`, which machines share."""
-    plugins: tuple[str, ...] = ()
-    """`package.module:Class` of those of one's own, which every process has to know."""
-
-    @property
-    def left(self) -> float | None:
-        """The seconds that are left, or None if there is no end."""
-        return None if self.deadline is None else max(0.0, self.deadline - time.time())
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended."""
-
-    status: Literal["finished", "stopped", "failed", "busy"]
-    """busy: another process trains or measures one of its runs"""
-    reason: str = ""
-
-
 Watcher = Callable[[Job, Outcome], None]
 
 
-def carry_out(job: Job, place: Place, console: Console) -> Outcome:
+def run_job(job: Job, context: ExecutionContext, console: Console) -> Outcome:
     """Train and measure one job as far as it is not done. A failure, of whatever kind, is an outcome."""
     try:
         with stoppable():
             _ = job.run.records  # damaged ones are told before anything is trained
-            _train(job, place, console)
+            _train(job, context, console)
             for n, black_box, columns in _together(job):
                 if black_box and job.surrogate is not None:
-                    _train(job.surrogate, place, console)
-                with stoppable(place.left), _alone(job):
-                    _measure(job, n, columns, job.surrogate if black_box else None, place, console)
+                    _train(job.surrogate, context, console)
+                with stoppable(context.left), _alone(job):
+                    _measure(job, n, columns, job.surrogate if black_box else None, context, console)
     except KeyboardInterrupt as stop:
         return Outcome("stopped", str(stop) or "SIGINT arrived")
     except Busy as error:
@@ -76,7 +48,7 @@ def carry_out(job: Job, place: Place, console: Console) -> Outcome:
     return Outcome("finished")
 
 
-def locally(jobs: Sequence[Job], place: Place, console: Console, watch: Watcher) -> str:
+def run_locally(jobs: Sequence[Job], context: ExecutionContext, console: Console, watch: Watcher) -> str:
     """Carry the jobs out one after another; return why it stopped before the end, or the empty string.
 
     What another process is at comes after the others, and is waited for at the end.
@@ -85,9 +57,9 @@ def locally(jobs: Sequence[Job], place: Place, console: Console, watch: Watcher)
     while todo:
         later = []
         for job in todo:
-            eta = f", about {spelled((time.monotonic() - began) / k * (len(jobs) - k))} left" if k else ""
+            eta = f", about {format_duration((time.monotonic() - began) / k * (len(jobs) - k))} left" if k else ""
             say(console, f"cell {k + 1} of {len(jobs)}: {job.name}{eta}")
-            outcome = carry_out(job, place, console)
+            outcome = run_job(job, context, console)
             if outcome.status == "stopped":
                 return outcome.reason
             if outcome.status == "busy":
@@ -98,23 +70,23 @@ def locally(jobs: Sequence[Job], place: Place, console: Console, watch: Watcher)
                 say(console, f"failed: {outcome.reason}")
             k += 1
             watch(job, outcome)
-        if len(later) == len(todo) and (reason := _wait(place)):
+        if len(later) == len(todo) and (reason := _wait(context)):
             return reason
         todo = later
     return ""
 
 
-def _wait(place: Place) -> str:
+def _wait(context: ExecutionContext) -> str:
     """Wait a while for another process; return why there is no more waiting, or the empty string."""
     try:
-        with stoppable(place.left):
+        with stoppable(context.left):
             time.sleep(BUSY_SECONDS)
     except KeyboardInterrupt as stop:
         return str(stop) or "SIGINT arrived"
     return ""
 
 
-def spelled(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Spell a time for people: 40s, 12m, 3h 05m."""
     if seconds < 90:
         return f"{seconds:.0f}s"
@@ -122,17 +94,17 @@ def spelled(seconds: float) -> str:
     return f"{hours}h {minutes:02}m" if hours else f"{minutes}m"
 
 
-def _train(job: Job, place: Place, console: Console) -> None:
+def _train(job: Job, context: ExecutionContext, console: Console) -> None:
     if job.run.finished:
         return
-    if place.left == 0:
+    if context.left == 0:
         raise KeyboardInterrupt("the time budget is used up")
     run = train(
-        job.cell.method, data=dataset(job.cell.data, place.data_dir), model=job.cell.model, recipe=job.cell.recipe,
-        runs=job.run.path.parent, device=place.device, time_budget=place.left, console=console,
+        job.cell.method, data=dataset(job.cell.data, context.data_dir), model=job.cell.model, recipe=job.cell.recipe,
+        runs=job.run.path.parent, device=context.device, time_budget=context.left, console=console,
     )  # fmt: skip
     if not run.finished:  # train has said why
-        raise KeyboardInterrupt("the time budget is used up" if place.left == 0 else "a signal arrived")
+        raise KeyboardInterrupt("the time budget is used up" if context.left == 0 else "a signal arrived")
 
 
 def _together(job: Job) -> Iterator[tuple[int, bool, list[Column]]]:
@@ -156,13 +128,13 @@ def _alone(job: Job) -> Iterator[None]:
 
 
 def _measure(
-    job: Job, n: int, columns: Sequence[Column], surrogate: Job | None, place: Place, console: Console
+    job: Job, n: int, columns: Sequence[Column], surrogate: Job | None, context: ExecutionContext, console: Console
 ) -> None:
     names = ", ".join(column.heading for column in columns)
     say(console, f"measuring {names} on {n} test images: {job.run.path}")
     measure(
         job.run.path, [column.attack for column in columns if column.attack != CLEAN], model=job.cell.model,
-        data=dataset(job.cell.data, place.data_dir), n=None if n == job.test_images else n,
-        norm=job.cell.recipe.norm, eps=job.cell.recipe.eps, device=place.device, console=console,
+        data=dataset(job.cell.data, context.data_dir), n=None if n == job.test_images else n,
+        norm=job.cell.recipe.norm, eps=job.cell.recipe.eps, device=context.device, console=console,
         surrogate=None if surrogate is None else find_weights(surrogate.run.path, model=surrogate.cell.model),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from advalign.errors import UserError, require
 from advalign.objectives import parse
 from advalign.runs import Record, Run
 from advalign.studies.study import Cell, Column, Study
-from advalign.threats import Threat, threat
+from advalign.threats import Threat
 from advalign.training.plan import Plan, plan
 
 
@@ -38,7 +38,7 @@ class Job:
     @property
     def threat(self) -> Threat:
         """What attacks may do: as in training, also where a natural run was trained against nothing."""
-        return threat(self.cell.recipe.norm, self.cell.recipe.eps)
+        return self.cell.recipe.threat
 
     @property
     def trained(self) -> str:
@@ -95,7 +95,7 @@ def dataset(name: str, directory: Path | None) -> Dataset:
     return load(name, directory=directory)
 
 
-def lay_out(study: Study, seeds: int, *, runs: Path, data_dir: Path | None) -> list[Job]:
+def plan_jobs(study: Study, seeds: int, *, runs: Path, data_dir: Path | None) -> list[Job]:
     """Plan every run of a study, in the order in which they are to be done: seed by seed. Nothing is written.
 
     Raises:

@@ -19,14 +19,15 @@ from advalign.errors import UserError, require
 from advalign.objectives import register
 from advalign.runtime.interrupts import stoppable
 from advalign.runtime.progress import say
-from advalign.studies.execute import BUSY_SECONDS, Outcome, Place, Watcher, carry_out, spelled
+from advalign.studies.context import ExecutionContext, Outcome
+from advalign.studies.execute import BUSY_SECONDS, Watcher, format_duration, run_job
 from advalign.studies.job import Job
 
 RETRIES = 3
 """How often a task is given to another machine."""
 
 
-def on_ray(jobs: Sequence[Job], place: Place, gpus: float | None, console: Console, watch: Watcher) -> str:
+def on_ray(jobs: Sequence[Job], context: ExecutionContext, gpus: float | None, console: Console, watch: Watcher) -> str:
     """Carry the jobs out on the cluster that `RAY_ADDRESS` names, or else on this machine: as many as have room.
 
     Returns:
@@ -43,27 +44,27 @@ def on_ray(jobs: Sequence[Job], place: Place, gpus: float | None, console: Conso
     if ours:
         ray.init(log_to_driver=False)
     task = ray.remote(num_cpus=1, num_gpus=_share(ray, gpus), max_retries=RETRIES)(_work)
-    place = replace(place, data_dir=None if place.data_dir is None else place.data_dir.absolute())
+    context = replace(context, data_dir=None if context.data_dir is None else context.data_dir.absolute())
     training: dict[Path, Any] = {}  # by the run's folder
 
     def trained(job: Job) -> Any:
         """Return the task that trains a run, which begins when its guests are there; no run has two."""
         if job.run.path not in training:
             guests = [trained(guest) for guest in job.guests if not guest.run.finished]
-            training[job.run.path] = task.remote(_absolute(replace(job, columns=())), place, *guests)
+            training[job.run.path] = task.remote(_absolute(replace(job, columns=())), context, *guests)
         return training[job.run.path]
 
     def measured(job: Job) -> Any:
         surrogate = [] if job.surrogate is None else [job.surrogate]
         waits = [trained(each) for each in (job, *surrogate) if not each.run.finished]
-        return task.remote(_absolute(job), place, *waits)
+        return task.remote(_absolute(job), context, *waits)
 
     began, reason, waiting = time.monotonic(), "", dict[Any, Job]()
     try:
         with stoppable():
             waiting = {measured(job): job for job in jobs}
             while waiting and not reason:
-                ready, _ = ray.wait(list(waiting), timeout=place.left)
+                ready, _ = ray.wait(list(waiting), timeout=context.left)
                 if not ready:
                     reason = "the time budget is used up"
                     break
@@ -79,7 +80,9 @@ def on_ray(jobs: Sequence[Job], place: Place, gpus: float | None, console: Conso
                     waiting[measured(job)] = job
                     continue
                 k = len(jobs) - len(waiting)
-                eta = f", about {spelled((time.monotonic() - began) / k * len(waiting))} left" if waiting else ""
+                eta = (
+                    f", about {format_duration((time.monotonic() - began) / k * len(waiting))} left" if waiting else ""
+                )
                 say(console, f"cell {k} of {len(jobs)}: {job.name} {outcome.status} {outcome.reason}{eta}")
                 watch(job, outcome)
     except KeyboardInterrupt as stop:
@@ -105,11 +108,11 @@ def _cancel(ray: Any, tasks: Sequence[Any]) -> None:
     ray.wait(list(tasks), num_returns=len(tasks), timeout=60)
 
 
-def _work(job: Job, place: Place, *needed: Outcome) -> Outcome:
+def _work(job: Job, context: ExecutionContext, *needed: Outcome) -> Outcome:
     """Carry a job out in a worker; `needed` makes Ray wait, and a guest that has failed fails again with its reason."""
-    for spelling in place.plugins:
+    for spelling in context.plugins:
         register(spelling)
-    return carry_out(job, place, Console(quiet=True))
+    return run_job(job, context, Console(quiet=True))
 
 
 def _outcome(ray: Any, done: Any) -> Outcome:

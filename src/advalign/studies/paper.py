@@ -13,7 +13,7 @@ from dataclasses import replace
 from advalign import models
 from advalign.studies.results import feature_plate, sweep, trade_off
 from advalign.studies.scales import Scale
-from advalign.studies.study import Cell, Column, Draw, Study
+from advalign.studies.study import Cell, Column, FigureBuilder, Study
 from advalign.training.recipes import Recipe
 
 BASES = ("alp", "trades", "mart", "hat")
@@ -232,7 +232,7 @@ STUDIES: dict[str, Callable[[Scale], Study]] = {
 }
 
 
-def _sweep(scale: Scale, name: str, title: str, points: _Points, *figures: Draw) -> Study:
+def _sweep(scale: Scale, name: str, title: str, points: _Points, *figures: FigureBuilder) -> Study:
     """Return a study of points, each a curve, a method, and where on the curve it lies."""
     columns = {column.heading: column for column in scale.columns()}
     return Study(

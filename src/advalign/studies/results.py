@@ -11,16 +11,16 @@ from statistics import mean
 from advalign import attacks
 from advalign.errors import UserError, require
 from advalign.report.features import explained, feature_map, feature_maps, few
-from advalign.report.page import Listing, Plate, Sheet, write_page
-from advalign.report.sweeps import Point, sweep_curves, trade_off_curves
+from advalign.report.page import FigureSection, TableSection, TextSection, write_page
+from advalign.report.sweeps import CurvePoint, sweep_curves, trade_off_curves
 from advalign.report.tables import NOISE, Row, Table, marks
 from advalign.runs import Record, find_weights
 from advalign.runs.files import write_atomically, write_lines
 from advalign.runtime.device import pick_device
 from advalign.runtime.environment import environment
-from advalign.studies.execute import Place
+from advalign.studies.context import ExecutionContext
 from advalign.studies.job import Job, dataset
-from advalign.studies.study import CLEAN, Column, Draw, Study
+from advalign.studies.study import CLEAN, Column, FigureBuilder, Study
 from advalign.threats import Linf
 
 ROBUST = "PGD"
@@ -47,7 +47,7 @@ class Results:
 
     study: Study
     jobs: tuple[Job, ...]
-    place: Place
+    context: ExecutionContext
     out: Path
     failures: dict[str, str] = field(default_factory=dict)
     """why a job failed, by its run's id"""
@@ -73,10 +73,10 @@ class Results:
         best, faint = (frozenset((at[i], j) for i, j in places) for places in (best, faint))
         return Table(("method", *headings), tuple(lines), best, self._caption(), faint=faint)
 
-    def curves(self, robust: str) -> dict[str, list[Point]]:
+    def curves(self, robust: str) -> dict[str, list[CurvePoint]]:
         """Return clean accuracy and that of the column `robust` along each curve of the study, as far as measured."""
         headings = {column.heading: column for column in self.study.columns}
-        curves: dict[str, list[Point]] = {}
+        curves: dict[str, list[CurvePoint]] = {}
         if not {CLEAN, robust} <= headings.keys():
             return curves
         for cell in self.study.cells:
@@ -85,7 +85,7 @@ class Results:
             seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
             clean, withstood = (tuple(found[seed] for seed in seeds) for found in by_seed)
             if cell.curve and seeds:
-                curves.setdefault(cell.curve, []).append(Point(cell.at, clean, withstood))
+                curves.setdefault(cell.curve, []).append(CurvePoint(cell.at, clean, withstood))
         return curves
 
     def write(self, *, figures: bool = True) -> None:
@@ -97,7 +97,7 @@ class Results:
             UserError: the folder is another study's, or cannot be written to.
         """
         table, absent = self.table(), list[str]()
-        plates: list[Plate | Sheet | Listing] = []
+        plates: list[FigureSection | TableSection | TextSection] = []
         for draw in self.study.figures if figures else ():
             try:
                 plates += [plate] if (plate := draw(self)) is not None else []
@@ -110,7 +110,7 @@ class Results:
         done = sum(job.finished for job in self.jobs)
         introduction = [f"{done} of {len(self.jobs)} cells are finished."]
         if self.study.declared:
-            plates.append(Listing("The study as it was declared", {self.study.name: self.study.declared}))
+            plates.append(TextSection("The study as it was declared", {self.study.name: self.study.declared}))
         write_page(
             self.out / "report.html", self.study.title, introduction, table, plates, environment(), absent=absent,
             parts=self.out / "report-files",
@@ -227,23 +227,23 @@ def notes_on(spellings: Sequence[str]) -> list[str]:
     ]
 
 
-def trade_off(results: Results) -> Plate | None:
+def trade_off(results: Results) -> FigureSection | None:
     """Draw clean against robust accuracy along the study's curves."""
     if not (curves := results.curves(ROBUST)):
         return None
     caption = "Up and to the right is better. Bars: one standard deviation over seeds, where there are several."
     if aside := ", ".join(cell.row for cell in results.study.cells if not cell.curve):
         caption += f" Not drawn: {aside}."
-    return Plate("Trade-off", trade_off_curves(curves, ROBUST), caption)
+    return FigureSection("Trade-off", trade_off_curves(curves, ROBUST), caption)
 
 
-def feature_plate(results: Results) -> Plate | None:
+def feature_plate(results: Results) -> FigureSection | None:
     """Draw the features of every model of the study's first seed that is trained, of five classes of test images."""
     jobs = [job for job in results.jobs if job.run.finished and job.cell.recipe.seed == 0]
     if not jobs:
         return None
-    first, device = jobs[0], pick_device(results.place.device)
-    data = dataset(first.cell.data, results.place.data_dir)
+    first, device = jobs[0], pick_device(results.context.device)
+    data = dataset(first.cell.data, results.context.data_dir)
     images, names = few(data.test, classes=5, each=500), data.class_names[:5]
     maps = {
         job.cell.row: feature_map(
@@ -256,17 +256,17 @@ def feature_plate(results: Results) -> Plate | None:
         for job in jobs
         if (job.cell.data, job.threat) == (first.cell.data, first.threat)
     }
-    return Plate("Features", feature_maps(maps, names), explained(images, first.threat, names))
+    return FigureSection("Features", feature_maps(maps, names), explained(images, first.threat, names))
 
 
-def sweep(along: str) -> Draw:
+def sweep(along: str) -> FigureBuilder:
     """Return what draws clean and robust accuracy along an argument of this name."""
 
-    def draw(results: Results) -> Plate | None:
+    def draw(results: Results) -> FigureSection | None:
         if not (curves := results.curves(ROBUST)):
             return None
         caption = f"Accuracy along {along}. Bars: one standard deviation over seeds, where there are several."
-        return Plate(f"Along {along}", sweep_curves(curves, along, ROBUST), caption)
+        return FigureSection(f"Along {along}", sweep_curves(curves, along, ROBUST), caption)
 
     return draw
 

@@ -13,15 +13,16 @@ from advalign.runs.files import require_folder, require_writable
 from advalign.runtime.device import pick_device
 from advalign.runtime.interrupts import stoppable
 from advalign.runtime.progress import say
-from advalign.studies.execute import Outcome, Place, locally
-from advalign.studies.job import Job, lay_out
+from advalign.studies.context import ExecutionContext, Outcome
+from advalign.studies.execute import run_locally
+from advalign.studies.job import Job, plan_jobs
 from advalign.studies.results import Results
 from advalign.studies.study import Study
 
 EXECUTORS = ("local", "ray")
 
 
-def conduct(
+def run_study(
     study: Study,
     *,
     seeds: int | None = None,
@@ -55,9 +56,9 @@ def conduct(
     check_executor(executor, gpus)
     pick_device(device)
     deadline = None if time_budget is None else time.time() + time_budget
-    place = Place(device, None if data_dir is None else Path(data_dir), deadline, tuple(plugins))
+    context = ExecutionContext(device, None if data_dir is None else Path(data_dir), deadline, tuple(plugins))
     say(console, study.title)
-    results = laid_out(study, seeds=seeds, runs=runs, out=out, place=place)
+    results = plan_study(study, seeds=seeds, runs=runs, out=out, context=context)
     for folder in (results.out, Path(runs)):
         require_writable(folder)
     todo = [job for job in results.jobs if not job.finished]
@@ -77,27 +78,29 @@ def conduct(
         if executor == "ray":
             from advalign.studies.on_ray import on_ray
 
-            stopped = on_ray(todo, place, gpus, console, watch)
+            stopped = on_ray(todo, context, gpus, console, watch)
         else:
-            stopped = locally(todo, place, console, watch)
+            stopped = run_locally(todo, context, console, watch)
     except KeyboardInterrupt as stop:  # while the results were being drawn
         stopped = str(stop) or "SIGINT arrived"
-    results.write(figures=not stopped or place.left != 0)
+    results.write(figures=not stopped or context.left != 0)
     if stopped:
         say(console, f"Stopped: {stopped}. The same command goes on.")
     return results
 
 
-def laid_out(study: Study, *, seeds: int | None, runs: str | Path, out: str | Path | None, place: Place) -> Results:
+def plan_study(
+    study: Study, *, seeds: int | None, runs: str | Path, out: str | Path | None, context: ExecutionContext
+) -> Results:
     """Return a study with its jobs planned and nothing done.
 
     Raises:
-        UserError: as `conduct`.
+        UserError: as `run_study`.
     """
     folder = Path("studies") / study.name if out is None else Path(out)
     require_folder(folder)
-    jobs = lay_out(study, study.seeds if seeds is None else seeds, runs=Path(runs), data_dir=place.data_dir)
-    results = Results(study, tuple(jobs), place, folder)
+    jobs = plan_jobs(study, study.seeds if seeds is None else seeds, runs=Path(runs), data_dir=context.data_dir)
+    results = Results(study, tuple(jobs), context, folder)
     before = results.failures_before()
     open_ids = {job.run.id for job in results.jobs if not job.finished}
     results.failures.update({run: reason for run, reason in before.items() if run in open_ids})

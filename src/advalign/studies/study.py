@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from advalign import attacks, models, objectives
 from advalign.errors import require, unknown
-from advalign.evaluation.transfer import to_the_end
+from advalign.evaluation.transfer import transferable
 from advalign.threats import Linf
 from advalign.training.recipes import Recipe
 
 if TYPE_CHECKING:
-    from advalign.report.page import Plate
+    from advalign.report.page import FigureSection
     from advalign.studies.results import Results
 
 CLEAN = "clean"
-Draw = Callable[["Results"], "Plate | None"]
+FigureBuilder = Callable[["Results"], "FigureSection | None"]
 """Draws what the results so far are enough for."""
 
 
@@ -43,7 +43,7 @@ class Column:
             canonical = attacks.spelled(attacks.parse(self.attack, threat=Linf(8 / 255)))
             object.__setattr__(self, "attack", canonical)
             if self.black_box:
-                to_the_end(attacks.parse(self.attack, threat=Linf(8 / 255)))
+                transferable(attacks.parse(self.attack, threat=Linf(8 / 255)))
         clean = self.black_box and self.attack == CLEAN
         require(not clean, f"column {self.heading!r} is a black box, and names no attack that is made on the surrogate")
         require(self.n is None or self.n >= 1, f"column {self.heading!r}: n={self.n} must be at least 1")
@@ -98,7 +98,7 @@ class Study:
     """accuracy in per cent by row and heading; rows that have no cell are shown as well"""
     source: str = ""
     """where the published numbers are from"""
-    figures: tuple[Draw, ...] = ()
+    figures: tuple[FigureBuilder, ...] = ()
     declared: str = ""
     """the text of the file that it was read from"""
 

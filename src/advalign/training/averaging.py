@@ -15,8 +15,7 @@ from advalign.data.batches import Epoch
 from advalign.models.modes import buffers_kept
 from advalign.models.split_norm import SplitNorm
 from advalign.objectives import Objective
-from advalign.runtime.seeds import mixed_seed
-from advalign.threats import threat
+from advalign.runtime.seeds import derive_seed
 from advalign.training.recipes import Recipe
 
 ADVERSARIAL_BATCHES = 50
@@ -52,7 +51,7 @@ class Average:
         self.count += 1
 
     @contextmanager
-    def in_charge(self, epoch: Epoch) -> Iterator[nn.Module]:
+    def applied(self, epoch: Epoch) -> Iterator[nn.Module]:
         """Put the average, once there is one, in the student's place, and the student back afterwards, to the bit.
 
         Yields:
@@ -60,7 +59,7 @@ class Average:
         """
         student = self.objective.student
         if not self.count:
-            yield self.objective.restored()
+            yield self.objective.exported_student()
             return
         live = [p.detach().clone() for p in student.parameters()]
         with buffers_kept(student):
@@ -68,7 +67,7 @@ class Average:
             try:
                 if self.recipe.average == "swa":
                     self._estimate_statistics(epoch)
-                yield self.objective.restored()
+                yield self.objective.exported_student()
             finally:
                 _copy(live, student)
 
@@ -104,11 +103,11 @@ class Average:
     def _attacked(self, epoch: Epoch) -> Iterator[tuple[Tensor, Tensor]]:
         r = self.recipe
         for step, (x, y) in enumerate(epoch):
-            torch.manual_seed(mixed_seed(r.seed, epoch.epoch, step, "statistics"))
-            budget = threat(r.norm, r.eps)
+            torch.manual_seed(derive_seed(r.seed, epoch.epoch, step, "statistics"))
+            threat = r.threat
             # In train mode: the statistics that eval mode would use are those of other weights.
             x_adv = self.objective.perturb(
-                x, y, budget, second=x, steps=r.steps, step_size=r.step_size, start=r.start, mode="train"
+                x, y, threat, second=x, steps=r.steps, step_size=r.step_size, start=r.start, mode="train"
             )
             yield x_adv, y
 

@@ -25,7 +25,6 @@ from advalign.runs import Run, Weights, find_weights, require_classes
 from advalign.runs.checkpoint import load_into, load_weights
 from advalign.runs.run import digest
 from advalign.runtime.seeds import seeded
-from advalign.threats import threat
 from advalign.training.recipes import Recipe
 
 # How a guest is made where none is given: by this method, with the student's architecture, data and recipe.
@@ -60,8 +59,7 @@ class Plan:
     extra: Extra | None = None
 
     def __post_init__(self) -> None:
-        threat(self.recipe.norm, self.recipe.eps)
-        _ = self.run, self.images
+        _ = self.recipe.threat, self.run, self.images
         r = self.recipe
         Batches(
             self.images[0], r.batch_size, augment=r.augment, seed=r.seed, extra=self.extra, extra_share=r.extra_share
@@ -79,11 +77,11 @@ class Plan:
         size = min(2, self.recipe.batch_size)
         x, y = torch.zeros(size, *self.dataset.shape), torch.zeros(size, dtype=torch.long)
         second = x if self.method.second else None
-        objective, budget = self._blank.train(), threat(self.recipe.norm, self.recipe.eps)
+        objective, threat = self._blank.train(), self.recipe.threat
         try:
             with seeded(0):
                 objective.start_epoch([(x, y)], progress=0.99)  # when everything that begins late has begun
-                x_adv = objective.perturb(x, y, budget, second=second, steps=1, start=self.recipe.start)
+                x_adv = objective.perturb(x, y, threat, second=second, steps=1, start=self.recipe.start)
                 total(objective(x, x_adv, y, second)).backward()
         except UserError:
             raise

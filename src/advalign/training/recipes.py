@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from advalign.errors import require
 from advalign.spelling import check_arguments
+
+if TYPE_CHECKING:
+    from advalign.threats import Threat
 
 LINF_EPS = 8 / 255
 
@@ -123,6 +126,17 @@ class Recipe:
         require(self.swa_every is None or self.swa_every >= 1, f"swa_every={self.swa_every} must be at least 1")
         require(0 < self.extra_share < 1, f"extra_share={self.extra_share:g} must be above 0 and below 1")
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be at least 0 and below 2**63")
+
+    @property
+    def threat(self) -> Threat:
+        """The threat model of `norm` and `eps`.
+
+        Raises:
+            UserError: a radius out of range.
+        """
+        from advalign.threats import make_threat  # which needs torch, and the command line's help does not
+
+        return make_threat(self.norm, self.eps)
 
 
 def common() -> Recipe:

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from advalign.objectives import Objective, total
 from advalign.objectives.contract import Terms
-from advalign.runtime.cuda_graphs import Recorded
+from advalign.runtime.cuda_graphs import CudaGraphed
 from advalign.runtime.device import autocast
-from advalign.threats import threat
 from advalign.training.recipes import Recipe
 from advalign.training.schedule import learning_rate, momentum
 from advalign.training.weight_perturbation import adversarial_weights
@@ -21,11 +20,11 @@ from advalign.training.weight_perturbation import adversarial_weights
 
 @final
 class Step:
-    """An objective with its recipe's optimiser and attack; `schedule`, then `craft`, then `update`.
+    """An objective with its recipe's optimiser and attack; `schedule`, then `perturb`, then `update`.
 
     Args:
         steps: batches an epoch, which the schedule counts in.
-        cuda_graphs: record `craft` and `update` as CUDA graphs; each epoch anew, since the parts may have learnt
+        cuda_graphs: record `perturb` and `update` as CUDA graphs; each epoch anew, since the parts may have learnt
             something at its start. Their results are overwritten by the next call.
     """
 
@@ -33,7 +32,7 @@ class Step:
         self, objective: Objective, recipe: Recipe, steps: int, device: torch.device, *, cuda_graphs: bool = False
     ) -> None:
         self.objective, self.recipe, self.steps, self.device = objective, recipe, steps, device
-        self.threat = threat(recipe.norm, recipe.eps)
+        self.threat = recipe.threat
         self.optimizer = torch.optim.SGD(
             [parameter for parameter in objective.parameters() if parameter.requires_grad],
             recipe.lr,
@@ -43,11 +42,11 @@ class Step:
             fused=device.type != "mps",
         )
         self.epoch = 0
-        self.craft: Callable[..., Tensor] = self._craft
+        self.perturb: Callable[..., Tensor] = self._perturb
         self.update: Callable[..., tuple[Tensor, Terms]] = self._update
-        self.recorded: tuple[Recorded, ...] = ()
+        self.recorded: tuple[CudaGraphed, ...] = ()
         if cuda_graphs:
-            self.recorded = self.craft, self.update = Recorded(self._craft), Recorded(self._update)
+            self.recorded = self.perturb, self.update = CudaGraphed(self._perturb), CudaGraphed(self._update)
             self.lr = torch.zeros((), device=device)  # where the recorded update reads it
 
     def start_epoch(self, epoch: int) -> None:
@@ -63,7 +62,7 @@ class Step:
             lr=self.lr.fill_(rate) if self.recorded else rate, momentum=momentum(self.recipe, at, self.steps)
         )
 
-    def _craft(self, x: Tensor, y: Tensor, second: Tensor | None) -> Tensor:
+    def _perturb(self, x: Tensor, y: Tensor, second: Tensor | None) -> Tensor:
         """Return the adversarial images of images x (N, C, H, W) with labels y (N,)."""
         r = self.recipe
         with autocast(self.device, r.precision):

@@ -17,12 +17,12 @@ from advalign.data.extra import find_npz
 from advalign.errors import Busy, UserError, require
 from advalign.objectives import Base, Method, as_method
 from advalign.runs import Run, find_weights
-from advalign.runtime.device import pick_device, place
+from advalign.runtime.device import pick_device, to_device
 from advalign.runtime.environment import environment
 from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.progress import progress_bars, say
 from advalign.runtime.seeds import seeded
-from advalign.training.loop import Row, Standing, fit
+from advalign.training.loop import Row, TrainState, fit
 from advalign.training.plan import Plan, plan
 from advalign.training.recipes import Recipe
 
@@ -120,7 +120,7 @@ def _fit(
     bars: Progress,
 ) -> bool:
     """Fit one planned run; return whether it is finished."""
-    objective = place(each.bind(), device)
+    objective = to_device(each.bind(), device)
     train_images, validation = (part.to(device) for part in each.images)
     if not each.run.state.exists():
         each.run.write_card("running", environment())
@@ -185,8 +185,8 @@ class _Show:
         self.bars, self.epochs, self.listeners = bars, each.recipe.epochs, listeners
         self.task = bars.add_task(str(each.method), total=None)
 
-    def step(self, standing: Standing, steps: int) -> None:
-        done = standing.epoch * steps + standing.step
+    def step(self, train_state: TrainState, steps: int) -> None:
+        done = train_state.epoch * steps + train_state.step
         self.bars.update(self.task, total=self.epochs * steps, completed=done)
 
     def epoch(self, row: Row) -> None:

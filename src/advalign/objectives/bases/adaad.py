@@ -7,10 +7,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from advalign.attacks.ascent import Goal
+from advalign.attacks.ascent import AttackLoss
 from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
-from advalign.objectives.contract import ADV, CLEAN, Base, Need, Networks, Outs, Term, Terms, Views
+from advalign.objectives.contract import ADV, CLEAN, Base, Need, Networks, Outputs, Term, Terms, Views
 
 
 @final
@@ -26,7 +26,7 @@ class AdaAD(Base):
     """
 
     name = "adaad"
-    teaches = ()
+    supervises = ()
     TEACHER_ADV, TEACHER_CLEAN = Need("robust", "adv"), Need("robust", "clean")
     needs = (ADV, TEACHER_ADV)
 
@@ -37,15 +37,15 @@ class AdaAD(Base):
         if alpha < 1:
             self.needs = (CLEAN, ADV, self.TEACHER_CLEAN, self.TEACHER_ADV)
 
-    def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
+    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
         """Return the KL divergence from the teacher's prediction of the same adversarial image."""
 
         def both(x_adv: Tensor) -> Tensor:
             return torch.stack([nets["student"](x_adv).logits, nets["robust"](x_adv).logits], 1)
 
-        return Goal(both, lambda logits, _: kl_divergence(logits[:, 0], logits[:, 1]), y)
+        return AttackLoss(both, lambda logits, _: kl_divergence(logits[:, 0], logits[:, 1]), y)
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return the KLs to the teacher on the adversarial images and, with alpha below 1, on the clean ones."""
         terms = {"soft_adv": Term(self.alpha, kl_divergence(outs[ADV].logits, outs[self.TEACHER_ADV].logits).mean())}
         if self.alpha < 1:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from advalign.errors import require
 from advalign.models import last_linear
-from advalign.objectives.contract import ADV, CLEAN, Base, Craft, Outs, Term, Terms
+from advalign.objectives.contract import ADV, CLEAN, Base, Outputs, Term, Terms, TrainingAttack
 
 
 @final
@@ -30,16 +30,16 @@ class LinearAFA(Base):
     """
 
     name = "afa"
-    begins_as = "extractor"
-    alone = "trains the last layer alone"
+    init_from = "extractor"
+    standalone_reason = "trains the last layer alone"
 
     def __init__(self, temperature: float = 0.1, adversarial: bool = False) -> None:
         super().__init__()
         require(temperature > 0, f"afa: temperature={temperature:g} must be above 0")
         self.temperature, self.adversarial = temperature, adversarial
         self.needs = (ADV,) if adversarial else (CLEAN,)
-        self.teaches = ("adv",) if adversarial else ("clean",)
-        self.craft = Craft(start="uniform") if adversarial else None
+        self.supervises = ("adv",) if adversarial else ("clean",)
+        self.training_attack = TrainingAttack(start="uniform") if adversarial else None
 
     def adapt(self, student: nn.Module) -> nn.Module:
         """Freeze all but the last linear layer, which begins anew."""
@@ -50,10 +50,10 @@ class LinearAFA(Base):
         assert isinstance(student, _Still)
         return copy.deepcopy(student.net).requires_grad_(True)
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return the cross entropy."""
         view, need = ("adv", ADV) if self.adversarial else ("clean", CLEAN)
-        return {view: Term(1.0, F.cross_entropy(outs[need].logits, y), teaches=view)}
+        return {view: Term(1.0, F.cross_entropy(outs[need].logits, y), supervises=view)}
 
 
 class _Still(nn.Module):

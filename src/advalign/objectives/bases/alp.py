@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advalign.errors import require
-from advalign.objectives.contract import ADV, CLEAN, Base, Outs, Term, Terms
+from advalign.objectives.contract import ADV, CLEAN, Base, Outputs, Term, Terms
 
 
 @final
@@ -24,7 +24,7 @@ class ALP(Base):
     """
 
     name = "alp"
-    teaches = ("adv",)
+    supervises = ("adv",)
 
     def __init__(self, beta: float = 1.0, mix: float = 0.0) -> None:
         super().__init__()
@@ -32,15 +32,15 @@ class ALP(Base):
         require(0 <= mix <= 1, f"alp: mix={mix:g} must be in [0, 1]")
         self.beta, self.mix = beta, mix
         if mix:
-            self.teaches = ("adv", "clean")
+            self.supervises = ("adv", "clean")
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return cross entropy on the adversarial (and clean) images, and the logit pairing."""
         clean, adv = outs[CLEAN].logits, outs[ADV].logits
         terms = {
-            "adv": Term(1 - self.mix, F.cross_entropy(adv, y), teaches="adv"),
+            "adv": Term(1 - self.mix, F.cross_entropy(adv, y), supervises="adv"),
             "pairing": Term(self.beta, F.mse_loss(adv, clean)),
         }
         if self.mix:
-            terms["clean"] = Term(self.mix, F.cross_entropy(clean, y), teaches="clean")
+            terms["clean"] = Term(self.mix, F.cross_entropy(clean, y), supervises="clean")
         return terms

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
-from advalign.objectives.contract import ADV, CLEAN, Base, Craft, Need, Outs, Term, Terms
+from advalign.objectives.contract import ADV, CLEAN, Base, Need, Outputs, Term, Terms, TrainingAttack
 
 
 @final
@@ -25,8 +25,8 @@ class ARD(Base):
     """
 
     name = "ard"
-    teaches = ()
-    craft = Craft(start="uniform")
+    supervises = ()
+    training_attack = TrainingAttack(start="uniform")
     TEACHER = Need("robust", "clean")
     needs = (ADV, TEACHER)
 
@@ -36,13 +36,13 @@ class ARD(Base):
         require(temperature > 0, f"ard: temperature={temperature:g} must be above 0")
         self.alpha, self.temperature = alpha, temperature
         if alpha < 1:
-            self.teaches, self.needs = ("clean",), (CLEAN, ADV, self.TEACHER)
+            self.supervises, self.needs = ("clean",), (CLEAN, ADV, self.TEACHER)
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return the KL to the teacher, and with alpha below 1 cross entropy on the clean images."""
         t = self.temperature
         soft = t**2 * kl_divergence(outs[ADV].logits / t, outs[self.TEACHER].logits / t)
         terms = {"soft_adv": Term(self.alpha, soft.mean())}
-        if self.teaches:
-            terms["clean"] = Term(1 - self.alpha, F.cross_entropy(outs[CLEAN].logits, y), teaches="clean")
+        if self.supervises:
+            terms["clean"] = Term(1 - self.alpha, F.cross_entropy(outs[CLEAN].logits, y), supervises="clean")
         return terms

@@ -7,7 +7,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor
 
-from advalign.objectives.contract import ADV, Base, Craft, Outs, Term, Terms
+from advalign.objectives.contract import ADV, Base, Outputs, Term, Terms, TrainingAttack
 
 
 @final
@@ -19,10 +19,10 @@ class AT(Base):
     """
 
     name = "at"
-    teaches = ("adv",)
-    craft = Craft(start="uniform")
+    supervises = ("adv",)
+    training_attack = TrainingAttack(start="uniform")
     needs = (ADV,)
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return cross entropy on the adversarial images."""
-        return {"adv": Term(1.0, F.cross_entropy(outs[ADV].logits, y), teaches="adv")}
+        return {"adv": Term(1.0, F.cross_entropy(outs[ADV].logits, y), supervises="adv")}

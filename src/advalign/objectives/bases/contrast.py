@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import Goal
+from advalign.attacks.ascent import AttackLoss
 from advalign.errors import require
-from advalign.models import Out, last_linear
-from advalign.objectives.contract import ADV, CLEAN, SECOND, Base, Craft, Networks, Outs, Term, Terms, Views
+from advalign.models import Output, last_linear
+from advalign.objectives.contract import ADV, CLEAN, SECOND, Base, Networks, Outputs, Term, Terms, TrainingAttack, Views
 from advalign.objectives.distances import supervised_contrast
 
 
@@ -32,9 +32,9 @@ class Contrast(Base):
     """
 
     name = "contrast"
-    teaches = ("clean",)
-    alone = "is the first stage of afa"
-    craft = Craft(start="uniform")
+    supervises = ("clean",)
+    standalone_reason = "is the first stage of afa"
+    training_attack = TrainingAttack(start="uniform")
     needs = (CLEAN, SECOND, ADV)
 
     def __init__(self, temperature: float = 0.1) -> None:
@@ -59,33 +59,33 @@ class Contrast(Base):
         """Return the penultimate layer."""
         return ("penultimate",)
 
-    def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
+    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
         """Return the contrast of the adversarial features with the clean ones of both views."""
         student = nets["student"]
         with torch.no_grad():
             clean = torch.cat([_unit(student(views[view])) for view in ("clean", "second")])
         twice = torch.cat([y, y])
-        return Goal(
+        return AttackLoss(
             lambda x_adv: _unit(student(x_adv)),
             lambda u, y: supervised_contrast(u, y, clean, twice, self.temperature),
             y,
         )
 
-    def loss(self, outs: Outs, y: Tensor) -> Tensor:
+    def loss(self, outs: Outputs, y: Tensor) -> Tensor:
         """Return L_AFA, a scalar."""
         clean, second, adv = (_unit(outs[need]) for need in (CLEAN, SECOND, ADV))
         others, labels = torch.cat([clean, second, adv]), torch.cat([y, y, y])
         return supervised_contrast(adv, y, others, labels, self.temperature, left_out=len(y)).mean()
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return the contrast, and the probe's cross entropy."""
         return {
             "contrast": Term(1.0, self.loss(outs, y)),
-            "probe": Term(1.0, F.cross_entropy(outs[CLEAN].logits, y), teaches="clean"),
+            "probe": Term(1.0, F.cross_entropy(outs[CLEAN].logits, y), supervises="clean"),
         }
 
 
-def _unit(out: Out) -> Tensor:
+def _unit(out: Output) -> Tensor:
     return F.normalize(out.features["penultimate"].flatten(1))
 
 

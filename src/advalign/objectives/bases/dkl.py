@@ -7,10 +7,10 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor
 
-from advalign.attacks.ascent import Goal
+from advalign.attacks.ascent import AttackLoss
 from advalign.errors import require
 from advalign.objectives.bases.trades import from_clean
-from advalign.objectives.contract import ADV, CLEAN, Base, Networks, Outs, Term, Terms, Views
+from advalign.objectives.contract import ADV, CLEAN, Base, Networks, Outputs, Term, Terms, Views
 from advalign.objectives.distances import pairwise_gap
 
 
@@ -27,7 +27,7 @@ class DKL(Base):
     """
 
     name = "dkl"
-    teaches = ("clean",)
+    supervises = ("clean",)
     needs = (CLEAN, ADV)
 
     def __init__(self, alpha: float = 6.0, beta: float = 6.0) -> None:
@@ -36,16 +36,16 @@ class DKL(Base):
         require(beta >= 0, f"dkl: beta={beta:g} must be at least 0")
         self.alpha, self.beta = alpha, beta
 
-    def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
+    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
         """Return TRADES' goal."""
         return from_clean(nets["student"], views["clean"])
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return cross entropy on the clean images and the two sides of the KL."""
         clean, adv = outs[CLEAN].logits, outs[ADV].logits
         p = clean.detach().softmax(1)
         return {
-            "clean": Term(1.0, F.cross_entropy(clean, y), teaches="clean"),
+            "clean": Term(1.0, F.cross_entropy(clean, y), supervises="clean"),
             "soft": Term(self.alpha, F.cross_entropy(adv, p)),
             "pairs": Term(self.beta, pairwise_gap(clean, adv.detach(), p).mean()),
         }

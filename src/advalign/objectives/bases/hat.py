@@ -7,10 +7,10 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor
 
-from advalign.attacks.ascent import Goal
+from advalign.attacks.ascent import AttackLoss
 from advalign.errors import require
 from advalign.objectives.bases.trades import TRADES
-from advalign.objectives.contract import ADV, CLEAN, Base, Need, Networks, Outs, Term, Terms, Views
+from advalign.objectives.contract import ADV, CLEAN, Base, Need, Networks, Outputs, Term, Terms, Views
 
 
 @final
@@ -25,7 +25,7 @@ class HAT(Base):
     """
 
     name = "hat"
-    teaches = ("clean",)
+    supervises = ("clean",)
     HELPER, LABELS = Need("student", "helper"), Need("vanilla", "adv")
     needs = (CLEAN, ADV, HELPER, LABELS)
 
@@ -37,15 +37,15 @@ class HAT(Base):
         self.beta, self.gamma, self.reach = beta, gamma, reach
         self.trades = TRADES(beta)
 
-    def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
+    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
         """Return TRADES' goal."""
-        return self.trades.goal(nets, views, y)
+        return self.trades.attack_loss(nets, views, y)
 
     def views(self, x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
         """Return the clean, adversarial and helper views."""
         return {"clean": x, "adv": x_adv, "helper": x + self.reach * (x_adv - x)}
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return TRADES' terms and the helper's cross entropy."""
         labels = outs[self.LABELS].logits.argmax(1)
         helper = Term(self.gamma, F.cross_entropy(outs[self.HELPER].logits, labels))

@@ -11,7 +11,7 @@ from torch import Tensor
 from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
 from advalign.models.taps import Tapped
-from advalign.objectives.contract import ADV, CLEAN, Base, Craft, Need, Outs, Term, Terms
+from advalign.objectives.contract import ADV, CLEAN, Base, Need, Outputs, Term, Terms, TrainingAttack
 
 
 @final
@@ -27,8 +27,8 @@ class IAD(Base):
     """
 
     name = "iad"
-    teaches = ()
-    craft = Craft(start="uniform")
+    supervises = ()
+    training_attack = TrainingAttack(start="uniform")
     TEACHER, GUIDE = Need("robust", "clean"), Need("robust", "adv")
     needs = (CLEAN, ADV, TEACHER, GUIDE)
     begun: Tensor
@@ -44,7 +44,7 @@ class IAD(Base):
         """Note whether introspection has begun."""
         self.begun.fill_(progress >= self.begin)
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return the KL to the teacher and, weighted by the doubt in it, to the student's own clean prediction."""
         adv = outs[ADV].logits
         doubt = self.begun * (1 - trust(outs[self.GUIDE].logits, y, self.power))

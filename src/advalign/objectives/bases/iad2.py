@@ -13,7 +13,7 @@ from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
 from advalign.models.taps import Tapped
 from advalign.objectives.bases.iad import trust
-from advalign.objectives.contract import ADV, CLEAN, Base, Craft, Need, Outs, Term, Terms
+from advalign.objectives.contract import ADV, CLEAN, Base, Need, Outputs, Term, Terms, TrainingAttack
 
 
 @final
@@ -30,8 +30,8 @@ class IAD2(Base):
     """
 
     name = "iad2"
-    teaches = ("adv",)
-    craft = Craft(start="uniform")
+    supervises = ("adv",)
+    training_attack = TrainingAttack(start="uniform")
     ROBUST, VANILLA = Need("robust", "adv"), Need("vanilla", "adv")
     needs = (CLEAN, ADV, ROBUST, VANILLA)
     begun: Tensor
@@ -47,12 +47,12 @@ class IAD2(Base):
         """Note whether introspection has begun."""
         self.begun.fill_(progress >= self.begin)
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return cross entropy and the KLs to both teachers and to the student itself, all on adversarial images."""
         adv, robust = outs[ADV].logits, outs[self.ROBUST].logits
         doubt = self.begun * (1 - trust(robust, y, self.power))
         return {
-            "adv": Term(0.25, F.cross_entropy(adv, y), teaches="adv"),
+            "adv": Term(0.25, F.cross_entropy(adv, y), supervises="adv"),
             "soft_robust": Term(0.5, ((1 - doubt) * kl_divergence(adv, robust)).mean()),
             "self": Term(0.5, (doubt * kl_divergence(adv, outs[CLEAN].logits)).mean()),
             "soft_vanilla": Term(0.25, kl_divergence(adv, outs[self.VANILLA].logits).mean()),

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advalign.attacks.ascent import Goal
+from advalign.attacks.ascent import AttackLoss
 from advalign.errors import require
-from advalign.models.split_norm import norm_of
+from advalign.models.split_norm import using_norms
 from advalign.models.taps import Tapped
 from advalign.objectives.bases.trades import from_clean
-from advalign.objectives.contract import ADV, CLEAN, Base, Networks, Outs, Term, Terms, Views
+from advalign.objectives.contract import ADV, CLEAN, Base, Networks, Outputs, Term, Terms, Views
 from advalign.objectives.distances import pairwise_gap
 
 
@@ -34,7 +34,7 @@ class IKL(Base):
     """
 
     name = "ikl"
-    teaches = ("clean",)
+    supervises = ("clean",)
     needs = (CLEAN, ADV)
     means: Tensor
 
@@ -58,7 +58,7 @@ class IKL(Base):
     def start_epoch(self, student: Tapped, batches: Iterable[tuple[Tensor, Tensor]], progress: float) -> None:
         """Average the clean predictions of each class; a class without images stays uniform."""
         sums = counts = torch.zeros(())
-        with norm_of(student, "clean"):
+        with using_norms(student, "clean"):
             for x, y in batches:
                 p = (student(x).logits / self.temperature).softmax(1)
                 members = F.one_hot(y, p.shape[1]).to(p.dtype)
@@ -66,16 +66,16 @@ class IKL(Base):
         require(counts.ndim > 0, "ikl averages its predictions over the epoch's batches, and there are none")
         self.means = torch.where(counts > 0, sums / counts.clamp_min(1), 1 / len(counts))
 
-    def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
+    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
         """Return TRADES' goal."""
         return from_clean(nets["student"], views["clean"])
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return cross entropy on the clean images and the two parts of the divergence."""
         clean, adv = outs[CLEAN].logits, outs[ADV].logits
         q = self.means[y] if len(self.means) else torch.full_like(clean, 1 / clean.shape[1])
         return {
-            "clean": Term(1.0, F.cross_entropy(clean, y), teaches="clean"),
+            "clean": Term(1.0, F.cross_entropy(clean, y), supervises="clean"),
             "soft": Term(self.alpha, F.cross_entropy(adv, clean.detach().softmax(1))),
             "pairs": Term(self.beta, pairwise_gap(clean, adv, q).mean()),
         }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from advalign.errors import require
-from advalign.objectives.contract import ADV, CLEAN, Base, Outs, Term, Terms
+from advalign.objectives.contract import ADV, CLEAN, Base, Outputs, Term, Terms
 from advalign.objectives.distances import boosted_cross_entropy
 
 
@@ -24,19 +24,19 @@ class MART(Base):
     """
 
     name = "mart"
-    teaches = ("adv",)
+    supervises = ("adv",)
 
     def __init__(self, beta: float = 5.0) -> None:
         super().__init__()
         require(beta >= 0, f"mart: beta={beta:g} must be at least 0")
         self.beta = beta
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return the boosted cross entropy on the adversarial images and the weighted KL."""
         p, p_adv = outs[CLEAN].logits.softmax(1), outs[ADV].logits.softmax(1)
         kl = (p * (p.clamp_min(torch.finfo(p.dtype).tiny).log() - torch.log(p_adv + 1e-12))).sum(1)
         unsure = 1.0000001 - p.gather(1, y[:, None]).squeeze(1)
         return {
-            "adv": Term(1.0, boosted_cross_entropy(outs[ADV].logits, y).mean(), teaches="adv"),
+            "adv": Term(1.0, boosted_cross_entropy(outs[ADV].logits, y).mean(), supervises="adv"),
             "kl": Term(self.beta, (kl * unsure).mean()),
         }

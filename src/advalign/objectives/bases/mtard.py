@@ -11,7 +11,7 @@ from torch import Tensor
 from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
 from advalign.models.taps import Tapped
-from advalign.objectives.contract import ADV, CLEAN, Base, Need, Outs, Term, Terms
+from advalign.objectives.contract import ADV, CLEAN, Base, Need, Outputs, Term, Terms
 
 
 @final
@@ -28,7 +28,7 @@ class MTARD(Base):
     """
 
     name = "mtard"
-    teaches = ()
+    supervises = ()
     ROBUST, VANILLA = Need("robust", "adv"), Need("vanilla", "clean")
     needs = (CLEAN, ADV, ROBUST, VANILLA)
     DROPS = (215 / 300, 260 / 300, 285 / 300)
@@ -48,7 +48,7 @@ class MTARD(Base):
         """Lower the rate after the authors' drops of the learning rate."""
         self.decay.fill_(0.1 ** sum(progress >= drop for drop in self.DROPS))
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return the KLs to the robust teacher on adversarial images and to the vanilla one on clean images."""
         adv = kl_divergence(outs[ADV].logits, outs[self.ROBUST].logits).mean()
         clean = kl_divergence(outs[CLEAN].logits, outs[self.VANILLA].logits).mean()

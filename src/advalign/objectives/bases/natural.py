@@ -7,7 +7,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor
 
-from advalign.objectives.contract import CLEAN, Base, Outs, Term, Terms
+from advalign.objectives.contract import CLEAN, Base, Outputs, Term, Terms
 
 
 @final
@@ -15,10 +15,10 @@ class Natural(Base):
     """CE(f(x), y): no adversarial examples; what VFD and HAT call the vanilla or standard model."""
 
     name = "natural"
-    teaches = ("clean",)
-    craft = None
+    supervises = ("clean",)
+    training_attack = None
     needs = (CLEAN,)
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return cross entropy on the clean images."""
-        return {"clean": Term(1.0, F.cross_entropy(outs[CLEAN].logits, y), teaches="clean")}
+        return {"clean": Term(1.0, F.cross_entropy(outs[CLEAN].logits, y), supervises="clean")}

@@ -7,10 +7,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from advalign.attacks.ascent import Goal
+from advalign.attacks.ascent import AttackLoss
 from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
-from advalign.objectives.contract import ADV, CLEAN, Base, Need, Networks, Outs, Term, Terms, Views
+from advalign.objectives.contract import ADV, CLEAN, Base, Need, Networks, Outputs, Term, Terms, Views
 
 
 @final
@@ -26,7 +26,7 @@ class RSLAD(Base):
     """
 
     name = "rslad"
-    teaches = ()
+    supervises = ()
     TEACHER = Need("robust", "clean")
     needs = (CLEAN, ADV, TEACHER)
 
@@ -35,13 +35,13 @@ class RSLAD(Base):
         require(0 <= weight <= 1, f"rslad: weight={weight:g} must be in [0, 1]")
         self.weight = weight
 
-    def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
+    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
         """Return the KL divergence from the teacher's clean prediction."""
         with torch.no_grad():
             teacher = nets["robust"](views["clean"]).logits
-        return Goal(lambda x_adv: nets["student"](x_adv).logits, kl_divergence, teacher)
+        return AttackLoss(lambda x_adv: nets["student"](x_adv).logits, kl_divergence, teacher)
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return the KLs of the adversarial and of the clean images to the teacher on clean ones."""
         teacher = outs[self.TEACHER].logits
         return {

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advalign.attacks.ascent import Goal
+from advalign.attacks.ascent import AttackLoss
 from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
-from advalign.objectives.contract import ADV, CLEAN, Base, Network, Networks, Outs, Term, Terms, Views
+from advalign.objectives.contract import ADV, CLEAN, Base, Network, Networks, Outputs, Term, Terms, Views
 
 
 @final
@@ -27,28 +27,28 @@ class TRADES(Base):
     """
 
     name = "trades"
-    teaches = ("clean",)
+    supervises = ("clean",)
 
     def __init__(self, beta: float = 6.0) -> None:
         super().__init__()
         require(beta >= 0, f"trades: beta={beta:g} must be at least 0")
         self.beta = beta
 
-    def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
+    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
         """Return the KL divergence from the clean prediction."""
         return from_clean(nets["student"], views["clean"])
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return cross entropy on the clean images and the KL that ties the adversarial ones to them."""
         clean, adv = outs[CLEAN].logits, outs[ADV].logits
         return {
-            "clean": Term(1.0, F.cross_entropy(clean, y), teaches="clean"),
+            "clean": Term(1.0, F.cross_entropy(clean, y), supervises="clean"),
             "kl": Term(self.beta, kl_divergence(adv, clean).mean()),
         }
 
 
-def from_clean(student: Network, x: Tensor) -> Goal:
+def from_clean(student: Network, x: Tensor) -> AttackLoss:
     """Return the KL divergence from the student's prediction of the clean images x, a constant of the attack."""
     with torch.no_grad():
         clean = student(x).logits
-    return Goal(lambda x_adv: student(x_adv).logits, kl_divergence, clean)
+    return AttackLoss(lambda x_adv: student(x_adv).logits, kl_divergence, clean)

@@ -6,10 +6,10 @@ from typing import Literal, final
 
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import Goal
+from advalign.attacks.ascent import AttackLoss
 from advalign.errors import require
 from advalign.objectives.bases.contrast import Contrast
-from advalign.objectives.contract import ADV, CLEAN, SECOND, Networks, Outs, PlugIn, Term, Terms, Views
+from advalign.objectives.contract import ADV, CLEAN, SECOND, Networks, Outputs, PlugIn, Term, Terms, Views
 
 
 @final
@@ -37,16 +37,17 @@ class AFA(PlugIn):
         require(weight >= 0, f"afa: weight={weight:g} must be at least 0")
         require(temperature > 0, f"afa: temperature={temperature:g} must be above 0")
         self.weight, self.temperature, self.attack = weight, temperature, attack
-        self.contrast, self.replaces_goal = Contrast(temperature), attack == "contrast"
+        self.contrast = Contrast(temperature)
+        self.replaces = frozenset({"attack_loss"}) if attack == "contrast" else frozenset()
 
     def layers(self, student: nn.Module) -> tuple[str, ...]:
         """Return the penultimate layer."""
         return self.contrast.layers(student)
 
-    def goal(self, nets: Networks, views: Views, y: Tensor) -> Goal:
+    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
         """Return the contrast, which the attack climbs instead of the base's goal."""
-        return self.contrast.goal(nets, views, y)
+        return self.contrast.attack_loss(nets, views, y)
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return the contrast."""
         return {"afa": Term(self.weight, self.contrast.loss(outs, y))}

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from advalign.errors import require
 from advalign.models import Tapped, find_layer, last_linear, last_stage, named_layers
-from advalign.models.split_norm import merged, norm_of, split_norms
-from advalign.objectives.contract import ADV, CLEAN, Network, Outs, PlugIn, Term, Terms, without_labels
+from advalign.models.split_norm import merged, split_norms, using_norms
+from advalign.objectives.contract import ADV, CLEAN, Network, Outputs, PlugIn, Term, Terms, without_labels
 from advalign.threats import Linf, Projection, Threat
 
 MEASURED = 8  # batches, as in the authors' code
@@ -46,7 +46,6 @@ class ARAT(PlugIn):
     """
 
     name = "ar-at"
-    replaces_labels = True
     share: Tensor
     predictors: nn.ModuleList
 
@@ -63,7 +62,8 @@ class ARAT(PlugIn):
         several = isinstance(layer, tuple)
         require(not several or 0 < len(set(layer)) == len(layer), f"ar-at: layer={layer} must name layers, each once")
         self.weight, self.layer, self.predictor, self.symmetric = weight, layer, predictor, symmetric
-        self.noisy_clean = self.replaces_budget = noisy_clean
+        self.noisy_clean = noisy_clean
+        self.replaces = frozenset({"labels", "threat"} if noisy_clean else {"labels"})
         self.predictors = nn.ModuleList()
         self.register_buffer("share", torch.tensor(0.5))
 
@@ -85,12 +85,12 @@ class ARAT(PlugIn):
 
     def start_epoch(self, student: Tapped, batches: Iterable[tuple[Tensor, Tensor]], progress: float) -> None:
         """Measure a, the training accuracy of the clean path."""
-        with norm_of(student, "clean"):
+        with using_norms(student, "clean"):
             right = [student(x).logits.argmax(1) == y for x, y in islice(batches, MEASURED)]
         require(bool(right), "ar-at measures its share on the epoch's batches, and there are none")
         self.share.copy_(torch.cat(right).float().mean())
 
-    def budget(self, student: Network, x: Tensor, threat: Threat) -> Threat:
+    def attack_threat(self, student: Network, x: Tensor, threat: Threat) -> Threat:
         """Return the ball around the noisy images, if they are to be noisy."""
         if not self.noisy_clean:
             return threat
@@ -109,7 +109,7 @@ class ARAT(PlugIn):
         """Drop what teaches the hard labels."""
         return without_labels(base)
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return the balanced cross entropies and the invariance of the features."""
         gaps = []
         for i, layer in enumerate(self.aligned):
@@ -120,8 +120,8 @@ class ARAT(PlugIn):
                 gap = (gap + 1 - F.cosine_similarity(predict(clean), adv.detach()).mean()) / 2
             gaps.append(gap)
         return {
-            "ar-at_adv": Term(self.share, F.cross_entropy(outs[ADV].logits, y), teaches="adv"),
-            "ar-at_clean": Term(1 - self.share, F.cross_entropy(outs[CLEAN].logits, y), teaches="clean"),
+            "ar-at_adv": Term(self.share, F.cross_entropy(outs[ADV].logits, y), supervises="adv"),
+            "ar-at_clean": Term(1 - self.share, F.cross_entropy(outs[CLEAN].logits, y), supervises="clean"),
             "ar-at_invariance": Term(self.weight, torch.stack(gaps).mean()),
         }
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advalign.errors import require
-from advalign.objectives.contract import ADV, Need, Outs, PlugIn, Term, Terms, without_labels
+from advalign.objectives.contract import ADV, Need, Outputs, PlugIn, Term, Terms, without_labels
 
 
 @final
@@ -26,7 +26,6 @@ class BGAT(PlugIn):
     """
 
     name = "bgat"
-    replaces_labels = True
     GUIDE = Need("vanilla", "clean")
     needs = (ADV, GUIDE)
 
@@ -34,12 +33,12 @@ class BGAT(PlugIn):
         super().__init__()
         require(weight >= 0, f"bgat: weight={weight:g} must be at least 0")
         self.weight, self.additive = weight, additive
-        self.replaces_labels = not additive
+        self.replaces = frozenset() if additive else frozenset({"labels"})
 
     def reweigh(self, base: Terms) -> Terms:
         """Drop what teaches the hard labels."""
         return base if self.additive else without_labels(base)
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return the squared distance of adversarial logits to the guide's clean ones."""
         return {"bgat": Term(self.weight, F.mse_loss(outs[ADV].logits, outs[self.GUIDE].logits))}

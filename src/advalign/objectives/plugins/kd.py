@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advalign.errors import require
-from advalign.objectives.contract import ADV, Need, Outs, PlugIn, Term, Terms
+from advalign.objectives.contract import ADV, Need, Outputs, PlugIn, Term, Terms
 
 
 @final
@@ -25,7 +25,7 @@ class KD(PlugIn):
     """
 
     name = "kd"
-    replaces_labels = True
+    replaces = frozenset({"labels"})
     ROBUST, VANILLA = Need("robust", "adv"), Need("vanilla", "adv")
     needs = (ADV, ROBUST, VANILLA)
 
@@ -40,9 +40,9 @@ class KD(PlugIn):
     def reweigh(self, base: Terms) -> Terms:
         """Scale what teaches the hard labels."""
         kept = max(0.0, 1 - self.robust - self.vanilla)
-        return {k: term._replace(weight=kept * term.weight) if term.teaches else term for k, term in base.items()}
+        return {k: term._replace(weight=kept * term.weight) if term.supervises else term for k, term in base.items()}
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return the soft cross entropies towards the two teachers."""
         student = outs[ADV].logits
         return {

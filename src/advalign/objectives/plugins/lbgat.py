@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advalign.errors import require
-from advalign.objectives.contract import ADV, Need, Outs, PlugIn, Term, Terms, without_labels
+from advalign.objectives.contract import ADV, Need, Outputs, PlugIn, Term, Terms, without_labels
 
 
 @final
@@ -27,7 +27,6 @@ class LBGAT(PlugIn):
     """
 
     name = "lbgat"
-    replaces_labels = True
     GUIDE = Need("guide", "clean")
     needs = (ADV, GUIDE)
     learns = ("guide",)
@@ -36,13 +35,13 @@ class LBGAT(PlugIn):
         super().__init__()
         require(weight >= 0, f"lbgat: weight={weight:g} must be at least 0")
         self.weight, self.additive = weight, additive
-        self.replaces_labels = not additive
+        self.replaces = frozenset() if additive else frozenset({"labels"})
 
     def reweigh(self, base: Terms) -> Terms:
         """Drop what teaches the hard labels."""
         return base if self.additive else without_labels(base)
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return the squared distance of adversarial logits to the guide's clean ones, and the guide's own loss."""
         guide = outs[self.GUIDE].logits
         return {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from advalign.errors import require
 from advalign.models import last_stage
 from advalign.models.taps import Tapped
-from advalign.objectives.contract import ADV, Network, Outs, PlugIn, Terms
+from advalign.objectives.contract import ADV, Network, Outputs, PlugIn, Terms
 from advalign.threats import Linf, PixelLinf, Threat
 
 
@@ -41,7 +41,7 @@ class PART(PlugIn):
     """
 
     name = "part"
-    replaces_budget = True
+    replaces = frozenset({"threat"})
     needs = (ADV,)
     warming = False
 
@@ -72,7 +72,7 @@ class PART(PlugIn):
         """Note whether the epoch belongs to the warm-up."""
         self.warming = progress < self.warmup
 
-    def budget(self, student: Network, x: Tensor, threat: Threat) -> Threat:
+    def attack_threat(self, student: Network, x: Tensor, threat: Threat) -> Threat:
         """Return the box around images (N, C, H, W): the whole radius where they are important or it is early."""
         require(isinstance(threat, Linf), f"part is defined for linf, not for {threat}: it sets the radius of pixels")
         if self.warming:
@@ -81,7 +81,7 @@ class PART(PlugIn):
         radii.masked_fill_(important(self._map(student, x), x.shape), threat.eps)
         return PixelLinf(threat.eps, radii)
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return nothing: the base's loss is taken as it is, on other examples."""
         return {}
 

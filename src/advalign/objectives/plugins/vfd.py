@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from advalign.errors import require
 from advalign.models import last_stage
-from advalign.objectives.contract import ADV, CLEAN, Base, Calibration, Need, Outs, PlugIn, Term, Terms
+from advalign.objectives.contract import ADV, CLEAN, Base, Calibration, Need, Outputs, PlugIn, Term, Terms
 from advalign.objectives.distances import DISTANCES
 
 
@@ -54,11 +54,11 @@ class VFD(PlugIn):
         several = isinstance(layer, tuple)
         require(not several or 0 < len(set(layer)) == len(layer), f"vfd: layer={layer} must name layers, each once")
         self.weight, self.layer, self.distance, self.eq6, self.init = weight, layer, distance, eq6, init
-        self.begins_as = "vanilla" if init == "vanilla" else None
+        self.init_from = "vanilla" if init == "vanilla" else None
 
     def joins(self, base: Base) -> None:
         """Refuse eq. 6 where it changes nothing."""
-        has_clean = self.eq6 and "clean" in base.teaches
+        has_clean = self.eq6 and "clean" in base.supervises
         require(not has_clean, f"{base}+vfd: eq6 adds clean cross entropy, which {base} has: leave it out")
 
     def adapt(self, student: nn.Module) -> nn.Module:
@@ -71,14 +71,14 @@ class VFD(PlugIn):
         """Return the layers that are aligned."""
         return self.aligned
 
-    def terms(self, outs: Outs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
         """Return the distance of the student's clean and adversarial features to the vanilla model's clean ones."""
         terms = {"vfd": Term(self.weight, torch.stack([clean + adv for clean, adv in self._gaps(outs).values()]).sum())}
         if self.eq6:
-            terms["vfd_clean"] = Term(1.0, F.cross_entropy(outs[CLEAN].logits, y), teaches="clean")
+            terms["vfd_clean"] = Term(1.0, F.cross_entropy(outs[CLEAN].logits, y), supervises="clean")
         return terms
 
-    def calibrate(self, outs: Outs, terms: Terms) -> Calibration:
+    def calibrate(self, outs: Outputs, terms: Terms) -> Calibration:
         """Return, by layer, the two distances and how strongly each kind of term pulls at the features.
 
         A gradient is that of one image's loss with respect to its clean and adversarial features, its norm averaged
@@ -86,8 +86,8 @@ class VFD(PlugIn):
         between .05 and .5.
         """
         told = {}
-        labels = [term for term in terms.values() if term.teaches]
-        ties = [term for name, term in terms.items() if not term.teaches and name != "vfd"]
+        labels = [term for term in terms.values() if term.supervises]
+        ties = [term for name, term in terms.items() if not term.supervises and name != "vfd"]
         for layer, (clean, adv) in self._gaps(outs).items():
             features = [outs[need].features[layer] for need in (CLEAN, ADV)]
             pull = {
@@ -102,7 +102,7 @@ class VFD(PlugIn):
             }
         return told
 
-    def _gaps(self, outs: Outs) -> dict[str, tuple[Tensor, Tensor]]:
+    def _gaps(self, outs: Outputs) -> dict[str, tuple[Tensor, Tensor]]:
         """Return each layer's mean distance, of clean and of adversarial features."""
         distance = DISTANCES[self.distance]
         gaps = {}
