@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
@@ -26,7 +26,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {what} {name!r}: {hint}choose from {', '.join(known)}")
 
 
-def require(condition: bool, message: str) -> None:
-    """Raise `UserError(message)` unless the condition holds."""
+def require(condition: bool, message: str | Callable[[], str]) -> None:
+    """Raise `UserError(message)` unless the condition holds; a function makes the message only when it is needed."""
     if not condition:
-        raise UserError(message)
+        raise UserError(message if isinstance(message, str) else message())

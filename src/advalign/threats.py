@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from advalign.errors import UserError, require, unknown
-from advalign.spelling import spell_number
+from advalign.spelling import parse_number, spell_number
 
 Pixels = Float[Tensor, "N *shape"]
 PerImage = Float[Tensor, "N"]
+Norm = Literal["linf", "l2"]
 Projection = Callable[[Tensor], Tensor]
 
 
@@ -26,11 +28,12 @@ class Linf:
         UserError: eps is not in [0, 1].
     """
 
+    norm: ClassVar[Norm] = "linf"
     eps: float = 8 / 255
 
     def __post_init__(self) -> None:
         hint = f"; for images in [0, 1] write {self.eps:g}/255" if 1 < self.eps <= 255 else ""
-        require(0 <= self.eps <= 1, f"linf: eps={self.eps:g} must be in [0, 1]{hint}")
+        require(0 <= self.eps <= 1, lambda: f"linf: eps={self.eps:g} must be in [0, 1]{hint}")
 
     def __str__(self) -> str:
         return f"Linf({spell_number(self.eps)})"
@@ -61,10 +64,11 @@ class L2:
         UserError: eps is negative or infinite.
     """
 
+    norm: ClassVar[Norm] = "l2"
     eps: float = 0.5
 
     def __post_init__(self) -> None:
-        require(0 <= self.eps < math.inf, f"l2: eps={self.eps:g} must be at least 0 and finite")
+        require(0 <= self.eps < math.inf, lambda: f"l2: eps={self.eps:g} must be at least 0 and finite")
 
     def __str__(self) -> str:
         return f"L2({spell_number(self.eps)})"
@@ -102,6 +106,7 @@ class L2:
 class PixelLinf:
     """Every pixel channel may move by a radius of its own. Only for the batch whose shape the radii have."""
 
+    norm: ClassVar[Norm] = "linf"
     eps: float
     """The largest radius: the box lies inside Linf(eps)."""
     radii: Pixels
@@ -143,6 +148,20 @@ def make_threat(norm: str, eps: float) -> Threat:
     return THREATS[norm](eps)
 
 
+def parse_threat(text: str) -> Threat:
+    """Read a threat as `str(threat)` spells it: `Linf(8/255)`, `L2(0.5)`.
+
+    Raises:
+        UserError: another text, or a radius out of range.
+    """
+    name, bracket, radius = text.removesuffix(")").partition("(")
+    require(
+        bool(bracket) and text.endswith(")"),
+        lambda: f"{text!r} is no threat model: write one as in Linf(8/255), L2(0.5)",
+    )
+    return make_threat(name.lower(), parse_number(radius))
+
+
 def check_images(x: Tensor) -> None:
     """Refuse images outside [0, 1]: normalised inputs would silently change what eps means.
 
@@ -159,7 +178,7 @@ def check_images(x: Tensor) -> None:
         )
 
 
-def require_inside(name: str, threat: Threat | None, x_adv: Tensor, x: Tensor) -> None:
+def require_inside(attack: object, threat: Threat | None, x_adv: Tensor, x: Tensor) -> None:
     """Refuse adversarial images outside [0, 1] or, beyond rounding, outside the threat model; None has no bound.
 
     Raises:
@@ -168,10 +187,14 @@ def require_inside(name: str, threat: Threat | None, x_adv: Tensor, x: Tensor) -
     check_images(x_adv)
     if threat is None or not len(x):
         return
+    rounding = max(torch.finfo(x_adv.dtype).eps / 2, 2**-24)  # of each pixel; lengths are sums over all of them
+    if isinstance(threat, L2):
+        rounding *= math.sqrt(x[0].numel())
+    x_adv, x = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (x_adv, x))
     moved = float(threat.distance(x_adv, x).max())
-    # Each pixel is rounded to fp32, by 2^-25 at most, and lengths are sums over all of them.
-    rounding = 2**-24 * (math.sqrt(x[0].numel()) if isinstance(threat, L2) else 1)
-    require(moved <= threat.eps * (1 + 1e-5) + rounding, f"{name} moved an image by {moved:g}, outside {threat}")
+    require(
+        moved <= threat.eps * (1 + 1e-5) + rounding, lambda: f"{attack} moved an image by {moved:g}, outside {threat}"
+    )
 
 
 def _length(delta: Pixels) -> PerImage:

@@ -13,7 +13,7 @@ from tests.attacks.conftest import Target
 from tests.conftest import TinyNet, batch, tiny
 from torch import Tensor, nn
 
-from advalign.attacks import ATTACKS, spelled
+from advalign.attacks import ATTACKS
 from advalign.attacks.apgd import APGDCE, APGDDLR, APGDT, checkpoints, climb
 from advalign.attacks.ascent import AttackLoss
 from advalign.attacks.losses import cross_entropy, dlr, margin, targeted_dlr
@@ -382,7 +382,7 @@ def test_mixed_precision_breaks_as_many(target: Target):
 @pytest.mark.parametrize("name", APGD)
 def test_spelling(name: str):
     assert ATTACKS[name] is APGD[name]
-    assert spelled(APGD[name](Linf(), restarts=5)) == f"{name}(steps=100, restarts=5)"
+    assert str(APGD[name](Linf(), restarts=5)) == f"{name}(steps=100, restarts=5)"
     for field, value in [("steps", 0), ("restarts", 0), *([("targets", 0)] if name == "apgd-t" else [])]:
         with pytest.raises(UserError, match=f"{name}: {field}=0 must be at least 1"):
             APGD[name](Linf(), **{field: value})

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.conftest import TinyNet, batch, tiny
 from torch import Tensor, nn
 
-from advalign.attacks import ATTACKS, FAB, FABT, FGSM, MIM, PGD, STANDARD, Attack, CarliniWagner, Square, parse, spelled
+from advalign.attacks import ATTACKS, FAB, FABT, FGSM, MIM, PGD, STANDARD, Attack, CarliniWagner, Square, parse
 from advalign.attacks.apgd import APGDCE, APGDDLR, APGDT
 from advalign.attacks.ascent import AttackLoss, NoGradient, projected_gradient_ascent
 from advalign.errors import UserError
@@ -358,15 +358,15 @@ def test_registered_attacks_keep_their_name_and_arguments(name: str):
     assert attack.name == name
     steps = 100 if name.startswith(("apgd", "fab")) else 20
     defaults = {"fgsm": "fgsm", "autoattack": "autoattack", "square": "square(queries=5000)", "cw": "cw(steps=1000)"}
-    assert spelled(attack) == defaults.get(name, f"{name}(steps={steps})")
+    assert str(attack) == defaults.get(name, f"{name}(steps={steps})")
     assert attack == ATTACKS[name](threat=Linf())
 
 
 @pytest.mark.parametrize("spelling", [*SPELLINGS, "pgd(steps=3, step_size=2/255, restarts=4)", "mim(decay=0.25)"])
 def test_spelling_round_trips(spelling: str):
     attack = parse(spelling, threat=L2(1.0))
-    assert parse(spelled(attack), threat=L2(1.0)) == attack
-    assert spelled(parse(spelled(attack), threat=Linf())) == spelled(attack)
+    assert parse(str(attack), threat=L2(1.0)) == attack
+    assert str(parse(str(attack), threat=Linf())) == str(attack)
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_spelling_round_trips(spelling: str):
     ],
 )
 def test_spelling_is_canonical(spelling: str, canonical: str):
-    assert spelled(parse(spelling, threat=Linf())) == canonical
+    assert str(parse(spelling, threat=Linf())) == canonical
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from tests.attacks.conftest import Target
 from tests.conftest import batch, tiny
 
-from advalign.attacks import APGDCE, APGDT, FGSM, PGD, parse, spelled
+from advalign.attacks import APGDCE, APGDT, FGSM, PGD, parse
 from advalign.attacks.ensemble import AutoAttack, Worst
 from advalign.attacks.fab import FABT
 from advalign.attacks.square import Square
@@ -39,8 +39,8 @@ def images(target: Target, n: int = 200) -> Images:
 def test_spelling(text: str, canonical: str):
     canonical = canonical.replace("fgsm(steps=1)", "fgsm")
     attack = parse(text, threat=BUDGET)
-    assert spelled(attack) == canonical
-    assert spelled(parse(canonical, threat=BUDGET)) == canonical
+    assert str(attack) == canonical
+    assert str(parse(canonical, threat=BUDGET)) == canonical
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_members_share_one_threat():
 
 
 def test_autoattack_is_the_standard():
-    names = [spelled(member) for member in AutoAttack(BUDGET).members]
+    names = [str(member) for member in AutoAttack(BUDGET).members]
     assert names == ["apgd-ce(steps=100)", "apgd-t(steps=100)", "fab-t(steps=100)", "square(queries=5000)"]
     t, fab = AutoAttack(BUDGET).members[1:3]
     assert (t.targets, fab.targets) == (9, 9)  # pyright: ignore[reportAttributeAccessIssue]

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
-from advalign.attacks import FGSM, MIM, PGD, Attack, parse, spelled
+from advalign.attacks import FGSM, MIM, PGD, Attack, Worst, parse
 from advalign.attacks.classification import fooled_in
 from advalign.attacks.pass_counter import PassCounter
 from advalign.data import Images
 from advalign.errors import UserError
 from advalign.evaluation.accuracy import WORST_CASE, Evaluation, PrecomputedExamples, evaluate
 from advalign.evaluation.diagnose import diagnose
-from advalign.threats import L2, Linf, Threat
+from advalign.threats import L2, Linf
 
 N = 53  # with batches of 8 or 16 the last one is ragged
 BUDGET = Linf(0.02)
@@ -52,28 +52,20 @@ def one_by_one(net: nn.Module, images: Images, attack: Attack | None = None) -> 
 
 
 @dataclass(frozen=True)
-class Stub:
+class Stub(Attack):
     """An attack that does as it is told, and counts."""
 
     name: ClassVar[str] = "stub"
-    bounded: ClassVar[bool] = True
-    threat: Threat
-    act: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    act: Callable[[nn.Module, Tensor, Tensor], Tensor] = lambda model, x, y: x
     label: str = "a"
     seen: list[Tensor] = field(default_factory=list)
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def __str__(self) -> str:
+        return self.label
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         self.seen.append(x.clone())
         return self.act(model, x, y)
-
-
-@pytest.fixture(autouse=True)
-def _short_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stub is no registered attack, whose arguments could be spelled."""
-    monkeypatch.setattr(
-        "advalign.evaluation.accuracy.spelled",
-        lambda attack: attack.label if isinstance(attack, Stub) else spelled(attack),
-    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 16, 512])
@@ -82,7 +74,7 @@ def test_accuracy_is_counted_exactly(batch_size: int):
     attacks: Sequence[Attack] = [FGSM(BUDGET), PGD(BUDGET, steps=5, start="clean"), MIM(L2(0.2), steps=3)]
     found = evaluate(net, images, attacks, batch_size=batch_size)
     expected = {"clean": one_by_one(net, images)}
-    expected |= {spelled(attack): one_by_one(net, images, attack) for attack in attacks}
+    expected |= {str(attack): one_by_one(net, images, attack) for attack in attacks}
     assert {name: flags.tolist() for name, flags in found.correct.items()} == expected
     assert 0 < sum(expected["fgsm"]) < sum(expected["clean"]) < N
     accuracies = found.accuracies()
@@ -301,17 +293,6 @@ def test_passes_are_counted_by_image():
     assert forward == backward
 
 
-@dataclass(frozen=True)
-class Several:
-    """An ensemble of stubs."""
-
-    name: ClassVar[str] = "several"
-    bounded: ClassVar[bool] = True
-    threat: Threat
-    members: tuple[Stub, ...]
-    label: str = "several"
-
-
 def worse(fools: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
     """An attack that moves the images that it is told to move, far enough to fool."""
 
@@ -327,9 +308,8 @@ def test_members_of_an_ensemble_attack_what_is_left_in_full_batches(monkeypatch:
     threat = L2(3.0)
     first = Stub(threat, worse(lambda x: x[:, 0, 0, 0] > 0.5), "first")
     second = Stub(threat, worse(lambda x: x[:, 0, 0, 1] > 0.5), "second")
-    monkeypatch.setattr("advalign.evaluation.accuracy.spelled", lambda attack: attack.label)
-    found = evaluate(net, images, [Several(threat, (first, second))], batch_size=8)  # pyright: ignore[reportArgumentType]
-    clean = found.correct["clean"]
+    found = evaluate(net, images, [Worst(threat, (first, second))], batch_size=8)
+    clean, name = found.correct["clean"], "worst(first, second)"
     seen = [torch.cat(stub.seen) for stub in (first, second)]
     x = images.floats()
     assert torch.equal(seen[0], x[clean])
@@ -338,8 +318,8 @@ def test_members_of_an_ensemble_attack_what_is_left_in_full_batches(monkeypatch:
     )
     assert torch.equal(seen[1], x[left])
     assert {len(each) for each in second.seen[:-1]} <= {8}
-    assert found.trails == {"several": {"first": float(left.double().mean()), "second": found.accuracies()["several"]}}
-    assert found.accuracies()["several"] < float(left.double().mean())
+    assert found.trails == {name: {"first": float(left.double().mean()), "second": found.accuracies()[name]}}
+    assert found.accuracies()[name] < float(left.double().mean())
 
 
 def test_unbounded_attacks_take_no_part_in_the_worst_case():

@@ -70,11 +70,11 @@ def test_the_subset_is_stratified(run: Run):
 
 
 def test_standard_expands_to_the_usual_attacks(run: Run):
-    from advalign.attacks import STANDARD, parse, spelled
+    from advalign.attacks import STANDARD, parse
     from advalign.threats import Linf
 
     result = measure(run.path, ["standard"], n=20, device="cpu")
-    expected = [spelled(parse(name, threat=Linf())) for name in STANDARD]
+    expected = [str(parse(name, threat=Linf())) for name in STANDARD]
     assert [record.attack for record in result.records] == ["clean", *expected, f"worst({', '.join(expected)})"]
     by_attack = {record.attack: record.accuracy for record in result.records}
     assert result.records[-1].accuracy <= min(by_attack[name] for name in expected)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from advalign import objectives
 from advalign.errors import UserError
-from advalign.objectives import BASES, PLUGINS, parse, register
+from advalign.objectives import BASES, PLUGINS, parse
 from advalign.objectives.bases.trades import TRADES
 from advalign.objectives.contract import Outputs, PlugIn, Terms
+from advalign.registration import register
 from advalign.runs import Run
 
 ROOT = Path(__file__).parents[2]

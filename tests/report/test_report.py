@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 from tests.runs.test_files import RECORD
 
+from advalign.attacks.names import worst_cases_among
 from advalign.errors import UserError
 from advalign.report import report_on
 from advalign.report.figures import calibration_curves, gallery, png, trade_off, training_curves
-from advalign.report.tables import accuracy_table, worst_cases
+from advalign.report.tables import accuracy_table
 from advalign.runs import append_records
 
 
@@ -106,8 +107,7 @@ def test_worst_cases_over_different_attacks_are_different_columns():
 def test_the_worst_case_is_over_attacks_and_not_over_letters_and_in_the_white_box():
     three, two = "worst(fgsm, mim, square)", 'worst(fgsm, pgd(steps=100, step_size=0.001, loss="margin"))'
     far = "worst(transfer(fgsm, from natural small-cnn(width=8) 0123456789), transfer(mim, from a b c), cw, pgd)"
-    mixed = [replace(RECORD, attack=attack) for attack in (far, two, three, "clean")]
-    assert worst_cases(mixed) == [three, two, far]
+    assert worst_cases_among([far, two, three, "clean"]) == [three, two, far]
 
 
 def test_a_report_on_runs_and_their_collected_records_invents_no_spread(tmp_path: Path):

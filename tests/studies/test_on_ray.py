@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from advalign.errors import UserError
-from advalign.objectives import PLUGINS, register
+from advalign.objectives import PLUGINS
+from advalign.registration import register
 from advalign.studies import Cell, Column, Study, run_study
 from advalign.training.recipes import digits
 

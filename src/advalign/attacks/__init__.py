@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-
 from advalign.attacks.apgd import APGDCE, APGDDLR, APGDT
 from advalign.attacks.carlini_wagner import CarliniWagner
 from advalign.attacks.contract import Attack
 from advalign.attacks.ensemble import AutoAttack, Worst
 from advalign.attacks.fab import FAB, FABT
 from advalign.attacks.gradient import FGSM, MIM, PGD
+from advalign.attacks.names import parse_name
 from advalign.attacks.square import Square
-from advalign.spelling import build, parse_call, spell
+from advalign.errors import require
+from advalign.spelling import build, parse_call
 from advalign.threats import Threat
 
 __all__ = [
@@ -32,11 +31,10 @@ __all__ = [
     "Square",
     "Worst",
     "parse",
-    "spelled",
 ]
 
 
-ATTACKS: dict[str, Callable[..., Attack]] = {
+ATTACKS: dict[str, type[Attack]] = {
     "fgsm": FGSM,
     "pgd": PGD,
     "mim": MIM,
@@ -60,29 +58,9 @@ def parse(spelling: str, *, threat: Threat) -> Attack:
     Raises:
         UserError: unknown attack or argument, or a value out of range.
     """
-    inside = re.fullmatch(r"\s*worst\s*\((.*)\)\s*", spelling, re.DOTALL)
-    if inside:
-        members = [parse(each, threat=threat) for each in _members(inside[1])]
-        worst = Worst(threat, tuple(members))
-        return worst if len(members) > 1 else members[0]  # which can be told to go on after an image is fooled
+    name = parse_name(spelling)
+    if name.is_worst_case:
+        require(all(name.members), f"cannot read {spelling!r}: an attack is missing beside a comma")
+        members = [parse(each, threat=threat) for each in name.members]
+        return Worst(threat, tuple(members)) if len(members) > 1 else members[0]  # which can go on once it has fooled
     return build("attack", parse_call(spelling), ATTACKS, threat=threat)
-
-
-def _members(text: str) -> list[str]:
-    """Split at the commas that are not inside parentheses."""
-    members, depth = [""], 0
-    for letter in text:
-        depth += (letter == "(") - (letter == ")")
-        if letter == "," and depth == 0:
-            members.append("")
-        else:
-            members[-1] += letter
-    return [member.strip() for member in members if member.strip()]
-
-
-def spelled(attack: Attack) -> str:
-    """Return the canonical spelling of an attack, without its threat and never without its steps or queries."""
-    if isinstance(attack, Worst):
-        return f"worst({', '.join(map(spelled, attack.members))})"
-    always = "queries" if "queries" in vars(attack) else "steps"
-    return spell(attack.name, type(attack), vars(attack), hidden="threat", always=always)

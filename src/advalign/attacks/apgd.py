@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from advalign.attacks.ascent import AttackLoss, value_and_grad
-from advalign.attacks.classification import fooled_in, misclassified
-from advalign.attacks.gradient import attacking
+from advalign.attacks.classification import fooled_in
+from advalign.attacks.contract import Attack, attack_survivors
 from advalign.attacks.losses import cross_entropy, dlr, targeted_dlr
-from advalign.errors import require
-from advalign.spelling import check_arguments
 from advalign.threats import L2, Projection, Threat
 
 
 @dataclass(frozen=True)
-class APGDCE:
+class APGDCE(Attack):
     """Auto-PGD on the cross entropy. Croce and Hein 2020; part of AutoAttack.
 
     Args:
@@ -30,22 +29,16 @@ class APGDCE:
     """
 
     name: ClassVar[str] = "apgd-ce"
-    bounded: ClassVar[bool] = True
-    threat: Threat
     steps: int = 100
     restarts: int = 1
 
-    def __post_init__(self) -> None:
-        _check(self)
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
-        with attacking(model, x):
-            return _in_turn([AttackLoss(model, cross_entropy, y)] * self.restarts, x, y, self.threat, self.steps)
+        return _in_turn(model, [AttackLoss(model, cross_entropy, y)] * self.restarts, x, y, self.threat, self.steps)
 
 
 @dataclass(frozen=True)
-class APGDDLR:
+class APGDDLR(Attack):
     """Auto-PGD on the difference of logits ratio, which a network that is too sure does not flatten. As `apgd-ce`.
 
     Raises:
@@ -53,22 +46,16 @@ class APGDDLR:
     """
 
     name: ClassVar[str] = "apgd-dlr"
-    bounded: ClassVar[bool] = True
-    threat: Threat
     steps: int = 100
     restarts: int = 1
 
-    def __post_init__(self) -> None:
-        _check(self)
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
-        with attacking(model, x):
-            return _in_turn([AttackLoss(model, dlr, y)] * self.restarts, x, y, self.threat, self.steps)
+        return _in_turn(model, [AttackLoss(model, dlr, y)] * self.restarts, x, y, self.threat, self.steps)
 
 
 @dataclass(frozen=True)
-class APGDT:
+class APGDT(Attack):
     """Auto-PGD towards one wrong class after another, the likeliest first. Croce and Hein 2020; part of AutoAttack.
 
     Args:
@@ -80,20 +67,13 @@ class APGDT:
     """
 
     name: ClassVar[str] = "apgd-t"
-    bounded: ClassVar[bool] = True
-    threat: Threat
     steps: int = 100
     targets: int = 9
     restarts: int = 1
 
-    def __post_init__(self) -> None:
-        _check(self)
-        require(self.targets >= 1, f"apgd-t: targets={self.targets} must be at least 1")
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
-        with attacking(model, x):
-            return _in_turn(self._attack_losses(model, x, y), x, y, self.threat, self.steps)
+        return _in_turn(model, self._attack_losses(model, x, y), x, y, self.threat, self.steps)
 
     def _attack_losses(self, model: nn.Module, x: Tensor, y: Tensor) -> Iterator[AttackLoss]:
         with torch.no_grad():
@@ -107,24 +87,15 @@ def _from_to(logits: Tensor, classes: Tensor) -> Tensor:
     return targeted_dlr(logits, *classes.unbind(1))
 
 
-def _check(attack: APGDCE | APGDDLR | APGDT) -> None:
-    arguments = {name: value for name, value in vars(attack).items() if name != "threat"}
-    check_arguments(attack.name, type(attack), arguments)
-    require(attack.steps >= 1, f"{attack.name}: steps={attack.steps} must be at least 1")
-    require(attack.restarts >= 1, f"{attack.name}: restarts={attack.restarts} must be at least 1")
+def _in_turn(
+    model: nn.Module, attack_losses: Iterable[AttackLoss], x: Tensor, y: Tensor, threat: Threat, steps: int
+) -> Tensor:
+    """Maximise one loss after another, each with the images that are still classified correctly."""
 
+    def attempt(attack_loss: AttackLoss, rows: Tensor) -> Tensor:
+        return climb(attack_loss._replace(target=attack_loss.target[rows]), x[rows], y[rows], threat, steps=steps)
 
-def _in_turn(attack_losses: Iterable[AttackLoss], x: Tensor, y: Tensor, threat: Threat, steps: int) -> Tensor:
-    """Climb one goal after another, each with the images that are still classified correctly."""
-    x_adv, rows = x.detach().clone(), torch.arange(len(x), device=x.device)
-    for attack_loss in attack_losses if len(x) else ():
-        rows = rows[~misclassified(attack_loss.network, x_adv[rows], y[rows])]
-        if not len(rows):
-            break
-        x_adv[rows] = climb(
-            attack_loss._replace(target=attack_loss.target[rows]), x[rows], y[rows], threat, steps=steps
-        )
-    return x_adv
+    return attack_survivors(model, x, y, (partial(attempt, attack_loss) for attack_loss in attack_losses))
 
 
 def checkpoints(steps: int) -> dict[int, int]:

@@ -129,7 +129,7 @@ def projected_gradient_ascent(
     Raises:
         UserError: fewer steps than one, which would leave a gaussian start outside the threat model; unknown start.
     """
-    require(steps >= 1, f"steps={steps} must be at least 1")
+    require(steps >= 1, lambda: f"steps={steps} must be at least 1")
     x = x.detach()
     x_adv = start_point(x, threat, start)
     project = threat.ball(x)

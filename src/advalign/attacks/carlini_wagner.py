@@ -10,18 +10,16 @@ from torch import Tensor, nn
 
 from advalign.attacks.ascent import AttackLoss, value_and_grad
 from advalign.attacks.classification import fooled_in
-from advalign.attacks.gradient import attacking
+from advalign.attacks.contract import Attack
 from advalign.attacks.losses import margin
 from advalign.errors import require
-from advalign.spelling import check_arguments
-from advalign.threats import Threat
 
 CHECKS = 10
 """How often in a run `abort` looks for progress, as in the authors' code."""
 
 
 @dataclass(frozen=True)
-class CarliniWagner:
+class CarliniWagner(Attack):
     """Minimise ||x' - x||^2 + c max(z_y - max_k z_k, -kappa) by Adam in tanh space. Carlini and Wagner 2017.
 
     Gives the nearest iterate that is misclassified, with a margin of kappa or more, and the clean image where there
@@ -43,7 +41,7 @@ class CarliniWagner:
 
     name: ClassVar[str] = "cw"
     bounded: ClassVar[bool] = False
-    threat: Threat
+    transfers: ClassVar[bool] = True
     c: float = 1.0
     kappa: float = 0.0
     steps: int = 1000
@@ -52,27 +50,24 @@ class CarliniWagner:
     abort: bool = False
 
     def __post_init__(self) -> None:
-        check_arguments(self.name, type(self), {k: value for k, value in vars(self).items() if k != "threat"})
-        require(self.c > 0, f"cw: c={self.c} must be above 0")
-        require(self.kappa >= 0, f"cw: kappa={self.kappa} must be at least 0")
-        require(self.steps >= 1, f"cw: steps={self.steps} must be at least 1")
-        require(self.lr > 0, f"cw: lr={self.lr} must be above 0")
-        require(self.search >= 0, f"cw: search={self.search} must be at least 0")
+        super().__post_init__()
+        require(self.c > 0, lambda: f"cw: c={self.c} must be above 0")
+        require(self.kappa >= 0, lambda: f"cw: kappa={self.kappa} must be at least 0")
+        require(self.lr > 0, lambda: f"cw: lr={self.lr} must be above 0")
+        require(self.search >= 0, lambda: f"cw: search={self.search} must be at least 0")
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
-        with attacking(model, x):
-            x = x.detach()
-            x_adv, nearest = x.clone(), x.new_full((len(x),), torch.inf)
-            c, low, high = x.new_full((len(x),), self.c), x.new_zeros(len(x)), x.new_full((len(x),), torch.inf)
-            for _ in range(max(self.search, 1)):
-                found, length = self._descend(model, x, y, c)
-                nearer = length < nearest
-                x_adv[nearer], nearest[nearer] = found[nearer], length[nearer]
-                crossed = length.isfinite()
-                low, high = torch.where(crossed, low, c), torch.where(crossed, c, high)
-                c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
-            return x_adv
+        x_adv, nearest = x.clone(), x.new_full((len(x),), torch.inf)
+        c, low, high = x.new_full((len(x),), self.c), x.new_zeros(len(x)), x.new_full((len(x),), torch.inf)
+        for _ in range(max(self.search, 1)):
+            found, length = self._descend(model, x, y, c)
+            nearer = length < nearest
+            x_adv[nearer], nearest[nearer] = found[nearer], length[nearer]
+            crossed = length.isfinite()
+            low, high = torch.where(crossed, low, c), torch.where(crossed, c, high)
+            c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
+        return x_adv
 
     def _descend(self, model: nn.Module, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Return the nearest adversaries of one run with weights c (N,), and their squared L2 norms, inf for none."""

@@ -1,26 +1,125 @@
-"""What an attack is."""
+"""The contract of every attack, held in one place, so that a new attack writes one method."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self, final
 
+import torch
 from torch import Tensor, nn
 
-from advalign.threats import Threat
+from advalign.attacks.classification import misclassified
+from advalign.errors import require
+from advalign.models.modes import evaluating
+from advalign.spelling import check_arguments, spell
+from advalign.threats import Threat, check_images, require_inside
+
+_COUNTS = ("steps", "restarts", "targets", "queries")  # arguments that are numbers of something, at least 1
 
 
-class Attack(Protocol):
-    """An attack maps images (N, C, H, W) in [0, 1] and labels (N,) to adversarial images."""
+@dataclass(frozen=True)
+class Attack(ABC):
+    """Maps images (N, C, H, W) in [0, 1] and labels (N,) to adversarial images of that shape and range.
+
+    A subclass is a frozen dataclass whose fields are its arguments, each with a default, and writes `name` and `run`.
+    `attack(model, x, y)` then keeps the promises of every attack: images are in [0, 1]; the model runs in eval mode,
+    with gradients on, and is afterwards as it was found; the input is left alone; and what comes out is in [0, 1] and,
+    unless the attack says that it is not bounded, inside the threat model.
+
+    Example:
+        >>> import advalign as aa
+        >>> str(aa.attacks.PGD(aa.Linf(8 / 255), steps=10))
+        'pgd(steps=10)'
+
+    Raises:
+        UserError: an argument of the wrong type, or a number of steps, restarts, targets or queries below 1.
+    """
 
     name: ClassVar[str]
-    bounded: ClassVar[bool]
-    """Whether it stays inside its threat model; one that does not takes no part in a worst case."""
+    """how it is spelled"""
+    bounded: ClassVar[bool] = True
+    """whether it stays inside its threat model; one that does not takes no part in a worst case"""
+    transfers: ClassVar[bool] = False
+    """whether its examples carry over to other models: it goes on to a last step, or asks for a margin. The others stop
+    at the first image that fools, which lies just beyond the boundary of the model that they attack, and of no other"""
+    uses_gradients: ClassVar[bool] = True
+    """whether it asks the model for gradients; one that counts queries instead sees less, so it must not break more"""
+    always_spelled: ClassVar[str] = "steps"
+    """the argument that the spelling shows though it be the default"""
+
+    threat: Threat
+
+    def __post_init__(self) -> None:
+        arguments = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "threat"}
+        check_arguments(self.name, type(self), arguments)
+        for argument in _COUNTS:
+            count = arguments.get(argument, 1)
+            require(count >= 1, lambda: f"{self.name}: {argument}={count} must be at least 1")
+
+    @abstractmethod
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return adversarial images for x (N, C, H, W) in [0, 1] with labels y (N,); N is at least 1.
+
+        The model is in eval mode, its parameters ask for no gradient, and x is a copy.
+        """
+
+    @final
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Attack images x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images, detached.
+
+        Gradients are on inside, so that an attack also works in a caller's `torch.no_grad()`.
+
+        Raises:
+            UserError: images outside [0, 1], or an attack that leaves its threat model.
+        """
+        check_images(x)
+        copy = x.detach().clone()
+        if not len(x):
+            return copy
+        with evaluating(model), torch.enable_grad():
+            x_adv = self.run(model, copy, y).detach()
+        require_inside(self, self.threat if self.bounded else None, x_adv, x)
+        return x_adv
+
+    def __str__(self) -> str:
+        """Spell the attack in the one way that keys records: without its threat, never without its steps or queries."""
+        return spell(self.name, type(self), vars(self), hidden="threat", always=self.always_spelled)
 
     @property
-    def threat(self) -> Threat:
-        """The threat model."""
-        ...
+    def members(self) -> tuple[Attack, ...]:
+        """The attacks that it consists of, in their order; itself, where it is no ensemble."""
+        return (self,)
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Attack; the model is left as it was found."""
-        ...
+    @property
+    def to_the_end(self) -> Self:
+        """The attack that goes on after an image is fooled, where it has the choice."""
+        if any(field.name == "until_fooled" for field in fields(self)):
+            return replace(self, until_fooled=False)  # pyright: ignore[reportCallIssue] (the field is of a subclass)
+        return self
+
+
+def attack_survivors(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attempts: Iterable[Callable[[Tensor], Tensor]],
+    *,
+    first_on_all: bool = False,
+) -> Tensor:
+    """Make one attempt after another, each on the images that none before has turned to another class.
+
+    Args:
+        x: images (N, C, H, W); where no attempt is made, they come back.
+        attempts: rows (M,) of the batch to adversarial images (M, C, H, W).
+        first_on_all: make the first attempt also on images that are misclassified from the start.
+    """
+    x_adv, rows = x.clone(), torch.arange(len(x), device=x.device)
+    for number, attempt in enumerate(attempts):
+        if number or not first_on_all:
+            rows = rows[~misclassified(model, x_adv[rows], y[rows])]
+        if not len(rows):
+            break
+        x_adv[rows] = attempt(rows)
+    return x_adv

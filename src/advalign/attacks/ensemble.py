@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from advalign.attacks.apgd import APGDCE, APGDT
-from advalign.attacks.classification import misclassified
-from advalign.attacks.contract import Attack
+from advalign.attacks.contract import Attack, attack_survivors
 from advalign.attacks.fab import FABT
-from advalign.attacks.gradient import attacking
+from advalign.attacks.names import worst_case_name
 from advalign.attacks.square import Square
 from advalign.errors import require
-from advalign.threats import Threat
 
 
 @dataclass(frozen=True)
-class Worst:
+class Worst(Attack):
     """Several attacks in one threat model, cheapest first: an image that one of them fools is spared the others.
 
     Spelled `worst(apgd-ce, apgd-t, square)`.
@@ -30,51 +28,54 @@ class Worst:
     """
 
     name: ClassVar[str] = "worst"
-    bounded: ClassVar[bool] = True
-    threat: Threat
-    members: tuple[Attack, ...]
+    attacks: tuple[Attack, ...] = ()
 
     def __post_init__(self) -> None:
-        require(bool(self.members), "worst: name at least one attack, as in worst(apgd-ce, square)")
-        for member in self.members:
+        require(bool(self.attacks), "worst: name at least one attack, as in worst(apgd-ce, square)")
+        for member in self.attacks:
             require(
-                member.bounded, f"worst: {member.name} may leave the threat model, so it is no part of a worst case"
+                member.bounded,
+                lambda: f"worst: {member.name} may leave the threat model, so it is no part of a worst case",
             )
-            require(member.threat == self.threat, f"worst: {member.name} attacks in {member.threat}, not {self.threat}")
+            require(
+                member.threat == self.threat,
+                lambda: f"worst: {member.name} attacks in {member.threat}, not {self.threat}",
+            )
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def __str__(self) -> str:
+        return worst_case_name(map(str, self.attacks))
+
+    @property
+    def members(self) -> tuple[Attack, ...]:
+        """The attacks in their order."""
+        return self.attacks
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
         return _one_after_another(self.members, model, x, y)
 
 
 @dataclass(frozen=True)
-class AutoAttack:
+class AutoAttack(Attack):
     """APGD on cross entropy, APGD on nine targets, FAB on nine targets, Square: the standard of Croce and Hein 2020.
 
     Each with the defaults of the authors' code: 100 steps, and 5,000 queries of Square; fewer are another attack.
     """
 
     name: ClassVar[str] = "autoattack"
-    bounded: ClassVar[bool] = True
-    threat: Threat
 
     @property
     def members(self) -> tuple[Attack, ...]:
         """The four attacks in their order."""
         return tuple(make(self.threat) for make in (APGDCE, APGDT, FABT, Square))
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
         return _one_after_another(self.members, model, x, y)
 
 
 def _one_after_another(members: Sequence[Attack], model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    with attacking(model, x):
-        x_adv = x.detach().clone()
-        rows = torch.arange(len(x), device=x.device)
-        for member in members:
-            rows = rows[~misclassified(model, x_adv[rows], y[rows])]
-            if not len(rows):
-                break
-            x_adv[rows] = member(model, x[rows], y[rows])
-        return x_adv
+    def attempt(member: Attack, rows: Tensor) -> Tensor:
+        return member(model, x[rows], y[rows])
+
+    return attack_survivors(model, x, y, [partial(attempt, member) for member in members])

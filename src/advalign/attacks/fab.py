@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -12,14 +13,13 @@ from torch import Tensor, nn
 
 from advalign.attacks.ascent import warn_of_no_gradient
 from advalign.attacks.classification import misclassified
-from advalign.attacks.gradient import attacking
+from advalign.attacks.contract import Attack, attack_survivors
 from advalign.errors import require
-from advalign.spelling import check_arguments
 from advalign.threats import PixelLinf, Threat
 
 
 @dataclass(frozen=True)
-class FAB:
+class FAB(Attack):
     """Step onto the nearest of all boundaries, linearised, with a bias to the clean image. Croce and Hein 2020.
 
     Each step costs 2 forward passes and K - 1 backward passes, for K classes.
@@ -35,8 +35,6 @@ class FAB:
     """
 
     name: ClassVar[str] = "fab"
-    bounded: ClassVar[bool] = True
-    threat: Threat
     steps: int = 100
     restarts: int = 1
     alpha_max: float = 0.1
@@ -44,15 +42,16 @@ class FAB:
     beta: float = 0.9
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self)
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return images within eps, clean ones where it fails."""
         return _attack(self, model, x, y, lambda rivals: [rivals])
 
 
 @dataclass(frozen=True)
-class FABT:
+class FABT(Attack):
     """FAB towards one class after another, the most likely first: the one of AutoAttack, Croce and Hein 2020.
 
     Each step costs 2 forward passes and a backward pass, whatever the number of classes.
@@ -64,8 +63,6 @@ class FABT:
     """
 
     name: ClassVar[str] = "fab-t"
-    bounded: ClassVar[bool] = True
-    threat: Threat
     steps: int = 100
     restarts: int = 1
     targets: int = 9
@@ -74,44 +71,38 @@ class FABT:
     beta: float = 0.9
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self)
-        require(self.targets >= 1, f"{self.name}: targets={self.targets} must be at least 1")
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return images within eps, clean ones where it fails."""
         return _attack(self, model, x, y, lambda rivals: rivals[:, : self.targets].split(1, 1))
 
 
 def _check(attack: FAB | FABT) -> None:
     name, threat = attack.name, attack.threat
-    check_arguments(name, type(attack), {key: value for key, value in vars(attack).items() if key != "threat"})
-    require(not isinstance(threat, PixelLinf), f"{name} minimises a norm: linf or l2, not {threat}")
-    require(attack.steps >= 1, f"{name}: steps={attack.steps} must be at least 1")
-    require(attack.restarts >= 1, f"{name}: restarts={attack.restarts} must be at least 1")
-    require(0 <= attack.alpha_max <= 1, f"{name}: alpha_max={attack.alpha_max} must be in [0, 1]")
-    require(attack.eta >= 1, f"{name}: eta={attack.eta} must be at least 1")
-    require(0 < attack.beta <= 1, f"{name}: beta={attack.beta} must be above 0 and at most 1")
+    require(not isinstance(threat, PixelLinf), lambda: f"{name} minimises a norm: linf or l2, not {threat}")
+    require(0 <= attack.alpha_max <= 1, lambda: f"{name}: alpha_max={attack.alpha_max} must be in [0, 1]")
+    require(attack.eta >= 1, lambda: f"{name}: eta={attack.eta} must be at least 1")
+    require(0 < attack.beta <= 1, lambda: f"{name}: beta={attack.beta} must be above 0 and at most 1")
 
 
 def _attack(
     attack: FAB | FABT, model: nn.Module, x: Tensor, y: Tensor, runs: Callable[[Tensor], Sequence[Tensor]]
 ) -> Tensor:
     """Attack what is still robust, once for each group (N, R) of the wrong classes (N, K - 1), likeliest first."""
-    threat, x = attack.threat, x.detach()
-    half = replace(threat, eps=threat.eps / 2)
+    half = replace(attack.threat, eps=attack.threat.eps / 2)
+
+    def attempt(group: Tensor, restart: int, rows: Tensor) -> Tensor:
+        start = half.sample(x[rows]) if restart else x[rows]
+        return _run(attack, model, x[rows], y[rows], group[rows], start)
+
     # In fp32 under autocast as well: with logits in bf16, 40 images of 200 were broken instead of 50 (docs/attacks.md).
-    with attacking(model, x), torch.autocast(x.device.type, enabled=False):
-        x_adv, rows = x.clone(), torch.arange(len(x), device=x.device)
+    with torch.autocast(x.device.type, enabled=False):
         with torch.no_grad():
             rivals = model(x).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]
-        for group in runs(rivals):
-            for restart in range(attack.restarts):
-                rows = rows[~misclassified(model, x_adv[rows], y[rows])]
-                if not len(rows):
-                    return x_adv
-                start = half.sample(x[rows]) if restart else x[rows]
-                x_adv[rows] = _run(attack, model, x[rows], y[rows], group[rows], start)
-        return x_adv
+        attempts = [partial(attempt, group, restart) for group in runs(rivals) for restart in range(attack.restarts)]
+        return attack_survivors(model, x, y, attempts)
 
 
 def _run(attack: FAB | FABT, model: nn.Module, x: Tensor, y: Tensor, rivals: Tensor, x_adv: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,36 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from advalign.attacks.ascent import AttackLoss, Start, projected_gradient_ascent
-from advalign.attacks.classification import misclassified
+from advalign.attacks.contract import Attack, attack_survivors
 from advalign.attacks.losses import cross_entropy, kl_divergence, margin
 from advalign.errors import require
-from advalign.models.modes import evaluating
-from advalign.spelling import check_arguments
-from advalign.threats import Threat, check_images
+from advalign.threats import Threat
 
 
-@contextmanager
-def attacking(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Keep an attack's contract: images in [0, 1], the model in eval mode inside and as it was found afterwards.
-
-    Gradients are on inside, so that an attack also works in a caller's `torch.no_grad()`.
-
-    Raises:
-        UserError: images outside [0, 1].
-    """
-    check_images(x)
-    with evaluating(model), torch.enable_grad():
-        yield
-
-
-def _check_types(attack: PGD | MIM) -> None:
-    """Refuse from Python what is refused in a spelling: wrong types, and words that are no choice."""
-    check_arguments(attack.name, type(attack), {k: value for k, value in vars(attack).items() if k != "threat"})
-
-
-def _check(name: str, steps: int, step_size: float | None) -> None:
-    require(steps >= 1, f"{name}: steps={steps} must be at least 1")
-    require(step_size is None or step_size > 0, f"{name}: step_size={step_size} must be above 0")
+def _check_step_size(name: str, step_size: float | None) -> None:
+    require(step_size is None or step_size > 0, lambda: f"{name}: step_size={step_size} must be above 0")
 
 
 def _step_size(name: str, threat: Threat, step_size: float | None) -> float:
@@ -52,29 +28,25 @@ def _step_size(name: str, threat: Threat, step_size: float | None) -> float:
         return threat.eps / 4
     hint = f": for images in [0, 1] write {step_size:g}/255" if step_size >= 0.5 else ""
     least = f"{name}: step_size={step_size:g} crosses the whole of {threat} in a step{hint}"
-    require(step_size <= 2 * threat.eps * (1 + 1e-6) or threat.eps == 0, least)
+    require(step_size <= 2 * threat.eps * (1 + 1e-6) or threat.eps == 0, lambda: least)
     return step_size
 
 
 @dataclass(frozen=True)
-class FGSM:
+class FGSM(Attack):
     """One step of the whole radius from the clean image. Goodfellow et al. 2015; no random start."""
 
     name: ClassVar[str] = "fgsm"
-    bounded: ClassVar[bool] = True
-    threat: Threat
+    transfers: ClassVar[bool] = True
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
-        with attacking(model, x):
-            attack_loss = AttackLoss(model, cross_entropy, y)
-            return projected_gradient_ascent(
-                attack_loss, x, self.threat, steps=1, step_size=self.threat.eps, start="clean"
-            )
+        attack_loss = AttackLoss(model, cross_entropy, y)
+        return projected_gradient_ascent(attack_loss, x, self.threat, steps=1, step_size=self.threat.eps, start="clean")
 
 
 @dataclass(frozen=True)
-class PGD:
+class PGD(Attack):
     """Projected gradient ascent from a uniform start, the worst over the steps and restarts. Madry et al. 2018.
 
     Args:
@@ -89,8 +61,7 @@ class PGD:
     """
 
     name: ClassVar[str] = "pgd"
-    bounded: ClassVar[bool] = True
-    threat: Threat
+    transfers: ClassVar[bool] = True
     steps: int = 20
     step_size: float | None = None
     restarts: int = 1
@@ -99,31 +70,26 @@ class PGD:
     until_fooled: bool = True
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check(self.name, self.steps, self.step_size)
-        require(self.restarts >= 1, f"pgd: restarts={self.restarts} must be at least 1")
+        super().__post_init__()
+        _check_step_size(self.name, self.step_size)
         stuck = self.loss == "kl" and self.start == "clean"
         require(not stuck, "pgd: the kl loss is flat at the clean image; start=clean needs another loss")
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
-        with attacking(model, x):
-            x_adv, rows = x.detach().clone(), torch.arange(len(x), device=x.device)
-            for restart in range(self.restarts):
-                if restart:
-                    rows = rows[~misclassified(model, x_adv[rows], y[rows])]
-                if not len(rows):
-                    break
-                x_adv[rows] = projected_gradient_ascent(
-                    self._attack_loss(model, x[rows], y[rows]),
-                    x[rows],
-                    self.threat,
-                    steps=self.steps,
-                    step_size=_step_size(self.name, self.threat, self.step_size),
-                    start=self.start,
-                    labels=y[rows] if self.until_fooled else None,
-                )
-            return x_adv
+
+        def attempt(rows: Tensor) -> Tensor:
+            return projected_gradient_ascent(
+                self._attack_loss(model, x[rows], y[rows]),
+                x[rows],
+                self.threat,
+                steps=self.steps,
+                step_size=_step_size(self.name, self.threat, self.step_size),
+                start=self.start,
+                labels=y[rows] if self.until_fooled else None,
+            )
+
+        return attack_survivors(model, x, y, [attempt] * self.restarts, first_on_all=True)
 
     def _attack_loss(self, model: nn.Module, x: Tensor, y: Tensor) -> AttackLoss:
         if self.loss == "kl":
@@ -133,7 +99,7 @@ class PGD:
 
 
 @dataclass(frozen=True)
-class MIM:
+class MIM(Attack):
     """Momentum iterative FGSM from the clean image. Dong et al. 2018, with decay 1; `until_fooled` as for PGD.
 
     Raises:
@@ -141,30 +107,26 @@ class MIM:
     """
 
     name: ClassVar[str] = "mim"
-    bounded: ClassVar[bool] = True
-    threat: Threat
+    transfers: ClassVar[bool] = True
     steps: int = 20
     step_size: float | None = None
     decay: float = 1.0
     until_fooled: bool = True
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check(self.name, self.steps, self.step_size)
-        require(self.decay >= 0, f"mim: decay={self.decay} must be at least 0")
+        super().__post_init__()
+        _check_step_size(self.name, self.step_size)
+        require(self.decay >= 0, lambda: f"mim: decay={self.decay} must be at least 0")
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
-        step_size = _step_size(self.name, self.threat, self.step_size)
-        with attacking(model, x):
-            attack_loss = AttackLoss(model, cross_entropy, y)
-            return projected_gradient_ascent(
-                attack_loss,
-                x,
-                self.threat,
-                steps=self.steps,
-                step_size=step_size,
-                start="clean",
-                momentum=self.decay,
-                labels=y if self.until_fooled else None,
-            )
+        return projected_gradient_ascent(
+            AttackLoss(model, cross_entropy, y),
+            x,
+            self.threat,
+            steps=self.steps,
+            step_size=_step_size(self.name, self.threat, self.step_size),
+            start="clean",
+            momentum=self.decay,
+            labels=y if self.until_fooled else None,
+        )

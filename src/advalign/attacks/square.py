@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advalign.attacks.classification import fooled_in, misclassified
-from advalign.attacks.gradient import attacking
+from advalign.attacks.classification import fooled_in
+from advalign.attacks.contract import Attack, attack_survivors
 from advalign.attacks.losses import cross_entropy, margin
 from advalign.errors import require
-from advalign.spelling import check_arguments
-from advalign.threats import L2, Linf, Threat
+from advalign.threats import L2, Linf
 
 SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After each of these proposals the patches have half the area: the schedule of 10,000 queries, never rescaled."""
@@ -26,7 +25,7 @@ Sampler = Callable[..., Tensor]  # (*shape) -> (n, *shape), uniform in [0, 1)
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(Attack):
     """Random search that changes one square a query, and needs no gradient. Andriushchenko et al. 2020.
 
     As in AutoAttack but for three details. Windows reach the last row and column, as in the paper, which the code
@@ -43,31 +42,26 @@ class Square:
     """
 
     name: ClassVar[str] = "square"
-    bounded: ClassVar[bool] = True
-    threat: Threat
+    uses_gradients: ClassVar[bool] = False
+    always_spelled: ClassVar[str] = "queries"
     queries: int = 5000
     p_init: float = 0.8
     restarts: int = 1
     loss: Literal["margin", "ce"] = "margin"
 
     def __post_init__(self) -> None:
-        check_arguments(self.name, type(self), {k: value for k, value in vars(self).items() if k != "threat"})
-        require(self.queries >= 1, f"square: queries={self.queries} must be at least 1")
-        require(self.restarts >= 1, f"square: restarts={self.restarts} must be at least 1")
-        require(0 < self.p_init <= 1, f"square: p_init={self.p_init} must be above 0 and at most 1")
-        require(isinstance(self.threat, Linf | L2), f"square attacks in Linf and L2, not in {self.threat}")
+        super().__post_init__()
+        require(0 < self.p_init <= 1, lambda: f"square: p_init={self.p_init} must be above 0 and at most 1")
+        require(isinstance(self.threat, Linf | L2), lambda: f"square attacks in Linf and L2, not in {self.threat}")
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
-        with attacking(model, x), torch.no_grad():
-            x_adv, rows = x.detach().clone(), torch.arange(len(x), device=x.device)
-            for restart in range(self.restarts):
-                if restart:
-                    rows = rows[~misclassified(model, x_adv[rows], y[rows])]
-                if not len(rows):
-                    break
-                x_adv[rows] = self._search(model, x[rows], y[rows])
-            return x_adv
+
+        def attempt(rows: Tensor) -> Tensor:
+            return self._search(model, x[rows], y[rows])
+
+        with torch.no_grad():
+            return attack_survivors(model, x, y, [attempt] * self.restarts, first_on_all=True)
 
     def area(self, step: int) -> float:
         """Return the share of the image that the squares of a proposal (0 the first) cover."""

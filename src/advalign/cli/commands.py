@@ -33,7 +33,7 @@ from advalign.training.recipes import RECIPES, Recipe
 def run_train(options: TrainOptions) -> None:
     """Train, and say how to go on."""
     from advalign.models import function_of
-    from advalign.objectives import register
+    from advalign.registration import register
     from advalign.runs.tensorboard import tensorboard_sink
     from advalign.runtime.interrupts import parse_duration
     from advalign.runtime.progress import say
@@ -185,7 +185,7 @@ def run_transfer(options: TransferOptions) -> None:
 
 def run_study(options: StudyOptions) -> None:
     """Carry out the study, print its table, and say where the rest is; exit code 1 if a cell failed."""
-    from advalign.objectives import register
+    from advalign.registration import register
     from advalign.report.tables import print_table
     from advalign.runtime.interrupts import parse_duration
     from advalign.runtime.progress import say

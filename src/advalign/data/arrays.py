@@ -32,7 +32,7 @@ def load_npz(path: Path | str) -> Dataset:
     absent = expected[present != expected]
     if len(absent):
         raise UserError(f"{path}: y_train must hold every class from 0 to its highest, but has no {int(absent[0])}")
-    require(len(present) > 1, f"{path}: y_train has one class only; at least two are needed")
+    require(len(present) > 1, lambda: f"{path}: y_train has one class only; at least two are needed")
     name, class_names = f"npz:{path}", tuple(str(label) for label in present.tolist())
     if not any(key in arrays for key in TEST):
         kept, held_out = split_for_test(train.labels, str(path))
@@ -40,15 +40,18 @@ def load_npz(path: Path | str) -> Dataset:
 
     test = _images(arrays, TEST, path)
     highest = int(test.labels.max())
-    require(highest < len(present), f"{path}: y_test has class {highest}, which y_train has not")
+    require(highest < len(present), lambda: f"{path}: y_test has class {highest}, which y_train has not")
     shapes = [tuple(images.pixels.shape[1:]) for images in (train, test)]
-    require(shapes[0] == shapes[1], f"{path}: images are (C, H, W) = {shapes[0]} in x_train, but {shapes[1]} in x_test")
+    require(
+        shapes[0] == shapes[1],
+        lambda: f"{path}: images are (C, H, W) = {shapes[0]} in x_train, but {shapes[1]} in x_test",
+    )
     return Dataset(name, train, test, class_names)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    require(path.is_file(), f"npz:{path}: there is no such file")
-    require(zipfile.is_zipfile(path), f"{path} is not an .npz file, or is cut short: write it with numpy.savez")
+    require(path.is_file(), lambda: f"npz:{path}: there is no such file")
+    require(zipfile.is_zipfile(path), lambda: f"{path} is not an .npz file, or is cut short: write it with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in TRAIN + TEST if key in archive.files}
@@ -60,12 +63,15 @@ def _images(arrays: dict[str, np.ndarray], keys: tuple[str, str], path: Path | s
     missing = [key for key in keys if key not in arrays]
     require(
         not missing,
-        f"{path}: {' and '.join(missing)} missing; it must hold x_train and y_train, and may hold x_test and y_test",
+        lambda: (
+            f"{path}: {' and '.join(missing)} missing; it must hold x_train and y_train, and may hold x_test and y_test"
+        ),
     )
     pixels = _pixels(arrays[keys[0]], f"{path}: {keys[0]}")
     labels = _labels(arrays[keys[1]], f"{path}: {keys[1]}")
     require(
-        len(pixels) == len(labels), f"{path}: {keys[0]} has {len(pixels)} images, but {keys[1]} {len(labels)} labels"
+        len(pixels) == len(labels),
+        lambda: f"{path}: {keys[0]} has {len(pixels)} images, but {keys[1]} {len(labels)} labels",
     )
     return Images(torch.from_numpy(pixels), torch.from_numpy(labels))
 
@@ -79,20 +85,23 @@ def _pixels(x: np.ndarray, where: str) -> np.ndarray:
         x = np.moveaxis(x, -1, 1)
     require(
         x.ndim == 4 and x.shape[1] in (1, 3) and x.size > 0,
-        f"{where} has shape {shape}; images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3",
+        lambda: f"{where} has shape {shape}; images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3",
     )
     if x.dtype.kind == "f":
         low, high = x.min(), x.max()  # a NaN anywhere makes both NaN, and the comparison false
-        require(bool(low >= 0 and high <= 1), f"{where} has floats from {low:g} to {high:g}; they must lie in [0, 1]")
+        require(
+            bool(low >= 0 and high <= 1),
+            lambda: f"{where} has floats from {low:g} to {high:g}; they must lie in [0, 1]",
+        )
         x = np.rint(x.astype(np.float32) * 255).astype(np.uint8)
-    require(x.dtype == np.uint8, f"{where} has {x.dtype} values; images are uint8, or floats in [0, 1]")
+    require(x.dtype == np.uint8, lambda: f"{where} has {x.dtype} values; images are uint8, or floats in [0, 1]")
     return np.ascontiguousarray(x)
 
 
 def _labels(y: np.ndarray, where: str) -> np.ndarray:
     """Return the labels as int64 (N,)."""
-    require(y.ndim == 1, f"{where} has shape {y.shape}; labels are (N,), one integer for each image")
-    require(y.dtype.kind in "iu", f"{where} has {y.dtype} values; labels are integers from 0")
+    require(y.ndim == 1, lambda: f"{where} has shape {y.shape}; labels are (N,), one integer for each image")
+    require(y.dtype.kind in "iu", lambda: f"{where} has {y.dtype} values; labels are integers from 0")
     if (y < 0).any():
         raise UserError(f"{where} has the label {y.min()}; labels are integers from 0")
     return y.astype(np.int64)

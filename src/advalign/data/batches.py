@@ -63,7 +63,7 @@ class Batches:
         if augment not in AUGMENTATIONS:
             raise unknown("augmentation", augment, AUGMENTATIONS)
         require(len(images) > 0, "there are no images to make batches of")
-        require(batch_size > 0, f"batch size {batch_size} must be positive")
+        require(batch_size > 0, lambda: f"batch size {batch_size} must be positive")
         self.images, self.augment, self.seed = images, augment, seed
         self.rank, self.world = rank, world
         self.batch_size = min(batch_size, len(images))
@@ -71,18 +71,24 @@ class Batches:
         self.own = self.batch_size - self.drawn
         require(
             extra is None or min(self.own, self.drawn) > 0,
-            f"extra_share={extra_share:g} of a batch of {self.batch_size} is {self.drawn} extra and {self.own} other "
-            "images: both must be at least 1",
+            lambda: (
+                f"extra_share={extra_share:g} of a batch of {self.batch_size} is {self.drawn} extra and {self.own} "
+                "other images: both must be at least 1"
+            ),
         )
         require(
             self.batch_size % world == 0,
-            f"a batch of {self.batch_size} images cannot be shared equally by {world} processes: "
-            f"choose a multiple of {world}",
+            lambda: (
+                f"a batch of {self.batch_size} images cannot be shared equally by {world} processes: "
+                f"choose a multiple of {world}"
+            ),
         )
         require(
             self.drawn % world == 0,
-            f"{self.drawn} extra images of a batch of {self.batch_size} cannot be shared equally by {world} processes: "
-            f"choose another batch size, or another share than {extra_share:g}",
+            lambda: (
+                f"{self.drawn} extra images of a batch of {self.batch_size} cannot be shared equally by {world} "
+                f"processes: choose another batch size, or another share than {extra_share:g}"
+            ),
         )
 
     @property

@@ -140,8 +140,10 @@ def _read(folder: Path, files: dict[str, str], labels: int) -> Images:
         found = md5(content, usedforsecurity=False).hexdigest()
         require(
             found == expected,
-            f"{folder / file} is corrupt or cut short: {len(content)} bytes with MD5 {found}, where the official file "
-            f"has MD5 {expected}; delete it and fetch it again",
+            lambda: (
+                f"{folder / file} is corrupt or cut short: {len(content)} bytes with MD5 {found}, where the official "
+                f"file has MD5 {expected}; delete it and fetch it again"
+            ),
         )
         records.append(np.frombuffer(content, np.uint8).reshape(-1, labels + PIXELS))
     pixels = np.concatenate([record[:, labels:] for record in records]).reshape(-1, 3, 32, 32)

@@ -67,8 +67,8 @@ def find_npz(path: Path | str) -> Path:
         UserError: there is none.
     """
     path = Path(path).expanduser().resolve()
-    require(path.is_file(), f"extra data {path}: there is no such file")
-    require(zipfile.is_zipfile(path), f"extra data {path} is not an .npz file, or is cut short")
+    require(path.is_file(), lambda: f"extra data {path}: there is no such file")
+    require(zipfile.is_zipfile(path), lambda: f"extra data {path} is not an .npz file, or is cut short")
     return path
 
 
@@ -94,7 +94,8 @@ def load_extra(path: Path | str, shape: tuple[int, int, int], classes: int, name
             files = archive.namelist()
             found = [pair for pair in NAMES if all(f"{key}.npy" in files for key in pair)]
             require(
-                bool(found), f"extra data {path} must hold image and label, or x_train and y_train, not {_list(files)}"
+                bool(found),
+                lambda: f"extra data {path} must hold image and label, or x_train and y_train, not {_list(files)}",
             )
             images, labels = (_Member.read(archive, f"{key}.npy", path) for key in found[0])
             _check_images(images, shape, name)
@@ -128,7 +129,10 @@ class _Member:
         info = archive.getinfo(name)
         with archive.open(info) as file:
             version = np.lib.format.read_magic(file)
-            require(version in ((1, 0), (2, 0)), f"extra data {path}: {name} is of the unknown .npy version {version}")
+            require(
+                version in ((1, 0), (2, 0)),
+                lambda: f"extra data {path}: {name} is of the unknown .npy version {version}",
+            )
             header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             return cls(info, path, *header(file), file.tell())
 
@@ -139,12 +143,12 @@ class _Member:
     def map(self, archive: zipfile.ZipFile) -> np.ndarray:
         """Return the array as a read-only memory map."""
         size = self.begins + self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
-        require(self.info.file_size >= size, f"{self.where} is cut short")
+        require(self.info.file_size >= size, lambda: f"{self.where} is cut short")
         if self.info.compress_type == zipfile.ZIP_STORED:
             file, begins = self.path, _content(self.path, self.info) + self.begins
         else:
             file, begins = _unpacked(archive, self.info), self.begins
-        require(file.stat().st_size >= begins - self.begins + size, f"{self.where} is cut short")
+        require(file.stat().st_size >= begins - self.begins + size, lambda: f"{self.where} is cut short")
         return np.memmap(file, self.dtype, "r", begins, self.shape, "F" if self.fortran else "C")
 
 
@@ -188,17 +192,22 @@ def _check_images(images: _Member, shape: tuple[int, int, int], name: str) -> No
     spelled = " or ".join(f"(N, {', '.join(map(str, one))})" for one in allowed)
     require(
         n > 0 and tuple(each) in allowed,
-        f"{images.where} has shape {images.shape}, but with {name} it must be {spelled}",
+        lambda: f"{images.where} has shape {images.shape}, but with {name} it must be {spelled}",
     )
-    require(images.dtype == np.uint8, f"{images.where} has {images.dtype} values; generated images are uint8, 0 to 255")
+    require(
+        images.dtype == np.uint8,
+        lambda: f"{images.where} has {images.dtype} values; generated images are uint8, 0 to 255",
+    )
 
 
 def _check_labels(labels: _Member, images: _Member) -> None:
     require(
         labels.shape == images.shape[:1],
-        f"{labels.where} has shape {labels.shape}, but there are {images.shape[0]} images, with one label for each",
+        lambda: (
+            f"{labels.where} has shape {labels.shape}, but there are {images.shape[0]} images, with one label for each"
+        ),
     )
-    require(labels.dtype.kind in "iu", f"{labels.where} has {labels.dtype} values; labels are integers from 0")
+    require(labels.dtype.kind in "iu", lambda: f"{labels.where} has {labels.dtype} values; labels are integers from 0")
 
 
 def _channels_first(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

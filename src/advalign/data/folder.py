@@ -35,8 +35,8 @@ def load_folder(path: Path | str, image_size: int) -> Dataset:
     """
     root = Path(path).expanduser().resolve()
     name = f"folder:{root}"
-    require(root.is_dir(), f"{name}: there is no such folder")
-    require(image_size > 0, f"image size {image_size} must be positive")
+    require(root.is_dir(), lambda: f"{name}: there is no such folder")
+    require(image_size > 0, lambda: f"image size {image_size} must be positive")
     train_root = root / "train" if (root / "train").is_dir() else root
     test_root = next((root / part for part in ("test", "val") if train_root != root and (root / part).is_dir()), None)
 
@@ -51,7 +51,7 @@ def load_folder(path: Path | str, image_size: int) -> Dataset:
     else:
         test_classes = _listing(test_root)
         differing = sorted(classes.keys() ^ test_classes.keys())
-        require(not differing, f"{test_root} must have the classes of {train_root}; they differ in {differing}")
+        require(not differing, lambda: f"{test_root} must have the classes of {train_root}; they differ in {differing}")
         test_files, test_labels = _flat(test_classes)
         files, labels, n_train = files + test_files, torch.cat([labels, test_labels]), len(files)
         note = ""
@@ -64,7 +64,8 @@ def _listing(root: Path) -> dict[str, list[Path]]:
     """Return the image files of each class, everything in the order of names."""
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     require(
-        len(folders) > 1, f"{root} has {len(folders)} class sub-folders; at least two are needed, with images in them"
+        len(folders) > 1,
+        lambda: f"{root} has {len(folders)} class sub-folders; at least two are needed, with images in them",
     )
     classes = {
         folder.name: sorted(
@@ -75,7 +76,7 @@ def _listing(root: Path) -> dict[str, list[Path]]:
         for folder in folders
     }
     for name, files in classes.items():
-        require(bool(files), f"no images in {root / name}: looked for {', '.join(SUFFIXES)}")
+        require(bool(files), lambda: f"no images in {root / name}: looked for {', '.join(SUFFIXES)}")
     return classes
 
 

@@ -32,8 +32,10 @@ class Images:
         fits = self.pixels.ndim == 4 and self.pixels.dtype == torch.uint8 and self.labels.dtype == torch.int64
         require(
             fits and self.labels.shape == self.pixels.shape[:1],
-            f"images must be uint8 (N, C, H, W) with int64 labels (N,), not {self.pixels.dtype} "
-            f"{tuple(self.pixels.shape)} with {self.labels.dtype} {tuple(self.labels.shape)}",
+            lambda: (
+                f"images must be uint8 (N, C, H, W) with int64 labels (N,), not {self.pixels.dtype} "
+                f"{tuple(self.pixels.shape)} with {self.labels.dtype} {tuple(self.labels.shape)}"
+            ),
         )
 
     def __len__(self) -> int:
@@ -134,7 +136,7 @@ def hold_out(images: Images, held_out: int, seed: int) -> tuple[Images, Images]:
     """
     require(
         0 < held_out < len(images),
-        f"cannot hold out {held_out} of {len(images)} training images: choose from 1 to {len(images) - 1}",
+        lambda: f"cannot hold out {held_out} of {len(images)} training images: choose from 1 to {len(images) - 1}",
     )
     rest, validation = stratified_split(images.labels, held_out, seed)
     return images.take(rest), images.take(validation)
@@ -146,7 +148,9 @@ def stratified_subset(images: Images, size: int, seed: int) -> Images:
     Raises:
         UserError: there are fewer than `size`, or `size` is not positive.
     """
-    require(0 < size <= len(images), f"cannot take {size} of {len(images)} images: choose from 1 to {len(images)}")
+    require(
+        0 < size <= len(images), lambda: f"cannot take {size} of {len(images)} images: choose from 1 to {len(images)}"
+    )
     return images.take(stratified_split(images.labels, size, seed)[1])
 
 
@@ -165,7 +169,7 @@ def split_for_test(labels: Tensor, where: str) -> tuple[Tensor, Tensor]:
     """
     require(
         len(labels) >= 5 and int(labels.bincount().min()) >= 2,
-        f"{where}: too few images to hold out a test set: at least 5, and 2 of each class, are needed",
+        lambda: f"{where}: too few images to hold out a test set: at least 5, and 2 of each class, are needed",
     )
     return stratified_split(labels, len(labels) // 5, SPLIT_SEED)
 

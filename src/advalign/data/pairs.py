@@ -58,7 +58,9 @@ def _paired(x: Tensor, y: Tensor) -> Images | Pair:
     fits = x.ndim == 4 and y.shape == x.shape[:1] and whole and (x.is_floating_point() or x.dtype == torch.uint8)
     require(
         fits,
-        f"a pair (x, y) must be floats (N, C, H, W) and whole-numbered labels (N,), not {x.dtype} {tuple(x.shape)} "
-        f"and {y.dtype} {tuple(y.shape)}",
+        lambda: (
+            f"a pair (x, y) must be floats (N, C, H, W) and whole-numbered labels (N,), not {x.dtype} {tuple(x.shape)} "
+            f"and {y.dtype} {tuple(y.shape)}"
+        ),
     )
     return Images(x, y.long()) if x.dtype == torch.uint8 else Pair(x.detach(), y.long())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from advalign.attacks import Attack, Square, spelled
+from advalign.attacks import Attack
 from advalign.attacks.ascent import AttackLoss, NoGradient, value_and_grad
 from advalign.attacks.classification import classified, in_fp32
 from advalign.attacks.losses import cross_entropy
@@ -66,7 +66,7 @@ class Evaluation:
     examples: Mapping[str, Tensor] = field(default_factory=dict)
     """Adversarial images (N, C, H, W) by attack, where they were asked for; of images lost before, the image itself."""
     warnings: tuple[str, ...] = ()
-    """What makes the numbers doubtful, each in a sentence with the number behind it; see `advalign.evaluation.diagnose`."""
+    """What makes the numbers doubtful, each in a sentence with the number behind it; see `diagnose`."""
 
     def __repr__(self) -> str:
         shown = [f"{name}={100 * accuracy:.1f} %" for name, accuracy in self.accuracies().items()]
@@ -127,9 +127,9 @@ def evaluate(
     taken, several = as_images(images), _as_attacks(attacks)
     if isinstance(taken, Pair):
         check_images(taken.x)
-    names = [spelled(attack) for attack in several]
+    names = [str(attack) for attack in several]
     for name in names:
-        require(names.count(name) == 1, f"attack {name} is given twice: results go by spelling")
+        require(names.count(name) == 1, lambda: f"attack {name} is given twice: results go by spelling")
     chosen, given, model = dict(zip(names, several, strict=True)), given or {}, _inside(model)
     handed_in = check_mode([name or "the model" for name, module in model.named_modules() if module.training])
     with evaluating(model):
@@ -264,7 +264,7 @@ class _Evaluator:
                 done.examples[name] = self.images.floats().cpu().clone()
         correct = done.correct[name] = done.correct[name].to(device)
         self.fast = self.fast or PassCounter(self.model)
-        members = getattr(attack, "members", (attack,))
+        members = attack.members
         self.advance(name, len(self.images) - len(under_way["rows"]))
         for number in range(under_way["member"], len(members)):
             rows = under_way["rows"].to(device)
@@ -279,7 +279,7 @@ class _Evaluator:
                 if self.keep_examples:
                     done.examples[name][batch.cpu()] = x_adv.cpu()
                 done.seconds[name] += time.monotonic() - began
-                member = done.members.setdefault(name, {}).setdefault(spelled(members[number]), [0, 0])
+                member = done.members.setdefault(name, {}).setdefault(str(members[number]), [0, 0])
                 for counted in (done.passes[name], member):
                     counted[:] = [a + b - c for a, b, c in zip(counted, self.fast.counts, before, strict=True)]
                 under_way["batch"] = k + 1
@@ -288,7 +288,7 @@ class _Evaluator:
                 self.advance(name, len(batch) if last else int((~correct[batch]).sum()))
             rows = rows[correct[rows]]
             if len(members) > 1:
-                done.trails.setdefault(name, {})[spelled(members[number])] = float(correct.double().mean())
+                done.trails.setdefault(name, {})[str(members[number])] = float(correct.double().mean())
             under_way |= {"member": number + 1, "batch": 0, "rows": rows}
         under_way.clear()
         self._save()
@@ -313,7 +313,7 @@ def _as_attacks(given: Any) -> list[Attack]:
     attacks: list[Any] = [given] if isinstance(given, str) or callable(given) else list(given)
     for each in attacks:
         example = f'attacks.parse("{each}", threat=Linf(8/255))'
-        require(not isinstance(each, str), f"attack {each!r} needs a threat model: write {example}")
+        require(not isinstance(each, str), lambda: f"attack {each!r} needs a threat model: write {example}")
     return attacks
 
 
@@ -352,11 +352,12 @@ def check_logits(outputs: object, labels: Tensor) -> Tensor:
         raise UserError(f"the model must return logits, a tensor (N, K), not {type(outputs).__name__}")
     shape, n = tuple(outputs.shape), len(labels)
     fits = outputs.ndim == 2 and len(outputs) == n and outputs.shape[1] > 1
-    require(fits, f"the model must return logits (N, K), K classes, not {shape} for {n} images")
+    require(fits, lambda: f"the model must return logits (N, K), K classes, not {shape} for {n} images")
     low, high = int(labels.min()), int(labels.max())
     classes = f"classes 0 to {shape[-1] - 1}"
     require(
-        low >= 0 and high < shape[-1], f"the model's {shape[-1]} outputs are {classes}, but labels are {low} to {high}"
+        low >= 0 and high < shape[-1],
+        lambda: f"the model's {shape[-1]} outputs are {classes}, but labels are {low} to {high}",
     )
     return outputs
 
@@ -368,7 +369,7 @@ def require_finite(logits: Tensor) -> None:
         UserError: on how many they are not.
     """
     bad = int((~logits.isfinite().all(1)).sum())
-    require(bad == 0, f"the model's outputs are not finite on {bad} of {len(logits)} clean images")
+    require(bad == 0, lambda: f"the model's outputs are not finite on {bad} of {len(logits)} clean images")
 
 
 def _broken_without_gradient(
@@ -376,19 +377,15 @@ def _broken_without_gradient(
 ) -> Iterator[Verdict]:
     """Judge what broke images without the model's gradient, where there was an attack with it in the same threat."""
     bounded = {name: attack for name, attack in attacks.items() if attack.bounded}
-    white = {name: attack.threat for name, attack in bounded.items() if not _queries(attack)}
-    black = {name: attack.threat for name, attack in bounded.items() if isinstance(attack, Square)}
+    white = {name: a.threat for name, a in bounded.items() if all(member.uses_gradients for member in a.members)}
+    black = {name: attack.threat for name, attack in bounded.items() if not attack.uses_gradients}
     black |= {name: examples.threat for name, examples in given.items() if examples.threat is not None}
     for name, threat in black.items():
         if same := [found.correct[other] for other, its in white.items() if its == threat]:
             yield check_black_box(torch.stack(same).all(0), {name: found.correct[name]})
     for name, trail in found.trails.items():
-        left = None
+        left, members = None, {str(member): member for member in attacks[name].members}
         for member, after in trail.items():
-            if left is not None and member.startswith(f"{Square.name}("):
+            if left is not None and not members[member].uses_gradients:
                 yield judge_slips(f"{member} in {name}", round((left - after) * n), round(left * n), n)
             left = after
-
-
-def _queries(attack: Attack) -> bool:
-    return any(isinstance(member, Square) for member in getattr(attack, "members", (attack,)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from advalign.attacks.names import parse_name, worst_cases_among
 from advalign.errors import UserError, require, unknown
 from advalign.report.tables import Table
 from advalign.runs.files import digest_of, read_json
@@ -141,8 +142,10 @@ def _comparable(common: list[_Key], sources: str) -> list[_Key]:
     """Return the keys of one setting, that with most images; of the worst cases the one over most attacks, last."""
     require(
         bool(common),
-        f"{sources} have no evaluation in common: evaluate both with the same attacks, data, threat, -n, --seed, "
-        "--precision and --batch-size",
+        lambda: (
+            f"{sources} have no evaluation in common: evaluate both with the same attacks, data, threat, -n, --seed, "
+            "--precision and --batch-size"
+        ),
     )
     settings = [dict(zip(_SAME, key.setting, strict=True)) for key in common]
     most = max(setting["n"] for setting in settings)
@@ -151,11 +154,14 @@ def _comparable(common: list[_Key], sources: str) -> list[_Key]:
         values = list(dict.fromkeys(str(setting[name]) for setting in settings))
         require(
             len(values) == 1,
-            f"{sources} have evaluations in common with {name} {' and '.join(values)}: name two result files instead",
+            lambda: (
+                f"{sources} have evaluations in common with {name} {' and '.join(values)}: "
+                f"name two result files instead"
+            ),
         )
     common = [key for key in common if dict(zip(_SAME, key.setting, strict=True)) in settings]
-    worst = sorted((key for key in common if key.worst), key=lambda key: len(key.attack))[-1:]
-    return [key for key in common if not key.worst] + worst
+    worst = worst_cases_among(key.attack for key in common if key.worst)[:1]
+    return [*(key for key in common if not key.worst), *(key for key in common if key.worst and key.attack in worst)]
 
 
 def _only(found: list[_Outcome], attack: str) -> _Outcome:
@@ -170,11 +176,11 @@ def _outcomes(source: Path, checkpoint: str) -> dict[_Key, list[_Outcome]]:
     """Return the outcomes of a file, or of those in a run folder that are of this checkpoint as it is now."""
     if source.is_file():
         results = {source: read_json(source)}
-        require(_is_result(results[source]), f"{source} is no result of advalign evaluate")
+        require(_is_result(results[source]), lambda: f"{source} is no result of advalign evaluate")
     else:
         every = {file: read_json(file) for file in sorted((source / "evaluations").glob("*.json"))}
         every = {file: content for file, content in every.items() if _is_result(content)}
-        require(bool(every), f"no evaluations in {str(source)!r}: run advalign evaluate first")
+        require(bool(every), lambda: f"no evaluations in {str(source)!r}: run advalign evaluate first")
         weights = source / f"{checkpoint}.safetensors"
         now = digest_of(weights) if weights.exists() else ""
         results = {
@@ -185,8 +191,10 @@ def _outcomes(source: Path, checkpoint: str) -> dict[_Key, list[_Outcome]]:
         there = ", ".join(sorted({content["records"][0]["checkpoint"] for content in every.values()}))
         require(
             bool(results),
-            f"no evaluation in {str(source)!r} is of checkpoint {checkpoint} as it is now, but of {there}: "
-            "run advalign evaluate, or name a result file",
+            lambda: (
+                f"no evaluation in {str(source)!r} is of checkpoint {checkpoint} as it is now, but of {there}: "
+                "run advalign evaluate, or name a result file"
+            ),
         )
     found: dict[_Key, list[_Outcome]] = {}
     for file, content in results.items():
@@ -194,9 +202,9 @@ def _outcomes(source: Path, checkpoint: str) -> dict[_Key, list[_Outcome]]:
         setting = tuple(first[key] for key in _SAME)
         for attack, images in content["outcomes"].items():
             found.setdefault(_Key(False, attack, setting), []).append(_Outcome(images, first["checkpoint"], file))
-        bounded = [name for name in content["outcomes"] if name != "clean" and name in last["attack"]]
-        if last["attack"] == f"worst({', '.join(bounded)})":
-            kept = zip(*(content["outcomes"][name] for name in ("clean", *bounded)), strict=True)
+        name = parse_name(last["attack"])
+        if name.is_worst_case and content["outcomes"].keys() >= {*name.members}:
+            kept = zip(*(content["outcomes"][each] for each in ("clean", *name.members)), strict=True)
             images = "".join(min(image) for image in kept)
             found.setdefault(_Key(True, last["attack"], setting), []).append(
                 _Outcome(images, first["checkpoint"], file)

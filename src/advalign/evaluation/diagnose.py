@@ -46,7 +46,7 @@ from advalign.evaluation.checks import (
 )
 from advalign.models.modes import evaluating
 from advalign.runtime.seeds import seeded
-from advalign.threats import L2, Linf, Threat, require_inside
+from advalign.threats import L2, Linf, Threat
 
 __all__ = [
     "Diagnosis",
@@ -155,7 +155,7 @@ def diagnose(
         raise UserError(f"only Linf and L2 can be diagnosed, not {threat}")
     x, y = _subset(images, n)
     require(threat.eps > 0, "eps must be above 0: there is nothing to diagnose at radius 0")
-    require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
+    require(batch_size >= 1, lambda: f"batch_size={batch_size} must be at least 1")
     first = [check_range(x), check_mode([name or "the model" for name, m in model.named_modules() if m.training])]
     if first[0].passed == "fail":
         return Diagnosis(tuple(first), len(x), str(threat), {}, {}, None)
@@ -189,7 +189,7 @@ def _diagnosis(bench: _Bench, threat: Linf | L2, first: list[Verdict], surrogate
     for eps in _radii(threat, bench.x):
         radii[eps] = bench.withstand(f"radius {eps:.3g}", PGD(replace(threat, eps=eps), steps=USUAL))
     by_margin = bench.withstand("margin loss", PGD(threat, steps=USUAL, loss="margin"))
-    noise = bench.withstand("random noise", Noise(threat, DRAWS))
+    noise = bench.withstand("random noise", Noise(threat))
 
     usual = radii[threat.eps]
     again = bench.withstand("restarts", PGD(threat, steps=USUAL, restarts=RESTARTS), among=usual)
@@ -198,8 +198,7 @@ def _diagnosis(bench: _Bench, threat: Linf | L2, first: list[Verdict], surrogate
     black = {"Square": bench.withstand("black box", square, among=white)}
     if surrogate is not None:
         with evaluating(surrogate):
-            transfer = Transfer(PGD(threat, steps=USUAL, until_fooled=False), surrogate)
-            black["transfer"] = bench.withstand("transfer", transfer, among=white)
+            black["transfer"] = bench.withstand("transfer", FromSurrogate(threat, surrogate), among=white)
     verdicts = (
         *looked_at,
         check_fgsm(fgsm, usual),
@@ -221,16 +220,16 @@ def _diagnosis(bench: _Bench, threat: Linf | L2, first: list[Verdict], surrogate
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Attack):
     """Random noise on the threat's sphere (for Linf its corners), the first draw that fools."""
 
     name: ClassVar[str] = "noise"
-    bounded: ClassVar[bool] = True
-    threat: Linf | L2
-    draws: int
+    uses_gradients: ClassVar[bool] = False
+    always_spelled: ClassVar[str] = "draws"
+    draws: int = DRAWS
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return noisy images inside the ball and in [0, 1]."""
         result, project = x.clone(), self.threat.ball(x)
         fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -243,22 +242,17 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """What an attack makes on another network."""
+class FromSurrogate(Attack):
+    """What PGD makes on another network, to its last step."""
 
     name: ClassVar[str] = "transfer"
-    bounded: ClassVar[bool] = True
-    attack: PGD
-    surrogate: nn.Module
+    uses_gradients: ClassVar[bool] = False
+    surrogate: nn.Module | None = None
 
-    @property
-    def threat(self) -> Any:
-        """The attack's."""
-        return self.attack.threat
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return adversarial images of the surrogate; the model is not asked."""
-        return self.attack(self.surrogate, x, y)
+        assert self.surrogate is not None
+        return PGD(self.threat, steps=USUAL).to_the_end(self.surrogate, x, y)
 
 
 class _Bench:
@@ -302,7 +296,6 @@ class _Bench:
             for part in rows.split(self.batch_size) if len(rows) else ():
                 x, y = self.x[part], self.y[part]
                 x_adv = attack(self.fast, x, y)
-                require_inside(f"{what}: {attack.name}", attack.threat, x_adv, x)
                 with torch.no_grad(), in_fp32(x.device):
                     result[part] = classified(self.model(x_adv), y)
         return result
@@ -331,7 +324,7 @@ class _Bench:
 def _subset(images: Images | tuple[Tensor, Tensor], n: int) -> tuple[Tensor, Tensor]:
     taken = as_images(images)
     x, y = taken.floats(), taken.labels
-    require(n >= 1, f"n={n} must be at least 1")
+    require(n >= 1, lambda: f"n={n} must be at least 1")
     if n < len(x):
         rows = stratified_split(y, n, SUBSET_SEED)[1].to(y.device)
         x, y = x[rows], y[rows]

@@ -17,17 +17,19 @@ from torch import nn
 
 from advalign import attacks, models
 from advalign.attacks.classification import in_fp32
+from advalign.attacks.names import transfer_name, worst_case_name
 from advalign.data import Dataset, Images, load, stratified_subset
 from advalign.errors import UserError, require, unknown
 from advalign.evaluation.accuracy import WORST_CASE, Evaluation, PrecomputedExamples, evaluate
 from advalign.evaluation.transfer import craft_examples, examples_path, state_path, transferable
+from advalign.registration import register_attacks
 from advalign.runs import Record, Run, Weights, append_records, find_weights, require_classes
 from advalign.runs.checkpoint import load_into, load_weights
 from advalign.runs.files import digest_of, require_writable, write_atomically, write_json
 from advalign.runtime.device import autocast, pick_device, to_device
 from advalign.runtime.environment import environment
 from advalign.runtime.progress import counting, say
-from advalign.threats import THREATS, Linf, Threat, make_threat
+from advalign.threats import Linf, Threat, make_threat
 
 # What a record takes over from the weights' card. Where `run` is empty the weights are from elsewhere: `method` is then
 # the file's name, and the others are not known.
@@ -125,10 +127,12 @@ def measure(
         UserError: anything that cannot work, before the evaluation starts.
     """
     console = console or Console(quiet=True)
-    require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
+    require(batch_size >= 1, lambda: f"batch_size={batch_size} must be at least 1")
     where = pick_device(device)
     autocast(where, precision)
-    for attack in parsed(attack_names, Linf()):  # data may take a download: what fails in any threat is refused before
+    for attack in parse_attacks(
+        attack_names, Linf()
+    ):  # data may take a download: what fails in any threat is refused before
         if surrogate is not None:
             transferable(attack)
     weights = find_weights(source, checkpoint, model=model, trust_model=trust_model)
@@ -142,18 +146,18 @@ def measure(
         data_dir=data_dir, image_size=image_size, mean=mean, std=std, console=console,
     )  # fmt: skip
     path, card, images = subject.path, subject.card, subject.images
-    chosen = parsed(attack_names, subject.threat)
+    chosen = parse_attacks(attack_names, subject.threat)
     given: dict[str, PrecomputedExamples] = {}
     identity: dict[str, Any] = {"weights": subject.digest, "mean": list(mean), "std": list(std)}
     if black_box is not None:
         other = load_target(
-            black_box, data=subject.dataset, n=n, norm=norm_of(subject.threat), eps=subject.threat.eps, device=where,
+            black_box, data=subject.dataset, n=n, norm=subject.threat.norm, eps=subject.threat.eps, device=where,
             console=console,
         )  # fmt: skip
         identity |= {"surrogate": other.label, "surrogate_weights": other.digest}
         how = {"batch_size": batch_size, "precision": precision, "seed": seed}
         made = transfer_examples(other, chosen, console, **how)
-        given = {f"transfer({name}, from {other.label})": examples for name, examples in made.items()}
+        given = {transfer_name(name, other.label): examples for name, examples in made.items()}
         chosen = []
     setting = {
         "method": subject.method,
@@ -168,7 +172,7 @@ def measure(
         "batch_size": batch_size,
     }
     made_with = {key: environment()[key] for key in ("commit", "torch", "device")}
-    names = [*map(attacks.spelled, chosen), *given]
+    names = [*map(str, chosen), *given]
     measured = [*names, *setting.items(), *identity.items()]
     keep = save_examples or not all(attack.bounded for attack in chosen)  # distances are taken from the examples
     file = folder / f"{path.stem}-{_digest(measured)}.json"
@@ -211,16 +215,24 @@ def load_target(
     Raises:
         UserError: the parts do not fit together, or one is missing.
     """
-    require(n is None or n >= 1, f"n={n} must be at least 1")
-    require(bool(mean) == bool(std), f"--{'std' if mean else 'mean'} is missing: give --mean and --std, or neither")
-    require(len(mean) == len(std), f"mean={tuple(mean)} and std={tuple(std)} must have one value for each channel each")
+    require(n is None or n >= 1, lambda: f"n={n} must be at least 1")
+    require(
+        bool(mean) == bool(std), lambda: f"--{'std' if mean else 'mean'} is missing: give --mean and --std, or neither"
+    )
+    require(
+        len(mean) == len(std),
+        lambda: f"mean={tuple(mean)} and std={tuple(std)} must have one value for each channel each",
+    )
     path = weights.path
     state, card = load_weights(path)
     spelled = weights.architecture(card)
     if spelled is None:
         raise UserError(f"{path} does not say its model: write MODEL@{path}, as in resnet18@{path}, or --model MODEL")
     spelled = models.canonical(spelled)
-    require(not (mean and card), f"{path} was trained on images in [0, 1]: mean and std are for weights from elsewhere")
+    require(
+        not (mean and card),
+        lambda: f"{path} was trained on images in [0, 1]: mean and std are for weights from elsewhere",
+    )
     threat = _threat(norm, eps, card)
     where = pick_device(device) if isinstance(device, str) else device
     shape = tuple(card.get("shape", ()))
@@ -232,18 +244,20 @@ def load_target(
     dataset = data
     require(
         not shape or shape == dataset.shape,
-        f"images of {dataset.name} have shape {dataset.shape}, but {path} was trained on {shape}",
+        lambda: f"images of {dataset.name} have shape {dataset.shape}, but {path} was trained on {shape}",
     )
     require_classes(path, card, dataset.classes, dataset.name)
     net = models.build(spelled, classes=dataset.classes, channels=dataset.shape[0])
     load_into(net, state, str(path))
     if mean:
         channels = dataset.shape[0]
-        require(len(mean) == channels, f"mean={tuple(mean)} must have one value for each of {channels} channels")
+        require(
+            len(mean) == channels, lambda: f"mean={tuple(mean)} must have one value for each of {channels} channels"
+        )
         net = models.Normalized(net, mean, std)
     models.check_output(net, dataset.shape, dataset.classes)
     many = len(dataset.test)
-    require(n is None or 1 <= n <= many, f"n={n} must be in 1 to {many}, the test images of {dataset.name}")
+    require(n is None or 1 <= n <= many, lambda: f"n={n} must be in 1 to {many}, the test images of {dataset.name}")
     images = dataset.test if n is None else stratified_subset(dataset.test, n, SUBSET_SEED)
     if "run" in card and (path.parent / "run.json").exists() and not (run := Run.read(path.parent)).finished:
         card["epochs"], whole = len(run.log), card["epochs"]
@@ -262,11 +276,6 @@ def _threat(norm: str | None, eps: float | None, card: dict[str, Any]) -> Threat
     return make_threat(norm or trained, card.get("eps", 8 / 255) if eps is None else eps)
 
 
-def norm_of(threat: Threat) -> str:
-    """Return the name of a threat's norm."""
-    return next(norm for norm, kind in THREATS.items() if isinstance(threat, kind))
-
-
 def transfer_examples(
     surrogate: Target,
     chosen: Sequence[attacks.Attack],
@@ -283,10 +292,10 @@ def transfer_examples(
     """
     given = {}
     how = {"batch_size": batch_size, "precision": precision, "seed": seed}
-    tasks = {attacks.spelled(attack): f"{attacks.spelled(attack)} on {surrogate.label}" for attack in chosen}
+    tasks = {str(attack): f"{attack!s} on {surrogate.label}" for attack in chosen}
     with counting(console, list(tasks.values()), len(surrogate.images)) as advance:
         for attack in chosen:
-            spelled = attacks.spelled(attack)
+            spelled = str(attack)
             file = examples_path(surrogate.path, surrogate.model, attack, surrogate.images, **how)
             if state_path(file).exists():
                 say(console, f"goes on where it was interrupted: {state_path(file)}")
@@ -298,15 +307,17 @@ def transfer_examples(
     return given
 
 
-def parsed(names: Sequence[str], threat: Threat) -> list[attacks.Attack]:
+def parse_attacks(names: Sequence[str], threat: Threat) -> list[attacks.Attack]:
     """Return the attacks that are spelled, each once; `standard` stands for several, `none` for none.
+
+    The user's own may be spelled by their file, `my_file:MyAttack(steps=5)`.
 
     Raises:
         UserError: unknown attack or argument, or a value out of range.
     """
     texts = [each for name in names for each in (attacks.STANDARD if name == "standard" else (name,))]
     found = {}
-    for text in texts:
+    for text in map(register_attacks, texts):
         head, bracket, _ = text.partition("(")
         head = head.strip().replace("_", "-")
         if head in ("clean", "none") and not bracket:
@@ -316,13 +327,13 @@ def parsed(names: Sequence[str], threat: Threat) -> list[attacks.Attack]:
             raise unknown("attack", head, [*known, "standard", "none"])
         require(head != "worst" or bool(bracket), "worst needs attacks, as in 'worst(apgd-ce, square)'")
         attack = attacks.parse(text, threat=threat)
-        found.setdefault(attacks.spelled(attack), attack)
+        found.setdefault(str(attack), attack)
     return list(found.values())
 
 
 def _records(evaluation: Evaluation, provenance: dict[str, Any]) -> list[Record]:
     attacked = [name for name in evaluation.correct if name != "clean" and name not in evaluation.unbounded]
-    names = {WORST_CASE: f"worst({', '.join(attacked)})"}
+    names = {WORST_CASE: worst_case_name(attacked)}
     seconds = {**evaluation.seconds, WORST_CASE: sum(evaluation.seconds.values())}
     return [
         Record(**provenance, attack=names.get(name, name), accuracy=accuracy, seconds=round(seconds[name], 2))

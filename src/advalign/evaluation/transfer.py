@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from advalign.attacks import Attack, spelled
+from advalign.attacks import ATTACKS, Attack
 from advalign.data import Images
 from advalign.errors import UserError, require
 from advalign.evaluation import accuracy as evaluation
@@ -22,10 +21,6 @@ from advalign.runs.checkpoint import load_state, save_state
 from advalign.runs.files import write_atomically
 from advalign.runtime.device import autocast
 from advalign.runtime.seeds import seeded
-
-# What has a last step to go on to, or a margin to ask for. The others stop at the first image that fools, which lies
-# just beyond the surrogate's own boundary and not beyond another model's.
-TRANSFERABLE = ("fgsm", "pgd", "mim", "cw")
 
 
 def craft_examples(
@@ -76,7 +71,7 @@ def _make(
         batches = torch.arange(len(images), device=images.labels.device).split(batch_size)
         for k, rows in list(enumerate(batches))[len(made) :]:
             x, y = images.floats(rows), images.labels[rows]
-            with seeded(seed, spelled(attack), k), autocast(x.device, precision):
+            with seeded(seed, str(attack), k), autocast(x.device, precision):
                 made.append(attack(fast, x, y).float().cpu())
             if time.monotonic() - saved > evaluation.SAVE_SECONDS:
                 save_state(state, {"made": made})
@@ -94,23 +89,24 @@ def transferable(attack: Attack) -> Attack:
     """Return the attack that goes on after an image is fooled, where it has the choice.
 
     Raises:
-        UserError: it stops there whatever it is told.
+        UserError: its examples would not carry over to another model; those that do are named.
     """
+    names = [name for name, kind in ATTACKS.items() if kind.transfers]
     require(
-        attack.name in TRANSFERABLE,
-        f"{spelled(attack)} stops once it fools the surrogate, so its examples would not carry over: transfer "
-        f"{', '.join(TRANSFERABLE)}",
+        attack.transfers,
+        lambda: (
+            f"{attack} stops once it fools the surrogate, so its examples would not carry over: "
+            f"transfer {', '.join(names)}"
+        ),
     )
-    if "until_fooled" in {field.name for field in dataclasses.fields(attack)}:  # pyright: ignore[reportArgumentType]
-        return dataclasses.replace(attack, until_fooled=False)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    return attack
+    return attack.to_the_end
 
 
 def examples_path(weights: Path, model: str, attack: Attack, images: Images, **how: str | int) -> Path:
     """Return the file of the examples, beside the surrogate's weights and named by all that they depend on."""
     identity = hashlib.sha256(weights.read_bytes())
     identity.update(images.pixels.cpu().contiguous().numpy().data)
-    identity.update(repr((model, spelled(transferable(attack)), str(attack.threat), sorted(how.items()))).encode())
+    identity.update(repr((model, str(transferable(attack)), str(attack.threat), sorted(how.items()))).encode())
     return weights.parent / "transfer" / f"{weights.stem}-{attack.name}-{identity.hexdigest()[:10]}.safetensors"
 
 

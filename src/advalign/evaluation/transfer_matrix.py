@@ -9,10 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
 
-from advalign.attacks import spelled
 from advalign.errors import require
 from advalign.evaluation.accuracy import Evaluation, evaluate
-from advalign.evaluation.measure import Target, load_target, norm_of, parsed, transfer_examples
+from advalign.evaluation.measure import Target, load_target, parse_attacks, transfer_examples
 from advalign.evaluation.transfer import transferable
 from advalign.report.tables import Table
 from advalign.runs import find_weights
@@ -68,33 +67,33 @@ def transfer_matrix(
     """
     console = console or Console(quiet=True)
     require(len(sources) > 1, "name at least two models to transfer between")
-    asked = parsed([attack], Linf())  # what fails in any threat is refused before the models are read
-    require(len(asked) == 1, f"{attack!r} must be one attack")
+    asked = parse_attacks([attack], Linf())  # what fails in any threat is refused before the models are read
+    require(len(asked) == 1, lambda: f"{attack!r} must be one attack")
     transferable(asked[0])
     weights = {str(source): find_weights(source, trust_model=trust_model) for source in sources}
     for folder in (Path(out), *(each.path.parent / "transfer" for each in weights.values())):
         require_writable(folder)
     cards = {source: load_weights(each.path)[1] for source, each in weights.items()}
-    require(len(cards) == len(sources), f"a model is named twice in {' '.join(map(str, sources))}")
+    require(len(cards) == len(sources), lambda: f"a model is named twice in {' '.join(map(str, sources))}")
     threat = _threat(cards, norm, eps)
-    chosen = parsed([attack], threat)
+    chosen = parse_attacks([attack], threat)
     where = data or _common({source: card["data"] for source, card in cards.items() if "data" in card}, "--data")
     models: dict[str, Target] = {}
     for source, each in weights.items():
         models[source] = load_target(
-            each, data=next(iter(models.values())).dataset if models else where, n=n, norm=norm_of(threat),
+            each, data=next(iter(models.values())).dataset if models else where, n=n, norm=threat.norm,
             eps=threat.eps, device=device, data_dir=data_dir, console=console,
         )  # fmt: skip
     made = {
         source: transfer_examples(model, chosen, console, batch_size=BATCH_SIZE, precision="fp32", seed=0)
         for source, model in models.items()
     }
-    given = {source: examples[spelled(chosen[0])] for source, examples in made.items()}
+    given = {source: examples[str(chosen[0])] for source, examples in made.items()}
     found = {}
     for source, model in models.items():
         found[source] = evaluate(model.net, model.images, given=given, batch_size=BATCH_SIZE)
         say(console, f"shown to {source}")
-    return _written(Path(out), spelled(chosen[0]), models, found)
+    return _written(Path(out), str(chosen[0]), models, found)
 
 
 def _threat(cards: Mapping[str, dict[str, Any]], norm: str | None, eps: float | None) -> Threat:
@@ -102,12 +101,13 @@ def _threat(cards: Mapping[str, dict[str, Any]], norm: str | None, eps: float | 
     against = {source: make_threat(card["norm"], card["eps"]) for source, card in cards.items() if "eps" in card}
     if eps is None:
         trained = _common(against, "--eps") or Linf(8 / 255)
-        asked = norm or norm_of(trained)
+        asked = norm or trained.norm
         require(
-            asked == norm_of(trained), f"--norm {norm} needs its radius, --eps: the models were trained in {trained}"
+            asked == trained.norm,
+            lambda: f"--norm {norm} needs its radius, --eps: the models were trained in {trained}",
         )
         return trained
-    return make_threat(norm or _common({k: norm_of(each) for k, each in against.items()}, "--norm") or "linf", eps)
+    return make_threat(norm or _common({k: each.norm for k, each in against.items()}, "--norm") or "linf", eps)
 
 
 def _common(values: Mapping[str, T], flag: str) -> T | None:
@@ -118,7 +118,9 @@ def _common(values: Mapping[str, T], flag: str) -> T | None:
     """
     (first, value), *others = values.items() or [("", None)]
     for source, other in others:
-        require(other == value, f"{first} was trained with {value}, {source} with {other}: say which with {flag}")
+        require(
+            other == value, lambda: f"{first} was trained with {value}, {source} with {other}: say which with {flag}"
+        )
     return value
 
 

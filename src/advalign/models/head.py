@@ -32,6 +32,6 @@ def check_sizes(classes: int, channels: int, width: int) -> None:
     Raises:
         UserError: fewer than 2 classes, or channels or width below 1.
     """
-    require(classes >= 2, f"classes={classes} must be at least 2")
-    require(channels >= 1, f"channels={channels} must be at least 1")
-    require(width >= 1, f"width={width} must be at least 1")
+    require(classes >= 2, lambda: f"classes={classes} must be at least 2")
+    require(channels >= 1, lambda: f"channels={channels} must be at least 1")
+    require(width >= 1, lambda: f"width={width} must be at least 1")

@@ -24,8 +24,11 @@ class Normalized(nn.Module):
 
     def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        require(len(mean) == len(std), f"mean has {len(mean)} channels, std has {len(std)}: give one of each a channel")
-        require(min(std) > 0, f"std={min(std)} must be positive")
+        require(
+            len(mean) == len(std),
+            lambda: f"mean has {len(mean)} channels, std has {len(std)}: give one of each a channel",
+        )
+        require(min(std) > 0, lambda: f"std={min(std)} must be positive")
         self.net = net
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))

@@ -51,8 +51,10 @@ def split_norms(net: nn.Module) -> nn.Module:
     """
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     split = any(isinstance(module, SplitNorm) for module in net.modules())
-    require(not split, f"the BatchNorms of {type(net).__name__} are split by view already: take a fresh network")
-    require(bool(norms), f"{type(net).__name__} has no BatchNorm to split by view")
+    require(
+        not split, lambda: f"the BatchNorms of {type(net).__name__} are split by view already: take a fresh network"
+    )
+    require(bool(norms), lambda: f"{type(net).__name__} has no BatchNorm to split by view")
     _replace(net, {norm: SplitNorm(norm) for norm in norms})
     return net
 

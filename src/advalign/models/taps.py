@@ -124,7 +124,7 @@ def last_linear(net: nn.Module) -> nn.Linear:
         UserError: there is none.
     """
     linear = _linear_layers(net)
-    require(bool(linear), f"{type(_body(net)).__name__} has no linear layer, so no penultimate features")
+    require(bool(linear), lambda: f"{type(_body(net)).__name__} has no linear layer, so no penultimate features")
     return linear[-1]
 
 

@@ -47,7 +47,9 @@ def call_function(spelling: str, make: Callable[..., Any], arguments: dict[str, 
         net = make(**arguments, **accepted)
     except Exception as error:
         raise UserError(f"model {spelling!r} cannot be built: {_line(error)}") from error
-    require(isinstance(net, nn.Module), f"model {spelling!r} returns {type(net).__name__}, not a torch.nn.Module")
+    require(
+        isinstance(net, nn.Module), lambda: f"model {spelling!r} returns {type(net).__name__}, not a torch.nn.Module"
+    )
     return net
 
 
@@ -65,9 +67,13 @@ def check_output(net: nn.Module, shape: tuple[int, int, int], classes: int) -> N
         raise UserError(f"the model fails on an image of shape {shape}: {_line(error)}") from error
     if not isinstance(logits, Tensor):
         raise UserError(f"the model gives {type(logits).__name__}, not a tensor of logits")
-    require(logits.ndim == 2, f"the model gives a tensor of shape {tuple(logits.shape)}, not logits (1, {classes})")
+    require(
+        logits.ndim == 2, lambda: f"the model gives a tensor of shape {tuple(logits.shape)}, not logits (1, {classes})"
+    )
     given = logits.shape[1]
-    require(given == classes, f"wrong number of classes: model gives {given} logits, data has {classes} classes")
+    require(
+        given == classes, lambda: f"wrong number of classes: model gives {given} logits, data has {classes} classes"
+    )
 
 
 def _defined_in(module: str, callables: dict[str, Any]) -> list[str]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
-from advalign.errors import UserError, require
-from advalign.models.user import find_function
+from advalign.errors import UserError
 from advalign.objectives.bases.adaad import AdaAD
 from advalign.objectives.bases.afa import LinearAFA
 from advalign.objectives.bases.alp import ALP
@@ -45,7 +41,6 @@ __all__ = [
     "as_method",
     "compose",
     "parse",
-    "register",
     "total",
 ]
 
@@ -87,35 +82,6 @@ def as_method(given: str | Base | Method) -> Method:
     if isinstance(given, str):
         return parse(given)
     return given if isinstance(given, Method) else Method(given)
-
-
-def register(spelling: str) -> None:
-    """Make a plug-in or base of one's own, `package.module:Class`, known to `parse` under its name.
-
-    Raises:
-        UserError: it cannot be imported, is neither, has an argument without default, or the name of another part.
-    """
-    module, colon, name = spelling.partition(":")
-    require(bool(colon), f"{spelling!r} must be package.module:Class")
-    part: Any = find_function(module, name)
-    registry: dict[str, Any] | None = None
-    if isinstance(part, type):
-        registry = BASES if issubclass(part, Base) else PLUGINS if issubclass(part, PlugIn) else None
-    if registry is None:
-        raise UserError(f"{spelling} must be a class derived from advalign.PlugIn or advalign.Base")
-    try:
-        made = part()
-        require("_modules" in vars(made), f"{spelling} must call super().__init__() first")
-        str(made)
-    except UserError:
-        raise
-    except Exception as error:  # somebody's constructor may raise anything
-        raise UserError(f"{spelling} cannot be made without arguments: {type(error).__name__}: {error}") from error
-    plain = isinstance(part.name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*", part.name)
-    require(bool(plain), f"{spelling} is called {part.name!r}: a name is letters and digits, joined by hyphens")
-    taken = (BASES | PLUGINS).get(part.name, part)
-    require(taken is part, f"{spelling} is called {part.name!r}, as {taken.__module__}:{taken.__name__} is: rename it")
-    registry[part.name] = part
 
 
 def parse(spelling: str) -> Method:

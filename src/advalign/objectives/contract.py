@@ -77,7 +77,10 @@ class Part(nn.Module, ABC):
 
     def __str__(self) -> str:
         lost = [name for name in inspect.signature(type(self)).parameters if name not in vars(self)]
-        require(not lost, f"{self.name} must keep its argument {lost[:1]} under that name, or it cannot be told apart")
+        require(
+            not lost,
+            lambda: f"{self.name} must keep its argument {lost[:1]} under that name, or it cannot be told apart",
+        )
         return spell(self.name, type(self), vars(self))
 
     def adapt(self, student: nn.Module) -> nn.Module:

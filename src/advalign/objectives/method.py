@@ -31,22 +31,22 @@ class Method:
         self.plugins = tuple(sorted(plugins, key=lambda plugin: plugin.name))
         names = [plugin.name for plugin in self.plugins]
         for name in names:
-            require(names.count(name) == 1, f"{self}: {name!r} is named twice")
+            require(names.count(name) == 1, lambda: f"{self}: {name!r} is named twice")
         require(
             not (base.standalone_reason and names),
-            f"{self}: {base.name!r} {base.standalone_reason}, so no plug-in joins it",
+            lambda: f"{self}: {base.name!r} {base.standalone_reason}, so no plug-in joins it",
         )
         reads_adv = [plugin.name for plugin in self.plugins if any(need.view == "adv" for need in plugin.needs)]
         if base.training_attack is None and reads_adv:
             raise UserError(f"{self}: {reads_adv[0]!r} reads adversarial examples, but {base.name!r} makes none")
         for what, clash in _CLASHES.items():
             rivals = [plugin.name for plugin in self.plugins if what in plugin.replaces]
-            require(len(rivals) <= 1, f"{self}: {' and '.join(rivals)} each {clash}; take one")
+            require(len(rivals) <= 1, lambda: f"{self}: {' and '.join(rivals)} each {clash}; take one")
             if what == "labels" and rivals and not base.supervises:
                 raise UserError(f"{self}: {rivals[0]!r} takes the place of hard labels, but {base} has none")
         for plugin in self.plugins:
             unread = sorted(set(plugin.learns) - {need.net for need in plugin.needs})
-            require(not unread, f"{plugin.name}: {unread} learns, but is none of the networks that it needs")
+            require(not unread, lambda: f"{plugin.name}: {unread} learns, but is none of the networks that it needs")
         for plugin in self.plugins:
             plugin.joins(base)
 

@@ -38,8 +38,10 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         missing = [name for name in method.guests if guests.get(name) is None]
-        require(not missing, f"{method} needs {' and '.join(f'a {name} model' for name in missing)}: give {missing}")
-        require(0 <= label_smoothing < 1, f"label_smoothing={label_smoothing:g} must be in [0, 1)")
+        require(
+            not missing, lambda: f"{method} needs {' and '.join(f'a {name} model' for name in missing)}: give {missing}"
+        )
+        require(0 <= label_smoothing < 1, lambda: f"label_smoothing={label_smoothing:g} must be in [0, 1)")
         self._images_checked = False
         self.label_smoothing = label_smoothing
         self.method = method = copy.deepcopy(method)  # learnt parts belong to one objective
@@ -172,7 +174,7 @@ class Objective(nn.Module):
     def _clean_views(self, x: Tensor, second: Tensor | None) -> dict[str, Tensor]:
         require(
             second is not None or not self.method.second,
-            f"{self.method} reads a second augmentation of the batch: give second=",
+            lambda: f"{self.method} reads a second augmentation of the batch: give second=",
         )
         return {"clean": x} if second is None else {"clean": x, "second": second}
 
@@ -182,7 +184,9 @@ class Objective(nn.Module):
             views = plugin.views(views)
         outs = _Outputs()
         for need in self.method.needs:
-            require(need.view in views, f"{self.method} has no view {need.view!r}: choose from {', '.join(views)}")
+            require(
+                need.view in views, lambda: f"{self.method} has no view {need.view!r}: choose from {', '.join(views)}"
+            )
             view = "clean" if need.view in ("clean", "second") else "adv"
             with using_norms(self.nets["student"], view) if self._splits else nullcontext():
                 outs[need] = self.nets[need.net](views[need.view])
@@ -197,9 +201,9 @@ class Objective(nn.Module):
             added = plugin.terms(outs, y)
             _check(plugin.name, added)
             clash = sorted(terms.keys() & added.keys())
-            require(not clash, f"{self.method}: {clash} named by two parts")
+            require(not clash, lambda: f"{self.method}: {clash} named by two parts")
             terms |= added
-        require("loss" not in terms, f"{self.method}: a term is called 'loss', which is the name of their sum")
+        require("loss" not in terms, lambda: f"{self.method}: a term is called 'loss', which is the name of their sum")
         return {name: self._smoothed(term, outs) for name, term in terms.items()}
 
     def _smoothed(self, term: Term, outs: Mapping[Need, Output]) -> Term:
@@ -207,7 +211,9 @@ class Objective(nn.Module):
         if not (self.label_smoothing and term.supervises):
             return term
         need = Need("student", term.supervises)
-        require(need in outs, f"{self.method}: a term teaches {term.supervises!r}, which the student does not see")
+        require(
+            need in outs, lambda: f"{self.method}: a term teaches {term.supervises!r}, which the student does not see"
+        )
         uniform = -F.log_softmax(outs[need].logits, 1).mean()
         return term._replace(value=(1 - self.label_smoothing) * term.value + self.label_smoothing * uniform)
 
@@ -265,10 +271,19 @@ class _Outputs(dict[Need, Output]):
 
 def _check(name: str, terms: Any) -> None:
     """Refuse what is not terms: a plug-in's first mistakes."""
-    require(isinstance(terms, dict), f"{name}: terms() must return a dict of Terms by name, not {type(terms).__name__}")
+    require(
+        isinstance(terms, dict),
+        lambda: f"{name}: terms() must return a dict of Terms by name, not {type(terms).__name__}",
+    )
     for key, term in terms.items():
-        require(isinstance(term, Term), f"{name}: term {key!r} must be Term(weight, value), not {type(term).__name__}")
-        require(term.value.ndim == 0, f"{name}: term {key!r} has shape {tuple(term.value.shape)}, not that of a scalar")
+        require(
+            isinstance(term, Term),
+            lambda: f"{name}: term {key!r} must be Term(weight, value), not {type(term).__name__}",
+        )
+        require(
+            term.value.ndim == 0,
+            lambda: f"{name}: term {key!r} has shape {tuple(term.value.shape)}, not that of a scalar",
+        )
 
 
 def compose(
@@ -282,8 +297,8 @@ def compose(
 
     Args:
         student: the network being trained; images (N, C, H, W) in [0, 1] to logits (N, K). Moved or replaced modules
-            (by a part that adapts it) are reached through `objective.student`; `objective.exported_student()` is the plain
-            network again.
+            (by a part that adapts it) are reached through `objective.student`; `objective.exported_student()` is the
+            plain network again.
         label_smoothing: share of a uniform label in every term that teaches hard ones.
         guests: `vanilla=`, and whatever else the method needs, as networks of the same input and output. They are
             frozen, in eval mode, unless the method trains them.

@@ -7,6 +7,8 @@ from typing import Any
 
 from advalign.errors import require
 from advalign.runs import Record
+from advalign.spelling import spell_number
+from advalign.threats import parse_threat
 
 
 def robustbench_card(records: Sequence[Record], *, extra_data: bool) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def robustbench_card(records: Sequence[Record], *, extra_data: bool) -> dict[str
     accuracies = {record.attack: record for record in records}
     require("autoattack" in accuracies, "RobustBench's card needs an evaluation with --attacks autoattack")
     clean, robust = accuracies["clean"], accuracies["autoattack"]
-    norm, _, eps = robust.threat.removesuffix(")").partition("(")
+    threat = parse_threat(robust.threat)
     return {
         "link": None,
         "name": robust.method,
@@ -32,8 +34,8 @@ def robustbench_card(records: Sequence[Record], *, extra_data: bool) -> dict[str
         "dataset": robust.data,
         "venue": None,
         "architecture": robust.model,
-        "threat_model": norm,
-        "eps": eps,
+        "threat_model": type(threat).__name__,
+        "eps": spell_number(threat.eps),
         "clean_acc": f"{100 * clean.accuracy:.2f}",
         "reported": None,
         "autoattack_acc": f"{100 * robust.accuracy:.2f}",

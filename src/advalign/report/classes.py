@@ -34,7 +34,7 @@ def dataset_of(name: str, digest: str, image_size: int, directory: str | Path | 
         UserError: it is not, or is not the one with the digest.
     """
     data = load(name, directory=directory or os.environ.get("ADVALIGN_DATA") or cache_folder(), image_size=image_size)
-    require(data.digest == digest, f"{name} has changed since: its digest is {data.digest}, not {digest}")
+    require(data.digest == digest, lambda: f"{name} has changed since: its digest is {data.digest}, not {digest}")
     return data
 
 
@@ -55,7 +55,9 @@ def outcomes_of(evaluation: Mapping[str, Any], worst: str) -> tuple[Tensor, Tens
     recorded = {record["attack"]: record["accuracy"] for record in evaluation["records"]}
     for attack, found in (("clean", flags["clean"]), (worst, robust)):
         share = float(found.double().mean())
-        require(abs(share - recorded[attack]) < 1e-9, f"outcomes give {share:.4f} for {attack}, not the record's")
+        require(
+            abs(share - recorded[attack]) < 1e-9, lambda: f"outcomes give {share:.4f} for {attack}, not the record's"
+        )
     return flags["clean"], robust
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from advalign.attacks.names import parse_name
 from advalign.errors import UserError
 from advalign.models import function_of
 from advalign.objectives import Method, parse
 from advalign.runs import Run
 from advalign.runs.run import digest
 from advalign.spelling import spell_number
+from advalign.threats import parse_threat
 from advalign.training.plan import ATTACK_FIELDS, GUEST_METHODS
 from advalign.training.recipes import RECIPES, Recipe
 
@@ -69,11 +70,11 @@ def evaluate_line(source: Run | Path | None, evaluation: Mapping[str, Any], fold
         source: the run, or the weights from elsewhere; None where they are not at hand.
     """
     first, attacks = evaluation["records"][0], [name for name in evaluation["outcomes"] if name != "clean"]
-    norm, _, eps = first["threat"].removesuffix(")").partition("(")
+    threat = parse_threat(first["threat"])
     notes, surrogate = [], []
-    if transferred := [found for name in attacks if (found := re.fullmatch(r"transfer\((.*), from (.*)\)", name))]:
-        attacks = [found[1] for found in transferred]
-        label = transferred[0][2]
+    if transferred := [name for name in map(parse_name, attacks) if name.surrogate]:
+        attacks = [name.attack for name in transferred]
+        label = transferred[0].surrogate
         folder = folders.get(label.split()[-1])
         surrogate = ["--surrogate", str(folder) if folder else "SURROGATE"]
         if folder is None:
@@ -95,8 +96,8 @@ def evaluate_line(source: Run | Path | None, evaluation: Mapping[str, Any], fold
         if evaluation.get(flag):
             words += [f"--{flag}", *map(spell_number, evaluation[flag])]
     for flag, value in {
-        "--n": first["n"], "--norm": norm.lower(), "--eps": eps, "--batch-size": first["batch_size"],
-        "--precision": first["precision"], "--seed": first["attack_seed"],
+        "--n": first["n"], "--norm": threat.norm, "--eps": spell_number(threat.eps),
+        "--batch-size": first["batch_size"], "--precision": first["precision"], "--seed": first["attack_seed"],
     }.items():  # fmt: skip
         words += [flag, str(value)]
     return "\n".join((*(f"# {note}" for note in notes), shlex.join(["advalign", "evaluate", *words])))

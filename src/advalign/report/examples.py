@@ -32,10 +32,10 @@ def read_examples(file: Path, evaluation: Mapping[str, Any]) -> tuple[Tensor, Te
         except (OSError, ValueError, BadZipFile) as error:
             raise UserError(f"cannot read {file}: {error}") from None
         names = [key.removeprefix("x_adv ") for key in arrays.files if key.startswith("x_adv ")]
-        require(bool(names), f"{file} holds no adversarial images")
+        require(bool(names), lambda: f"{file} holds no adversarial images")
         attack = min(names, key=lambda name: accuracies[name])
         told = "class_names" in arrays.files
-        require(told, f"{file} holds no predictions: advalign evaluate RUN --save-examples writes it anew")
+        require(told, lambda: f"{file} holds no predictions: advalign evaluate RUN --save-examples writes it anew")
         labels, rows = np.unique(arrays["y"], return_index=True)
         labels, rows = labels[:COLUMNS], rows[:COLUMNS]
         x, x_adv, withstands, predicted = (

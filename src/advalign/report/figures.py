@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from advalign.attacks.names import parse_name, worst_cases_among
 from advalign.evaluation.diagnose import Diagnosis, Surfaces
-from advalign.report.tables import Flags, members_of, rows_of, worst_cases
+from advalign.report.tables import Flags, rows_of
 from advalign.runs import Record
 
 HOVER = "hover: "
@@ -46,7 +47,7 @@ def trade_off(records: Sequence[Record], attack: str | None = None, flags: Flags
     Args:
         attack: of the robust accuracy; the worst case over the most attacks if not given.
     """
-    attack = attack or worst_cases(records)[0]
+    attack = attack or worst_cases_among(record.attack for record in records)[0]
     families: dict[str, list[TradeOffPoint]] = {}
     for row in rows_of(records, flags)[0]:
         clean, robust = row.accuracies("clean"), row.accuracies(attack)
@@ -125,9 +126,9 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _short(attack: str) -> str:
-    if not attack.startswith("worst("):
+    if not (name := parse_name(attack)).is_worst_case:
         return attack
-    return "worst case" if members_of(attack) > 1 else attack.removeprefix("worst(").removesuffix(")")
+    return "worst case" if len(name.members) > 1 else "".join(name.members)
 
 
 def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:

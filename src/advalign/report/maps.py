@@ -17,8 +17,7 @@ from advalign.runs.files import digest_of
 from advalign.runs.run import digest
 from advalign.runtime.device import pick_device
 from advalign.runtime.progress import say
-from advalign.spelling import parse_number
-from advalign.threats import make_threat
+from advalign.threats import parse_threat
 
 _CLASSES, _EACH = 5, 50  # few, since each image is attacked with 20 steps on each model
 
@@ -55,10 +54,9 @@ def feature_plates(
         heading = f"Features: {data_name}, {spelled}"
         if named.count(data_name) > 1:
             heading += f", images {images_digest}"
-        norm, _, eps = spelled.removesuffix(")").partition("(")
         try:
             data = dataset_of(data_name, images_digest, found.runs[runs[0]].setting["shape"][1], data_dir)
-            threat = make_threat(norm.lower(), parse_number(eps))
+            threat = parse_threat(spelled)
         except UserError as error:
             absent(f"{heading}: {error}.")
             continue

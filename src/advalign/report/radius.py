@@ -8,9 +8,10 @@ from math import sqrt
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from advalign.attacks.names import parse_name
 from advalign.report.figures import HOVER, STYLE, color_of
 from advalign.runs import Record
-from advalign.spelling import parse_number
+from advalign.threats import parse_threat
 
 Curve = Mapping[float, tuple[float, int]]
 """By radius, accuracy in [0, 1] and the number of test images; at 0 the clean one."""
@@ -24,8 +25,8 @@ def radii_of(records: Sequence[Record]) -> tuple[str, Curve]:
     curves: dict[str, dict[float, tuple[float, int]]] = {}
     clean = {0.0: (record.accuracy, record.n) for record in records if record.attack == "clean"}  # noqa: B035 (one)
     for record in records:
-        if record.attack != "clean" and "transfer(" not in record.attack:
-            eps = parse_number(record.threat.partition("(")[2].removesuffix(")"))
+        if record.attack != "clean" and not parse_name(record.attack).of_transfer:
+            eps = parse_threat(record.threat).eps
             curves.setdefault(record.attack, dict(clean))[eps] = (record.accuracy, record.n)
 
     def strength(item: tuple[str, Curve]) -> tuple[int, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from advalign.attacks.names import worst_cases_among
 from advalign.errors import UserError, require
 from advalign.report.classes import by_class, class_figure, class_table, dataset_of, labels_of, outcomes_of
 from advalign.report.commands import evaluate_line, flags_of, train_line, trust_of
@@ -18,11 +19,12 @@ from advalign.report.maps import feature_plates
 from advalign.report.page import FigureSection, TableSection, TextSection, write_page
 from advalign.report.radius import Curve, radii_of, radius_curves
 from advalign.report.sources import Found, Scope, find
-from advalign.report.tables import Flags, Table, accuracy_table, rows_of, worst_cases
+from advalign.report.tables import Flags, Table, accuracy_table, rows_of
 from advalign.runs import Record
 from advalign.runs.files import read_json, require_writable
 from advalign.runtime.environment import environment
-from advalign.spelling import parse_number
+from advalign.spelling import spell_number
+from advalign.threats import parse_threat
 
 CALIBRATION = (
     "Distance of the student's features to the vanilla model's, and VFD's gradient at those features beside that of "
@@ -61,10 +63,10 @@ def report_on(
         UserError: a path does not exist, there are no records below the paths, a file is damaged, or the page cannot be
             written.
     """
-    require(maps >= 0, f"maps={maps} must be at least 0")
+    require(maps >= 0, lambda: f"maps={maps} must be at least 0")
     found, page, absent = find([Path(path) for path in paths]), Path(out), []
     parts = page.parent / f"{page.stem}-files"
-    require(not page.is_dir(), f"{page} is a folder: name a file, such as {page / 'report.html'}")
+    require(not page.is_dir(), lambda: f"{page} is a folder: name a file, such as {page / 'report.html'}")
     require_writable(page.parent)
     flags = {run: flags_of(each.setting) for run, each in found.runs.items()}
     scopes = found.scopes()
@@ -75,7 +77,7 @@ def report_on(
         name = f"{scope.data}, {scope.threat}, n = {scope.n}" + ("" if named else f", images {scope.images}")
         tables.append(accuracy_table(records, flags))
         sections.append(TableSection(f"Accuracy: {name}", tables[-1]))
-        if worst_cases(records):
+        if worst_cases_among(record.attack for record in records):
             many = len(rows_of(records, flags)[0]) > 1
             main = max((each for each in scopes if each.data == scope.data), key=lambda each: len(scopes[each]))
             sections += _trade_offs(name, records, flags) if many else []
@@ -133,7 +135,7 @@ def _classes(
     say: Say,
 ) -> list[Section]:
     """Return accuracy by class, of the runs whose outcomes of the worst case lie in their folders."""
-    worst = worst_cases(records)[0]
+    worst = worst_cases_among(record.attack for record in records)[0]
     evaluations = {
         record: evaluated.content
         for each in found.evaluations.values()
@@ -187,7 +189,7 @@ def _gallery(name: str, scope: Scope, found: Found, say: Say) -> list[Section]:
     if not bands:
         return []
     shown = dict(list(bands.items())[:_BANDS])
-    eps = parse_number(scope.threat.partition("(")[2].removesuffix(")"))
+    eps = parse_threat(scope.threat).eps
     caption = (
         f"The first test image of each of the first {COLUMNS} classes, what the attack that leaves least makes of it "
         "(named by the model; C&W may leave the threat), and the difference around grey; below each its true class, "
@@ -206,7 +208,7 @@ def _radii(found: Found, say: Say) -> list[Section]:
     measured: dict[tuple[str, str, str], list[Record]] = {}
     for record in found.records:
         model = record.run or record.method
-        measured.setdefault((record.data, record.threat.partition("(")[0], model), []).append(record)
+        measured.setdefault((record.data, type(parse_threat(record.threat)).__name__, model), []).append(record)
     curves: dict[tuple[str, str], dict[str, Curve]] = {}
     for (data, norm, model), records in measured.items():
         attack, curve = radii_of(records)
@@ -216,7 +218,7 @@ def _radii(found: Found, say: Say) -> list[Section]:
     for run, diagnosis in found.diagnoses.items():
         shares = {float(eps): (share, diagnosis["n"]) for eps, share in diagnosis["accuracy_by_radius"].items()}
         if len(shares) > 1:
-            where = (diagnosis["data"], diagnosis["threat"].partition("(")[0])
+            where = (diagnosis["data"], type(parse_threat(diagnosis["threat"])).__name__)
             curves.setdefault(where, {})[f"{found.names[run]}: PGD-20 of its diagnosis"] = shares
     if not curves:
         say("Accuracy over the radius: evaluate runs once for each of several --eps, or diagnose them.")
@@ -268,7 +270,7 @@ def _commands(found: Found) -> list[Section]:
             told = [f"# measured with {made}", line + (" --save-examples" if evaluated.examples.exists() else "")]
             lines.setdefault(model, []).extend(told)
     for run, diagnosis in found.diagnoses.items():
-        norm, _, eps = diagnosis["threat"].removesuffix(")").partition("(")
+        threat = parse_threat(diagnosis["threat"])
         words = [
             "advalign",
             "diagnose",
@@ -279,7 +281,7 @@ def _commands(found: Found) -> list[Section]:
             str(diagnosis["n"]),
             *trust_of(found.runs[run]),
         ]
-        lines.setdefault(run, []).append(shlex.join([*words, "--norm", norm.lower(), "--eps", eps]))
+        lines.setdefault(run, []).append(shlex.join([*words, "--norm", threat.norm, "--eps", spell_number(threat.eps)]))
     titles = {
         model: f"{found.names[model]} ({model})" if model in found.runs else found.names[model] for model in lines
     }

@@ -94,7 +94,7 @@ def find(paths: Sequence[Path]) -> Found:
     """
     require(bool(paths), "name at least one run folder, folder of runs, or file of records or results")
     for path in paths:
-        require(path.exists(), f"no such file or folder: {str(path)!r}")
+        require(path.exists(), lambda: f"no such file or folder: {str(path)!r}")
     folders = [card.parent for path in paths for card in sorted(path.rglob("run.json"))]
     runs = {run.id: run for run in map(Run.read, folders)}
     evaluations = {run.id: _evaluations(run.path) for run in runs.values()}
@@ -103,7 +103,7 @@ def find(paths: Sequence[Path]) -> Found:
     # What a run's folder holds comes last, and so counts where the same was measured again.
     records = latest([*(r for results in others.values() for each in results for r in each.records), *_written(paths)])
     records.sort(key=lambda record: not record.run)  # in tables, what is known of comes first
-    require(bool(records), f"no records below {', '.join(map(str, paths))}: evaluate a run first")
+    require(bool(records), lambda: f"no records below {', '.join(map(str, paths))}: evaluate a run first")
     names = _names(runs)
     for model, results in others.items():
         evaluations.setdefault(model, []).extend(results)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, sqrt
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from advalign.attacks.names import parse_name, worst_cases_among
 from advalign.runs import Record
 from advalign.training.recipes import Recipe
 
@@ -196,29 +196,16 @@ def _by_run(group: Sequence[Record]) -> dict[tuple[str, ...], list[Record]]:
     return runs
 
 
-def worst_cases(records: Sequence[Record]) -> list[str]:
-    """Return the worst cases measured, that over most attacks first; those over transferred examples last."""
-    found = {record.attack for record in records if record.attack.startswith("worst(")}
-    return sorted(found, key=lambda attack: ("transfer(" in attack, -members_of(attack), attack))
-
-
-def members_of(worst: str) -> int:
-    """Count the attacks of a worst case, whose own arguments have commas too."""
-    outer = worst.removeprefix("worst(").removesuffix(")")
-    while (inner := re.sub(r"\([^()]*\)", "", outer)) != outer:
-        outer = inner
-    return outer.count(",") + 1
-
-
 def accuracy_table(records: Sequence[Record], flags: Flags | None = None) -> Table:
     """Tabulate accuracies in per cent: mean, and standard deviation over training seeds where there are several.
 
     Rows are not averaged over anything else: another recipe, data set or threat is another row.
     """
     rows, extras = rows_of(records, flags)
-    worst = [each for each in worst_cases(records) if members_of(each) > 1]
-    attacks = sorted(dict.fromkeys(r.attack for r in records), key=lambda a: (a != "clean", a in worst))
-    attacks = [each for each in attacks if not each.startswith("worst(") or each in worst]  # of one attack: itself
+    measured = dict.fromkeys(record.attack for record in records)
+    worst = [each for each in worst_cases_among(measured) if len(parse_name(each).members) > 1]
+    attacks = sorted(measured, key=lambda a: (a != "clean", a in worst))
+    attacks = [each for each in attacks if not parse_name(each).is_worst_case or each in worst]  # of one attack: itself
     names = {worst[0]: "worst case"} if len(worst) == 1 else {}
     best, faint = marks(rows, attacks)
     shared = [f"{label}: {_told(records[0], key)}" for key, label in _TOLD.items() if label not in extras]

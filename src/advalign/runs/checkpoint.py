@@ -31,14 +31,14 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    require(path.is_file(), f"no weights file {str(path)!r}")
+    require(path.is_file(), lambda: f"no weights file {str(path)!r}")
     if path.suffix != ".safetensors":
         state = _load_tensors(path, "; to keep a network, save `model.state_dict()`")
         found = [state] if _is_state_dict(state) else []
         if not found and isinstance(state, dict):
             found = [state[key] for key in _WRAPPERS if _is_state_dict(state.get(key))]
-        require(bool(found), f"{path} is not a state dict: save `model.state_dict()`")
-        require(len(found) == 1, f"{path} holds {len(found)} state dicts: save the one that is meant by itself")
+        require(bool(found), lambda: f"{path} is not a state dict: save `model.state_dict()`")
+        require(len(found) == 1, lambda: f"{path} holds {len(found)} state dicts: save the one that is meant by itself")
         return found[0], {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -46,7 +46,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             card = json.loads((file.metadata() or {}).get("card", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged or not safetensors: {_first_line(error)}") from None
-    require(isinstance(card, dict), f"{path} is damaged or not of advalign: its card is no JSON object")
+    require(isinstance(card, dict), lambda: f"{path} is damaged or not of advalign: its card is no JSON object")
     return state, card
 
 
@@ -70,14 +70,14 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         if all(name.startswith(prefix) for name in state) and not all(name.startswith(prefix) for name in own):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     for name, value in own.items():
-        require(name in state, f"{source} does not fit the model: it has no {name!r}")
+        require(name in state, lambda: f"{source} does not fit the model: it has no {name!r}")
         given = tuple(state[name].shape)
         require(
             given == tuple(value.shape),
-            f"{source} does not fit the model: {name!r} is {given}, not {tuple(value.shape)}",
+            lambda: f"{source} does not fit the model: {name!r} is {given}, not {tuple(value.shape)}",
         )
     extra = sorted(state.keys() - own.keys())
-    require(not extra, f"{source} does not fit the model, which has no {extra[0] if extra else ''!r}")
+    require(not extra, lambda: f"{source} does not fit the model, which has no {extra[0] if extra else ''!r}")
     net.load_state_dict(state)
 
 
@@ -96,7 +96,7 @@ def load_state(path: Path, expected: Collection[str] = ("objective", "optimizer"
     """
     state = _load_tensors(path)
     known = isinstance(state, dict) and set(expected) <= state.keys()
-    require(known, f"{path} is damaged or no state to go on from")
+    require(known, lambda: f"{path} is damaged or no state to go on from")
     return state
 
 

@@ -54,7 +54,7 @@ def require_folder(path: Path) -> None:
         nearest = next(each for each in (path, *path.absolute().parents) if each.exists() or each.is_symlink())
     except OSError as error:
         raise UserError(f"cannot use {path}: {error.strerror}") from None
-    require(nearest.is_dir(), f"{nearest} is not a folder; nothing was changed")
+    require(nearest.is_dir(), lambda: f"{nearest} is not a folder; nothing was changed")
 
 
 def require_writable(folder: Path) -> None:
@@ -119,5 +119,5 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     for i, row in enumerate(rows):
-        require(isinstance(row, dict), f"cannot read {path}: line {i + 1} is no JSON object")
+        require(isinstance(row, dict), lambda: f"cannot read {path}: line {i + 1} is no JSON object")
     return rows

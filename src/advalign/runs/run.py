@@ -36,19 +36,19 @@ class Run:
                 made, or has a name that would lead elsewhere.
         """
         plain = name is None or re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*", name)
-        require(bool(plain), f"name={name!r} must be one plain folder name, and not begin with a dot")
+        require(bool(plain), lambda: f"name={name!r} must be one plain folder name, and not begin with a dot")
         run = cls(root / (name or f"{_slug(setting)}-{digest(setting)}"), setting)
         require_folder(run.path)
         if run._card.exists():
             difference = _difference(_read_card(run._card)["setting"], setting)
             require(
                 difference is None,
-                f"{run.path} holds another run ({difference}); choose another --name, nothing was changed",
+                lambda: f"{run.path} holds another run ({difference}); choose another --name, nothing was changed",
             )
         elif run.path.exists():
             require(
                 all(file.name.startswith(".") and file.is_file() for file in run.path.iterdir()),  # of a killed run
-                f"{run.path} exists and is no run of advalign; choose another --name, nothing was changed",
+                lambda: f"{run.path} exists and is no run of advalign; choose another --name, nothing was changed",
             )
         return run
 
@@ -59,7 +59,7 @@ class Run:
         Raises:
             UserError: there is none, or it is damaged.
         """
-        require((path / "run.json").is_file(), f"{str(path)!r} is no run folder: it has no run.json")
+        require((path / "run.json").is_file(), lambda: f"{str(path)!r} is no run folder: it has no run.json")
         return cls(path, _read_card(path / "run.json")["setting"])
 
     @property
@@ -112,7 +112,7 @@ class Run:
         free = shutil.disk_usage(folder).free
         require(
             free >= needed,
-            f"no space for {self.path}: {free >> 20} MiB are free and the run needs {max(needed >> 20, 1)} MiB",
+            lambda: f"no space for {self.path}: {free >> 20} MiB are free and the run needs {max(needed >> 20, 1)} MiB",
         )
 
     @property
@@ -142,7 +142,7 @@ def _read_card(path: Path) -> dict[str, Any]:
     card = read_json(path)
     setting = card.get("setting") if isinstance(card, dict) else None
     known = isinstance(setting, dict) and {"method", "data", "model"} <= setting.keys() and "status" in card
-    require(known, f"{path} is damaged or not of advalign: it must hold a setting and a status")
+    require(known, lambda: f"{path} is damaged or not of advalign: it must hold a setting and a status")
     return card
 
 

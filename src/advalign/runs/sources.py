@@ -39,7 +39,7 @@ class Weights(NamedTuple):
         if self.model is not None:
             return self.model
         named = card.get("model")
-        require(named is None or isinstance(named, str), f"{self.path} is damaged: its card's model is no text")
+        require(named is None or isinstance(named, str), lambda: f"{self.path} is damaged: its card's model is no text")
         if named is not None and not self.trusted and models.function_of(named) != models.function_of(typed):
             require_builtin(str(named), self.path)
         return named
@@ -53,8 +53,10 @@ def require_builtin(model: str, file: Path) -> None:
     """
     require(
         not models.function_of(model),
-        f"{file} names its network as {model!r}, a function that would be run: if you trust the file, add "
-        "--trust-model (trust_model=True in Python), or name the network yourself, as in --model or MODEL@FILE",
+        lambda: (
+            f"{file} names its network as {model!r}, a function that would be run: if you trust the file, add "
+            "--trust-model (trust_model=True in Python), or name the network yourself, as in --model or MODEL@FILE"
+        ),
     )
 
 
@@ -86,9 +88,9 @@ def _file(source: str | Path, checkpoint: str) -> Path:
         raise unknown("checkpoint", checkpoint, ("best", "last"))
     if path.is_dir():
         weights = Run.read(path).weights(checkpoint)
-        require(weights.is_file(), f"{path} has no {checkpoint} checkpoint yet: train it first")
+        require(weights.is_file(), lambda: f"{path} has no {checkpoint} checkpoint yet: train it first")
         return weights
-    require(path.is_file(), f"no run folder or weights file {str(source)!r}")
+    require(path.is_file(), lambda: f"no run folder or weights file {str(source)!r}")
     return path
 
 
@@ -99,7 +101,7 @@ def require_classes(path: Path, card: Mapping[str, Any], classes: int, data: str
         UserError: both numbers.
     """
     given = card.get("classes", classes)
-    require(given == classes, f"wrong number of classes: {path} has {given}, the data set {data} has {classes}")
+    require(given == classes, lambda: f"wrong number of classes: {path} has {given}, the data set {data} has {classes}")
 
 
 def load(
@@ -123,7 +125,7 @@ def load(
         raise UserError(f"{weights.path} does not say which architecture it is: name it with --model and --data")
     for key, kind in (("model", str), ("classes", int), ("channels", int)):
         known = isinstance(card.get(key), kind)
-        require(known, f"{weights.path} is damaged or not of advalign: its card does not tell {key}")
+        require(known, lambda: f"{weights.path} is damaged or not of advalign: its card does not tell {key}")
     spelling = weights.architecture(card)
     assert spelling is not None
     net = models.build(spelling, classes=card["classes"], channels=card["channels"])

@@ -26,10 +26,10 @@ def pick_device(name: str = "auto") -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if kind not in available or (colon and not index.isdecimal()):
         raise unknown("device", name, ["auto", *available])
-    require(available[kind], f"device {name!r} is not available on this machine; use 'auto' or 'cpu'")
+    require(available[kind], lambda: f"device {name!r} is not available on this machine; use 'auto' or 'cpu'")
     if kind == "cuda" and index:
         count = torch.cuda.device_count()
-        require(int(index) < count, f"device {name!r} does not exist: this machine has {count} GPUs")
+        require(int(index) < count, lambda: f"device {name!r} does not exist: this machine has {count} GPUs")
     return torch.device(name)
 
 

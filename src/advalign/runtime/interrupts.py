@@ -84,9 +84,12 @@ def parse_duration(text: str) -> float:
     seconds, number = 0.0, ""
     for letter in text.strip() + ("s" if text.strip()[-1:].isdecimal() else ""):
         if letter in units:
-            require(number.replace(".", "", 1).isdecimal(), f"{text!r} is no duration: write 90, 45s, 9m, 2h or 1h30m")
+            require(
+                number.replace(".", "", 1).isdecimal(),
+                lambda: f"{text!r} is no duration: write 90, 45s, 9m, 2h or 1h30m",
+            )
             seconds, number = seconds + float(number) * units[letter], ""
         else:
             number += letter
-    require(not number and seconds > 0, f"{text!r} is no duration: write 90, 45s, 9m, 2h or 1h30m")
+    require(not number and seconds > 0, lambda: f"{text!r} is no duration: write 90, 45s, 9m, 2h or 1h30m")
     return seconds

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
+from advalign.attacks.names import parse_name
 from advalign.errors import require, unknown
 from advalign.report.tables import NEAR, NOISE, Row, Table, inside_noise, marks
 from advalign.runs import Record, read_records
@@ -34,7 +35,7 @@ def study_in(folder: Path) -> tuple[Study, list[Record]]:
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)
     records = read_records(folder / "records.jsonl")
-    require(bool(records), f"no records in {folder}")
+    require(bool(records), lambda: f"no records in {folder}")
     return STUDIES[name](SCALES[scale]), records
 
 
@@ -100,7 +101,8 @@ def _attacks(study: Study, records: Sequence[Record], headings: Sequence[str]) -
 
 def _is_of(record: Record, column: Column) -> bool:
     if column.black_box:
-        return record.attack.startswith(f"transfer({column.attack}, from ")
+        name = parse_name(record.attack)
+        return bool(name.surrogate) and name.attack == column.attack
     return record.attack == column.attack
 
 
@@ -137,8 +139,8 @@ def _setting(records: Sequence[Record], attacks: Mapping[str, str]) -> list[str]
         for n in {record.n for record in records if record.attack == attack}:
             images.setdefault(n, []).append(heading)
     told.append(f"test images: {spelled_images(images)}")
-    if surrogates := {attack.rpartition(", from ")[2] for attack in attacks.values() if ", from " in attack}:
-        told.append(f"black box: made on {', '.join(sorted(each.removesuffix(')') for each in surrogates))}")
+    if surrogates := {surrogate for attack in attacks.values() if (surrogate := parse_name(attack).surrogate)}:
+        told.append(f"black box: made on {', '.join(sorted(surrogates))}")
     seeds = [{record.seed for record in records if record.method == each} for each in {r.method for r in records}]
     if min(map(len, seeds)) == 1:
         told.append("a row of one seed does not tell how far another seed would move it")

@@ -51,12 +51,12 @@ def find_study(spelling: str, scale: Scale, trust_model: bool = False) -> Study:
         raise
     except Exception as error:  # somebody's function may raise anything
         raise UserError(f"{spelling}: study(scale) raised {type(error).__name__}: {error}".splitlines()[0]) from error
-    require(isinstance(made, Study), f"{spelling} returns {type(made).__name__}, not an advalign.studies.Study")
+    require(isinstance(made, Study), lambda: f"{spelling} returns {type(made).__name__}, not an advalign.studies.Study")
     return replace(made, declared=path.read_text()) if path.suffix == ".py" else made
 
 
 def _function_of(path: Path) -> Callable[[Scale], Any]:
-    require(path.is_file(), f"no such file: {str(path)!r}")
+    require(path.is_file(), lambda: f"no such file: {str(path)!r}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -66,7 +66,7 @@ def _function_of(path: Path) -> Callable[[Scale], Any]:
         spec.loader.exec_module(module)
     except Exception as error:  # somebody's file may raise anything
         raise UserError(f"cannot read {path}: {type(error).__name__}: {error}".splitlines()[0]) from error
-    require(callable(getattr(module, "study", None)), f"{path} has no function study(scale)")
+    require(callable(getattr(module, "study", None)), lambda: f"{path} has no function study(scale)")
     return module.study
 
 
@@ -80,7 +80,7 @@ def _from_yaml(path: Path, scale: Scale, trust_model: bool) -> Study:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
     given = _mapping(content, "a study", _KEYS)
     for key in ("data", "methods"):
-        require(key in given, f"{path} has no {key}")
+        require(key in given, lambda: f"{path} has no {key}")
     surrogate = given.get("surrogate", {"method": "natural", "model": scale.large})
     for each in (given, surrogate, *_list(given["methods"], "methods")):
         if not trust_model and isinstance(each, dict) and "model" in each:
@@ -94,9 +94,11 @@ def _from_yaml(path: Path, scale: Scale, trust_model: bool) -> Study:
     columns = [_column(each) for each in _list(given["columns"], "columns")] if "columns" in given else scale.columns()
     headings = {column.heading for column in columns}
     drawn = "figure" not in given or {CLEAN, ROBUST} <= headings
-    require(drawn, f"{path}: a figure needs the columns {CLEAN!r} and {ROBUST!r}, and there are {sorted(headings)}")
+    require(
+        drawn, lambda: f"{path}: a figure needs the columns {CLEAN!r} and {ROBUST!r}, and there are {sorted(headings)}"
+    )
     seeds = given.get("seeds", scale.seeds)
-    require(type(seeds) is int, f"seeds={seeds!r} must be a whole number")
+    require(type(seeds) is int, lambda: f"seeds={seeds!r} must be a whole number")
     return Study(
         name=path.stem,
         title=f"{given.get('title', path.stem)}, scale {scale.name}",
@@ -112,7 +114,7 @@ def _from_yaml(path: Path, scale: Scale, trust_model: bool) -> Study:
 def _cell(given: Any, common: Mapping[str, Any]) -> Cell:
     """Read a method, or a mapping with one and what is its own; of the recipe, what it changes."""
     given = {"method": given} if isinstance(given, str) else _mapping(given, "methods", _names(Cell))
-    require("method" in given, f"an entry of methods has no method: {given}")
+    require("method" in given, lambda: f"an entry of methods has no method: {given}")
     given = {"row": given["method"], **given}  # as it is spelled there, with defaults that are named
     recipe = _recipe(given.get("recipe", {}), common["recipe"])
     return Cell(**check_arguments("methods", Cell, {**common, **given, "recipe": recipe}))
@@ -155,7 +157,7 @@ def _figures(given: Any, cells: Iterable[Cell]) -> tuple[Any, ...]:
 
 
 def _mapping(given: Any, what: str, known: Iterable[str]) -> dict[str, Any]:
-    require(isinstance(given, dict), f"{what}: {given!r} must be a mapping")
+    require(isinstance(given, dict), lambda: f"{what}: {given!r} must be a mapping")
     for key in given:
         if key not in known:
             raise unknown(f"key of {what}", str(key), known)
@@ -163,7 +165,7 @@ def _mapping(given: Any, what: str, known: Iterable[str]) -> dict[str, Any]:
 
 
 def _list(given: Any, what: str) -> list[Any]:
-    require(isinstance(given, list), f"{what}: {given!r} must be a list")
+    require(isinstance(given, list), lambda: f"{what}: {given!r} must be a list")
     return given
 
 

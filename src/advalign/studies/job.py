@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from advalign.attacks.names import parse_name
 from advalign.data import Dataset, load
 from advalign.errors import UserError, require
 from advalign.objectives import parse
@@ -86,7 +87,8 @@ class Job:
         if not column.black_box:
             return record.attack == column.attack
         made_on = "" if self.surrogate is None else self.surrogate.run.id
-        return record.attack.startswith(f"transfer({column.attack}, from ") and record.attack.endswith(f" {made_on})")
+        name = parse_name(record.attack)
+        return name.attack == column.attack and name.surrogate.endswith(f" {made_on}")
 
 
 @cache
@@ -101,7 +103,7 @@ def plan_jobs(study: Study, seeds: int, *, runs: Path, data_dir: Path | None) ->
     Raises:
         UserError: anything that cannot work.
     """
-    require(seeds >= 1, f"seeds={seeds} must be at least 1")
+    require(seeds >= 1, lambda: f"seeds={seeds} must be at least 1")
     surrogate = None if study.surrogate is None else _job(study.surrogate, 0, runs, data_dir)
     jobs = [
         replace(
@@ -114,7 +116,9 @@ def plan_jobs(study: Study, seeds: int, *, runs: Path, data_dir: Path | None) ->
     ]
     for job in jobs:
         itself = surrogate is not None and job.run.path == surrogate.run.path
-        require(not itself, f"{job.name} is the surrogate itself, so no black box: give the study another surrogate")
+        require(
+            not itself, lambda: f"{job.name} is the surrogate itself, so no black box: give the study another surrogate"
+        )
     return jobs
 
 

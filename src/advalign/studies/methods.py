@@ -16,10 +16,11 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from advalign.attacks.names import worst_cases_among
 from advalign.data import load
 from advalign.errors import require
 from advalign.evaluation.measure import measure
-from advalign.report.tables import Row, Table, print_table, rows_of, worst_cases
+from advalign.report.tables import Row, Table, print_table, rows_of
 from advalign.runs import Record
 from advalign.runs.files import write_lines
 from advalign.runtime.device import one_thread
@@ -52,7 +53,7 @@ def methods(
                 run = train(
                     method, data=data, model=MODEL, recipe=recipe, runs=out / "runs", device="cpu", console=console
                 )
-                require(run.finished, f"stopped at {method}, seed {seed}: the same command goes on")
+                require(run.finished, lambda: f"stopped at {method}, seed {seed}: the same command goes on")
                 if not run.records:
                     measure(run.path, ATTACKS, data=data, eps=recipe.eps, device="cpu", console=Console(quiet=True))
                 records += run.records
@@ -70,7 +71,7 @@ def comparison(records: Sequence[Record]) -> Table:
     are in parentheses.
     """
     rows = {row.method: row for row in rows_of(records)[0]}
-    attacks = ("clean", "pgd(steps=20)", worst_cases(records)[0])
+    attacks = ("clean", "pgd(steps=20)", worst_cases_among(record.attack for record in records)[0])
     noise = {attack: _noise(list(rows.values()), attack) for attack in attacks}
     cells = []
     for method, row in rows.items():

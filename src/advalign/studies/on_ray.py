@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from advalign.errors import UserError, require
-from advalign.objectives import register
+from advalign.registration import register
 from advalign.runtime.interrupts import stoppable
 from advalign.runtime.progress import say
 from advalign.studies.context import ExecutionContext, Outcome
@@ -98,7 +98,7 @@ def _share(ray: Any, gpus: float | None) -> float:
     """Return the share of a GPU for each task: a whole one, where there is any, if not given."""
     there = ray.cluster_resources().get("GPU", 0.0)
     gpus = min(1.0, there) if gpus is None else gpus
-    require(gpus <= there, f"gpus={gpus:g} a cell, and the cluster has {there:g}")
+    require(gpus <= there, lambda: f"gpus={gpus:g} a cell, and the cluster has {there:g}")
     return gpus
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 from advalign import attacks
+from advalign.attacks.names import parse_name
 from advalign.errors import UserError, require
 from advalign.report.features import explained, feature_map, feature_maps, few
 from advalign.report.page import FigureSection, TableSection, TextSection, write_page
@@ -28,7 +29,7 @@ ROBUST = "PGD"
 
 
 def _spelling(attack: str) -> str:
-    return attacks.spelled(attacks.parse(attack, threat=Linf(8 / 255)))
+    return str(attacks.parse(attack, threat=Linf(8 / 255)))
 
 
 # The words that a reader of a column needs who knows the attack's name from elsewhere.
@@ -125,7 +126,7 @@ class Results:
         mark = self.out / _MARK
         if not mark.exists():
             taken = [name for name in ("records.jsonl", "table.md", "report.html") if (self.out / name).exists()]
-            require(not taken, f"{self.out} holds another {taken and taken[0]}: name another folder with --out")
+            require(not taken, lambda: f"{self.out} holds another {taken and taken[0]}: name another folder with --out")
             return {}
         try:
             content = json.loads(mark.read_text())
@@ -133,7 +134,7 @@ class Results:
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{mark} is damaged: remove it") from None
         ours = (self.study.name, self.study.title)
-        require(study == ours, f"{self.out} is the folder of {study[1]!r}: name another with --out")
+        require(study == ours, lambda: f"{self.out} is the folder of {study[1]!r}: name another with --out")
         return failures
 
     def overview(self) -> list[str]:
@@ -220,11 +221,7 @@ def spelled_images(headings: Mapping[int, Sequence[str]]) -> str:
 
 def notes_on(spellings: Sequence[str]) -> list[str]:
     """Return what a reader must know of columns under these attacks."""
-    return [
-        note
-        for attack, note in _ATTACKS.items()
-        if any(each == attack or each.startswith(f"transfer({attack}, from ") for each in spellings)
-    ]
+    return [note for attack, note in _ATTACKS.items() if any(parse_name(each).attack == attack for each in spellings)]
 
 
 def trade_off(results: Results) -> FigureSection | None:

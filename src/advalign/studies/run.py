@@ -115,5 +115,7 @@ def check_executor(executor: str, gpus: float | None) -> None:
     """
     if executor not in EXECUTORS:
         raise unknown("executor", executor, EXECUTORS)
-    require(gpus is None or gpus > 0, f"gpus={gpus} must be above 0")
-    require(gpus is None or executor == "ray", f"gpus={gpus} is for executor ray, and the executor is {executor}")
+    require(gpus is None or gpus > 0, lambda: f"gpus={gpus} must be above 0")
+    require(
+        gpus is None or executor == "ray", lambda: f"gpus={gpus} is for executor ray, and the executor is {executor}"
+    )

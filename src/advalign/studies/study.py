@@ -40,13 +40,16 @@ class Column:
 
     def __post_init__(self) -> None:
         if self.attack != CLEAN:
-            canonical = attacks.spelled(attacks.parse(self.attack, threat=Linf(8 / 255)))
+            canonical = str(attacks.parse(self.attack, threat=Linf(8 / 255)))
             object.__setattr__(self, "attack", canonical)
             if self.black_box:
                 transferable(attacks.parse(self.attack, threat=Linf(8 / 255)))
         clean = self.black_box and self.attack == CLEAN
-        require(not clean, f"column {self.heading!r} is a black box, and names no attack that is made on the surrogate")
-        require(self.n is None or self.n >= 1, f"column {self.heading!r}: n={self.n} must be at least 1")
+        require(
+            not clean,
+            lambda: f"column {self.heading!r} is a black box, and names no attack that is made on the surrogate",
+        )
+        require(self.n is None or self.n >= 1, lambda: f"column {self.heading!r}: n={self.n} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +106,8 @@ class Study:
     """the text of the file that it was read from"""
 
     def __post_init__(self) -> None:
-        require(bool(self.cells and self.columns), f"study {self.name!r} has no cells or no columns")
-        require(self.seeds >= 1, f"seeds={self.seeds} must be at least 1")
+        require(bool(self.cells and self.columns), lambda: f"study {self.name!r} has no cells or no columns")
+        require(self.seeds >= 1, lambda: f"seeds={self.seeds} must be at least 1")
         _distinct("column", [column.heading for column in self.columns])
         _distinct("row", [f"{cell.row}, {cell.data}" for cell in self.cells])
         known = {cell.data for cell in self.cells}
@@ -113,15 +116,18 @@ class Study:
                 raise unknown(f"data of column {column.heading!r}", column.data, known)
         for row in self.rows if any(column.data is None for column in self.columns) else ():
             several = sorted({cell.data for cell in self.cells if cell.row == row})
-            require(len(several) == 1, f"row {row!r} has the data {' and '.join(several)}: each column needs its data")
+            require(
+                len(several) == 1,
+                lambda: f"row {row!r} has the data {' and '.join(several)}: each column needs its data",
+            )
         for row in self.first:
             if row not in self.rows:
                 raise unknown("row", row, self.rows)
         if any(column.black_box for column in self.columns):
-            require(self.surrogate is not None, f"study {self.name!r}: black-box columns need a surrogate")
+            require(self.surrogate is not None, lambda: f"study {self.name!r}: black-box columns need a surrogate")
         if self.surrogate is not None:
             data = {cell.data for cell in (self.surrogate, *self.cells)}
-            require(len(data) == 1, f"study {self.name!r}: with a surrogate, all cells must have its data")
+            require(len(data) == 1, lambda: f"study {self.name!r}: with a surrogate, all cells must have its data")
 
     @property
     def rows(self) -> list[str]:
@@ -137,4 +143,4 @@ class Study:
 def _distinct(what: str, names: Iterable[str]) -> None:
     names = list(names)
     for name in names:
-        require(names.count(name) == 1, f"{what} {name!r} is there twice")
+        require(names.count(name) == 1, lambda: f"{what} {name!r} is there twice")

@@ -119,7 +119,9 @@ class Plan:
                     f"without the {held_out} held out"
                 )
             rest = stratified_subset(rest, recipe.subset, recipe.seed)
-        require(len(rest) >= 2, f"{name} leaves {len(rest)} images to train on: hold out fewer with --validation")
+        require(
+            len(rest) >= 2, lambda: f"{name} leaves {len(rest)} images to train on: hold out fewer with --validation"
+        )
         return rest, validation
 
     @property
@@ -187,7 +189,7 @@ class Plan:
         state, card = load_weights(path)
         require_classes(path, card, self.dataset.classes, self.dataset.name)
         data = card.get("data", self.dataset.name)
-        require(data == self.dataset.name, f"{path} was trained on {data}, not on {self.dataset.name}")
+        require(data == self.dataset.name, lambda: f"{path} was trained on {data}, not on {self.dataset.name}")
         net = self._network(name, source.architecture(card, typed=self.model) or self.model)
         try:
             load_into(net, state, str(path))
@@ -224,7 +226,8 @@ def plan(
     """
     for guest in given:
         require(
-            guest in method.guests, f"{method} takes no {guest} model; it needs {', '.join(method.guests) or 'none'}"
+            guest in method.guests,
+            lambda: f"{method} takes no {guest} model; it needs {', '.join(method.guests) or 'none'}",
         )
     if not method.defends:  # what a natural run does not use must not name it, or guests would not be shared
         recipe = replace(recipe, **{f.name: f.default for f in fields(Recipe) if f.name in ATTACK_FIELDS})
@@ -235,7 +238,7 @@ def plan(
         elif guest in method.learners:
             guests[guest] = None
         else:
-            require(guest in GUEST_METHODS, f"{method} needs a {guest} model, which has to be given")
+            require(guest in GUEST_METHODS, lambda: f"{method} needs a {guest} model, which has to be given")
             own = GUEST_METHODS[guest](method)
             guests[guest] = plan(own, dataset, model, recipe, runs=runs, given={}, extra=extra)
     return Plan(method, dataset, models.canonical(model), recipe, runs, name, guests, extra)

@@ -94,38 +94,41 @@ class Recipe:
             object.__setattr__(self, name, value)  # lr=1 is lr=1.0, also in the digest that names a run
         for name in ("epochs", "batch_size", "steps", "validate_every"):
             value = getattr(self, name)
-            require(value >= 1, f"{name}={value} must be at least 1")
+            require(value >= 1, lambda: f"{name}={value} must be at least 1")
         for name in ("validation", "subset"):
             value = getattr(self, name)
-            require(value is None or value >= 1, f"{name}={value} must be at least 1")
+            require(value is None or value >= 1, lambda: f"{name}={value} must be at least 1")
         taken_over = self.norm == "l2" and self.eps == LINF_EPS
         require(not taken_over, "norm=l2 needs an eps of its own, such as 0.5: 8/255 is the default of linf")
-        require(self.lr > 0, f"lr={self.lr:g} must be above 0")
-        require(0 <= self.momentum < 1, f"momentum={self.momentum:g} must be in [0, 1)")
+        require(self.lr > 0, lambda: f"lr={self.lr:g} must be above 0")
+        require(0 <= self.momentum < 1, lambda: f"momentum={self.momentum:g} must be in [0, 1)")
         require(not self.nesterov or self.momentum > 0, "nesterov needs momentum above 0")
-        require(self.weight_decay >= 0, f"weight_decay={self.weight_decay:g} must be at least 0")
-        require(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be above 0")
+        require(self.weight_decay >= 0, lambda: f"weight_decay={self.weight_decay:g} must be at least 0")
+        require(self.clip_norm is None or self.clip_norm > 0, lambda: f"clip_norm={self.clip_norm} must be above 0")
         require(
-            0 <= self.warmup < self.epochs, f"warmup={self.warmup} must be at least 0 and below epochs={self.epochs}"
+            0 <= self.warmup < self.epochs,
+            lambda: f"warmup={self.warmup} must be at least 0 and below epochs={self.epochs}",
         )
-        require(0 < self.peak < 1, f"peak={self.peak:g} must be between 0 and 1")
-        require(all(0 < m <= 1 for m in self.milestones), f"milestones={self.milestones} must be shares in (0, 1]")
-        require(self.step_size is None or self.step_size > 0, f"step_size={self.step_size} must be above 0")
+        require(0 < self.peak < 1, lambda: f"peak={self.peak:g} must be between 0 and 1")
+        require(
+            all(0 < m <= 1 for m in self.milestones), lambda: f"milestones={self.milestones} must be shares in (0, 1]"
+        )
+        require(self.step_size is None or self.step_size > 0, lambda: f"step_size={self.step_size} must be above 0")
         smoothing = self.label_smoothing
-        require(0 <= smoothing < 1, f"label_smoothing={smoothing:g} must be at least 0 and below 1")
-        require(0 <= self.awp < 1, f"awp={self.awp:g} must be at least 0 and below 1")
+        require(0 <= smoothing < 1, lambda: f"label_smoothing={smoothing:g} must be at least 0 and below 1")
+        require(0 <= self.awp < 1, lambda: f"awp={self.awp:g} must be at least 0 and below 1")
         require(
             0 <= self.awp_start < self.epochs,
-            f"awp_start={self.awp_start} must be at least 0 and below epochs={self.epochs}",
+            lambda: f"awp_start={self.awp_start} must be at least 0 and below epochs={self.epochs}",
         )
         begin = self.average_start
-        require(begin is None or 0 <= begin < 1, f"average_start={begin} must be at least 0 and below 1")
+        require(begin is None or 0 <= begin < 1, lambda: f"average_start={begin} must be at least 0 and below 1")
         unused = [name for name in ("average_start", "swa_every") if getattr(self, name) is not None]
-        require(self.average != "none" or not unused, f"{unused[:1]} is given, but average=none")
-        require(0 < self.ema_decay < 1, f"ema_decay={self.ema_decay:g} must be between 0 and 1")
-        require(self.swa_every is None or self.swa_every >= 1, f"swa_every={self.swa_every} must be at least 1")
-        require(0 < self.extra_share < 1, f"extra_share={self.extra_share:g} must be above 0 and below 1")
-        require(0 <= self.seed < 2**63, f"seed={self.seed} must be at least 0 and below 2**63")
+        require(self.average != "none" or not unused, lambda: f"{unused[:1]} is given, but average=none")
+        require(0 < self.ema_decay < 1, lambda: f"ema_decay={self.ema_decay:g} must be between 0 and 1")
+        require(self.swa_every is None or self.swa_every >= 1, lambda: f"swa_every={self.swa_every} must be at least 1")
+        require(0 < self.extra_share < 1, lambda: f"extra_share={self.extra_share:g} must be above 0 and below 1")
+        require(0 <= self.seed < 2**63, lambda: f"seed={self.seed} must be at least 0 and below 2**63")
 
     @property
     def threat(self) -> Threat:

@@ -73,9 +73,9 @@ def train(
         TrainingError: a loss that is not finite.
     """
     method, recipe, console = as_method(method), recipe or Recipe(), console or Console(quiet=True)
-    require(checkpoint_seconds >= 0, f"checkpoint_seconds={checkpoint_seconds:g} must be at least 0")
+    require(checkpoint_seconds >= 0, lambda: f"checkpoint_seconds={checkpoint_seconds:g} must be at least 0")
     where = pick_device(device)
-    require(not cuda_graphs or where.type == "cuda", f"CUDA graphs need a CUDA device, not {where.type!r}")
+    require(not cuda_graphs or where.type == "cuda", lambda: f"CUDA graphs need a CUDA device, not {where.type!r}")
     swings = recipe.cycle_momentum or recipe.compile
     require(not cuda_graphs or not swings, "CUDA graphs go with neither --cycle-momentum nor --compile")
     models.canonical(model)  # data may take a download: what is cheap to refuse is refused before

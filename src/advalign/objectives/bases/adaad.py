@@ -32,7 +32,7 @@ class AdaAD(Base):
 
     def __init__(self, alpha: float = 1.0) -> None:
         super().__init__()
-        require(0 <= alpha <= 1, f"adaad: alpha={alpha:g} must be in [0, 1]")
+        require(0 <= alpha <= 1, lambda: f"adaad: alpha={alpha:g} must be in [0, 1]")
         self.alpha = alpha
         if alpha < 1:
             self.needs = (CLEAN, ADV, self.TEACHER_CLEAN, self.TEACHER_ADV)

@@ -35,7 +35,7 @@ class LinearAFA(Base):
 
     def __init__(self, temperature: float = 0.1, adversarial: bool = False) -> None:
         super().__init__()
-        require(temperature > 0, f"afa: temperature={temperature:g} must be above 0")
+        require(temperature > 0, lambda: f"afa: temperature={temperature:g} must be above 0")
         self.temperature, self.adversarial = temperature, adversarial
         self.needs = (ADV,) if adversarial else (CLEAN,)
         self.supervises = ("adv",) if adversarial else ("clean",)

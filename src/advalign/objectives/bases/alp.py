@@ -28,8 +28,8 @@ class ALP(Base):
 
     def __init__(self, beta: float = 1.0, mix: float = 0.0) -> None:
         super().__init__()
-        require(beta >= 0, f"alp: beta={beta:g} must be at least 0")
-        require(0 <= mix <= 1, f"alp: mix={mix:g} must be in [0, 1]")
+        require(beta >= 0, lambda: f"alp: beta={beta:g} must be at least 0")
+        require(0 <= mix <= 1, lambda: f"alp: mix={mix:g} must be in [0, 1]")
         self.beta, self.mix = beta, mix
         if mix:
             self.supervises = ("adv", "clean")

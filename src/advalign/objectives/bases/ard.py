@@ -32,8 +32,8 @@ class ARD(Base):
 
     def __init__(self, alpha: float = 1.0, temperature: float = 30.0) -> None:
         super().__init__()
-        require(0 <= alpha <= 1, f"ard: alpha={alpha:g} must be in [0, 1]")
-        require(temperature > 0, f"ard: temperature={temperature:g} must be above 0")
+        require(0 <= alpha <= 1, lambda: f"ard: alpha={alpha:g} must be in [0, 1]")
+        require(temperature > 0, lambda: f"ard: temperature={temperature:g} must be above 0")
         self.alpha, self.temperature = alpha, temperature
         if alpha < 1:
             self.supervises, self.needs = ("clean",), (CLEAN, ADV, self.TEACHER)

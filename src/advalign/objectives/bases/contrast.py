@@ -39,7 +39,7 @@ class Contrast(Base):
 
     def __init__(self, temperature: float = 0.1) -> None:
         super().__init__()
-        require(temperature > 0, f"contrast: temperature={temperature:g} must be above 0")
+        require(temperature > 0, lambda: f"contrast: temperature={temperature:g} must be above 0")
         self.temperature = temperature
 
     def adapt(self, student: nn.Module) -> nn.Module:

@@ -32,8 +32,8 @@ class DKL(Base):
 
     def __init__(self, alpha: float = 6.0, beta: float = 6.0) -> None:
         super().__init__()
-        require(alpha >= 0, f"dkl: alpha={alpha:g} must be at least 0")
-        require(beta >= 0, f"dkl: beta={beta:g} must be at least 0")
+        require(alpha >= 0, lambda: f"dkl: alpha={alpha:g} must be at least 0")
+        require(beta >= 0, lambda: f"dkl: beta={beta:g} must be at least 0")
         self.alpha, self.beta = alpha, beta
 
     def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:

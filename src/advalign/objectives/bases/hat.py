@@ -31,9 +31,9 @@ class HAT(Base):
 
     def __init__(self, beta: float = 2.5, gamma: float = 0.5, reach: float = 2.0) -> None:
         super().__init__()
-        require(beta >= 0, f"hat: beta={beta:g} must be at least 0")
-        require(gamma >= 0, f"hat: gamma={gamma:g} must be at least 0")
-        require(reach > 1, f"hat: reach={reach:g} must be above 1, beyond the adversarial example")
+        require(beta >= 0, lambda: f"hat: beta={beta:g} must be at least 0")
+        require(gamma >= 0, lambda: f"hat: gamma={gamma:g} must be at least 0")
+        require(reach > 1, lambda: f"hat: reach={reach:g} must be above 1, beyond the adversarial example")
         self.beta, self.gamma, self.reach = beta, gamma, reach
         self.trades = TRADES(beta)
 

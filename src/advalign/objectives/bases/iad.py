@@ -35,8 +35,8 @@ class IAD(Base):
 
     def __init__(self, begin: float = 0.3, power: float = 0.1) -> None:
         super().__init__()
-        require(0 <= begin <= 1, f"iad: begin={begin:g} must be in [0, 1], a share of the epochs")
-        require(power >= 0, f"iad: power={power:g} must be at least 0")
+        require(0 <= begin <= 1, lambda: f"iad: begin={begin:g} must be in [0, 1], a share of the epochs")
+        require(power >= 0, lambda: f"iad: power={power:g} must be at least 0")
         self.begin, self.power = begin, power
         self.register_buffer("begun", torch.zeros(()))
 

@@ -40,9 +40,9 @@ class IKL(Base):
 
     def __init__(self, alpha: float = 3.0, beta: float = 20.0, temperature: float = 4.0) -> None:
         super().__init__()
-        require(alpha >= 0, f"ikl: alpha={alpha:g} must be at least 0")
-        require(beta >= 0, f"ikl: beta={beta:g} must be at least 0")
-        require(temperature > 0, f"ikl: temperature={temperature:g} must be above 0")
+        require(alpha >= 0, lambda: f"ikl: alpha={alpha:g} must be at least 0")
+        require(beta >= 0, lambda: f"ikl: beta={beta:g} must be at least 0")
+        require(temperature > 0, lambda: f"ikl: temperature={temperature:g} must be above 0")
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         # (K, K), a row for each label; its size is known from logits only, so it is saved as extra state.
         self.register_buffer("means", torch.zeros(0, 0), persistent=False)

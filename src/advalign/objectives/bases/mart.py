@@ -28,7 +28,7 @@ class MART(Base):
 
     def __init__(self, beta: float = 5.0) -> None:
         super().__init__()
-        require(beta >= 0, f"mart: beta={beta:g} must be at least 0")
+        require(beta >= 0, lambda: f"mart: beta={beta:g} must be at least 0")
         self.beta = beta
 
     def terms(self, outs: Outputs, y: Tensor) -> Terms:

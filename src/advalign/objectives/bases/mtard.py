@@ -38,7 +38,7 @@ class MTARD(Base):
 
     def __init__(self, rate: float = 0.025) -> None:
         super().__init__()
-        require(0 <= rate <= 1, f"mtard: rate={rate:g} must be in [0, 1]")
+        require(0 <= rate <= 1, lambda: f"mtard: rate={rate:g} must be in [0, 1]")
         self.rate = rate
         self.register_buffer("first", torch.zeros(2))  # losses, adversarial and clean; 0: not seen yet
         self.register_buffer("weights", torch.full((2,), 0.5))

@@ -32,7 +32,7 @@ class RSLAD(Base):
 
     def __init__(self, weight: float = 5 / 6) -> None:
         super().__init__()
-        require(0 <= weight <= 1, f"rslad: weight={weight:g} must be in [0, 1]")
+        require(0 <= weight <= 1, lambda: f"rslad: weight={weight:g} must be in [0, 1]")
         self.weight = weight
 
     def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:

@@ -31,7 +31,7 @@ class TRADES(Base):
 
     def __init__(self, beta: float = 6.0) -> None:
         super().__init__()
-        require(beta >= 0, f"trades: beta={beta:g} must be at least 0")
+        require(beta >= 0, lambda: f"trades: beta={beta:g} must be at least 0")
         self.beta = beta
 
     def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:

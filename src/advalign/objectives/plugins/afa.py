@@ -34,8 +34,8 @@ class AFA(PlugIn):
         self, weight: float = 0.5, temperature: float = 0.1, attack: Literal["base", "contrast"] = "base"
     ) -> None:
         super().__init__()
-        require(weight >= 0, f"afa: weight={weight:g} must be at least 0")
-        require(temperature > 0, f"afa: temperature={temperature:g} must be above 0")
+        require(weight >= 0, lambda: f"afa: weight={weight:g} must be at least 0")
+        require(temperature > 0, lambda: f"afa: temperature={temperature:g} must be above 0")
         self.weight, self.temperature, self.attack = weight, temperature, attack
         self.contrast = Contrast(temperature)
         self.replaces = frozenset({"attack_loss"}) if attack == "contrast" else frozenset()

@@ -58,9 +58,12 @@ class ARAT(PlugIn):
         noisy_clean: bool = False,
     ) -> None:
         super().__init__()
-        require(weight >= 0, f"ar-at: weight={weight:g} must be at least 0")
+        require(weight >= 0, lambda: f"ar-at: weight={weight:g} must be at least 0")
         several = isinstance(layer, tuple)
-        require(not several or 0 < len(set(layer)) == len(layer), f"ar-at: layer={layer} must name layers, each once")
+        require(
+            not several or 0 < len(set(layer)) == len(layer),
+            lambda: f"ar-at: layer={layer} must name layers, each once",
+        )
         self.weight, self.layer, self.predictor, self.symmetric = weight, layer, predictor, symmetric
         self.noisy_clean = noisy_clean
         self.replaces = frozenset({"labels", "threat"} if noisy_clean else {"labels"})
@@ -94,7 +97,7 @@ class ARAT(PlugIn):
         """Return the ball around the noisy images, if they are to be noisy."""
         if not self.noisy_clean:
             return threat
-        require(isinstance(threat, Linf), f"ar-at: noisy_clean is defined for linf, not for {threat}")
+        require(isinstance(threat, Linf), lambda: f"ar-at: noisy_clean is defined for linf, not for {threat}")
         self.noise = torch.empty_like(x).uniform_(-threat.eps, threat.eps)
         return _Moved(threat.eps, self.noise)
 
@@ -162,7 +165,7 @@ def _width(net: nn.Module, layer: str) -> int:
     module = last_linear(net) if layer == "logits" else find_layer(net, layer)
     known = (getattr(module, name, None) for name in ("num_features", "out_channels", "out_features"))
     widths = [number for number in known if isinstance(number, int)]
-    require(bool(widths), f"ar-at: layer={layer!r} must be a BatchNorm, a convolution or a linear layer")
+    require(bool(widths), lambda: f"ar-at: layer={layer!r} must be a BatchNorm, a convolution or a linear layer")
     return widths[0]
 
 

@@ -31,10 +31,12 @@ class KD(PlugIn):
 
     def __init__(self, robust: float = 0.6, vanilla: float = 0.1, temperature: float = 2.0) -> None:
         super().__init__()
-        require(0 <= robust <= 1, f"kd: robust={robust:g} must be in [0, 1]")
+        require(0 <= robust <= 1, lambda: f"kd: robust={robust:g} must be in [0, 1]")
         left = round(1 - robust, 12)  # 1 - .9 is a little less than .1
-        require(0 <= vanilla <= left, f"kd: vanilla={vanilla:g} must be in [0, {left:g}], beside robust={robust:g}")
-        require(temperature > 0, f"kd: temperature={temperature:g} must be above 0")
+        require(
+            0 <= vanilla <= left, lambda: f"kd: vanilla={vanilla:g} must be in [0, {left:g}], beside robust={robust:g}"
+        )
+        require(temperature > 0, lambda: f"kd: temperature={temperature:g} must be above 0")
         self.robust, self.vanilla, self.temperature = robust, vanilla, temperature
 
     def reweigh(self, base: Terms) -> Terms:

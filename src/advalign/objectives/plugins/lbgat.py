@@ -33,7 +33,7 @@ class LBGAT(PlugIn):
 
     def __init__(self, weight: float = 1.0, additive: bool = False) -> None:
         super().__init__()
-        require(weight >= 0, f"lbgat: weight={weight:g} must be at least 0")
+        require(weight >= 0, lambda: f"lbgat: weight={weight:g} must be at least 0")
         self.weight, self.additive = weight, additive
         self.replaces = frozenset() if additive else frozenset({"labels"})
 

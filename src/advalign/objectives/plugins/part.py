@@ -47,8 +47,8 @@ class PART(PlugIn):
 
     def __init__(self, low: float = 7 / 8, warmup: float = 0.25, layer: str | None = None) -> None:
         super().__init__()
-        require(0 <= low <= 1, f"part: low={low:g} must be in [0, 1], a share of the threat's eps")
-        require(0 <= warmup < 1, f"part: warmup={warmup:g} must be in [0, 1), a share of the epochs")
+        require(0 <= low <= 1, lambda: f"part: low={low:g} must be in [0, 1], a share of the threat's eps")
+        require(0 <= warmup < 1, lambda: f"part: warmup={warmup:g} must be in [0, 1), a share of the epochs")
         self.low, self.warmup, self.layer = low, warmup, layer
 
     def get_extra_state(self) -> Tensor:
@@ -74,7 +74,10 @@ class PART(PlugIn):
 
     def attack_threat(self, student: Network, x: Tensor, threat: Threat) -> Threat:
         """Return the box around images (N, C, H, W): the whole radius where they are important or it is early."""
-        require(isinstance(threat, Linf), f"part is defined for linf, not for {threat}: it sets the radius of pixels")
+        require(
+            isinstance(threat, Linf),
+            lambda: f"part is defined for linf, not for {threat}: it sets the radius of pixels",
+        )
         if self.warming:
             return threat
         radii = torch.full_like(x, self.low * threat.eps)
@@ -93,8 +96,10 @@ class PART(PlugIn):
         maps = features[self.mapped]
         require(
             maps.ndim == 4 and maps.shape[2:].numel() > 1,
-            f"part: layer {self.mapped!r} gives {tuple(maps.shape[1:])}, but a map needs (C, H, W) with more than one "
-            "pixel: name an earlier layer, as in part(layer=NAME)",
+            lambda: (
+                f"part: layer {self.mapped!r} gives {tuple(maps.shape[1:])}, but a map needs (C, H, W) with more than "
+                "one pixel: name an earlier layer, as in part(layer=NAME)"
+            ),
         )
         (grad,) = torch.autograd.grad(logits.max(1).values.sum(), maps)
         return (grad.mean((2, 3), keepdim=True) * maps.detach()).sum(1).relu()

@@ -50,16 +50,18 @@ class VFD(PlugIn):
         init: Literal["random", "vanilla"] = "random",
     ) -> None:
         super().__init__()
-        require(weight >= 0, f"vfd: weight={weight:g} must be at least 0")
+        require(weight >= 0, lambda: f"vfd: weight={weight:g} must be at least 0")
         several = isinstance(layer, tuple)
-        require(not several or 0 < len(set(layer)) == len(layer), f"vfd: layer={layer} must name layers, each once")
+        require(
+            not several or 0 < len(set(layer)) == len(layer), lambda: f"vfd: layer={layer} must name layers, each once"
+        )
         self.weight, self.layer, self.distance, self.eq6, self.init = weight, layer, distance, eq6, init
         self.init_from = "vanilla" if init == "vanilla" else None
 
     def joins(self, base: Base) -> None:
         """Refuse eq. 6 where it changes nothing."""
         has_clean = self.eq6 and "clean" in base.supervises
-        require(not has_clean, f"{base}+vfd: eq6 adds clean cross entropy, which {base} has: leave it out")
+        require(not has_clean, lambda: f"{base}+vfd: eq6 adds clean cross entropy, which {base} has: leave it out")
 
     def adapt(self, student: nn.Module) -> nn.Module:
         """Choose the layers."""
@@ -111,8 +113,10 @@ class VFD(PlugIn):
             clean, adv = (outs[need].features[layer] for need in (CLEAN, ADV))
             require(
                 clean.shape == target.shape,
-                f"vfd: layer {layer!r} has shape {tuple(clean.shape[1:])} in the student but "
-                f"{tuple(target.shape[1:])} in the vanilla model; they must have one architecture",
+                lambda: (
+                    f"vfd: layer {layer!r} has shape {tuple(clean.shape[1:])} in the student but "
+                    f"{tuple(target.shape[1:])} in the vanilla model; they must have one architecture"
+                ),
             )
             gaps[layer] = (distance(clean, target), distance(adv, target))
         return gaps
