@@ -12,7 +12,7 @@ import torch
 
 from advalign.errors import UserError
 from advalign.evaluation.compare import Comparison, Difference, compare, comparison_table
-from advalign.runs.files import digest_of
+from advalign.runtime.files import digest_of_file
 
 SETTING = {
     "data": "digits", "images": "abc", "threat": "Linf(0.2)", "n": 6, "attack_seed": 0, "precision": "fp32",
@@ -164,6 +164,6 @@ def test_what_is_no_longer_the_checkpoint_and_other_json_are_left_out(tmp_path: 
     (a / "best.safetensors").write_bytes(b"new")
     with pytest.raises(UserError, match="as it is now"):
         compare(a, b)
-    result(tmp_path, "a", {"clean": "111111"}, weights=digest_of(a / "best.safetensors"))
+    result(tmp_path, "a", {"clean": "111111"}, weights=digest_of_file(a / "best.safetensors"))
     (a / "evaluations" / "best.robustbench.json").write_text(json.dumps({"name": "at", "eps": "8/255"}))
     assert compare(a, b).differences == [Difference("clean", 1, 0, 6, 0, 6)]

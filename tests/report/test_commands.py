@@ -14,7 +14,7 @@ from advalign.data import load
 from advalign.objectives import as_method
 from advalign.report.commands import evaluate_line, flags_of, train_line
 from advalign.runs import Run
-from advalign.runs.files import read_json
+from advalign.runtime.files import read_json
 from advalign.training import train as training
 from advalign.training.plan import plan
 from advalign.training.recipes import Recipe, digits, dm, trades

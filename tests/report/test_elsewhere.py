@@ -18,7 +18,7 @@ from advalign.report.commands import evaluate_line
 from advalign.report.figures import trade_off
 from advalign.report.sources import find
 from advalign.runs import append_records
-from advalign.runs.files import read_json, write_json
+from advalign.runtime.files import read_json, write_json
 from advalign.training.recipes import digits
 from advalign.training.train import train
 

@@ -22,7 +22,7 @@ from advalign.report.page import FigureSection, write_page
 from advalign.report.radius import radii_of, radius_curves
 from advalign.runs import Run
 from advalign.runs import load as load_net
-from advalign.runs.files import read_json
+from advalign.runtime.files import read_json
 from advalign.training.recipes import digits
 from advalign.training.train import train
 

@@ -14,7 +14,7 @@ from torch import nn
 from advalign.errors import UserError
 from advalign.runs import Record, append_records, read_records
 from advalign.runs.checkpoint import load_into, load_state, load_weights, save_state, save_weights
-from advalign.runs.files import read_json, read_lines, remove_leftovers, write_atomically, write_json, write_lines
+from advalign.runtime.files import read_json, read_lines, remove_leftovers, write_atomically, write_json, write_lines
 
 RECORD = Record(
     method="trades",

@@ -77,8 +77,8 @@ def run_evaluate(options: EvaluateOptions) -> None:
     from advalign.report.card import robustbench_card
     from advalign.report.page import write_page
     from advalign.report.tables import accuracy_table, print_table
-    from advalign.runs.files import write_atomically, write_json
     from advalign.runtime.environment import environment
+    from advalign.runtime.files import write_atomically, write_json
     from advalign.runtime.progress import say
 
     if options.source is None and options.weights is None:
@@ -120,15 +120,14 @@ def run_evaluate(options: EvaluateOptions) -> None:
 
 def run_diagnose(options: DiagnoseOptions) -> None:
     """Diagnose, print the verdicts, and write JSON and HTML."""
-    import hashlib
 
     from advalign.evaluation.diagnose import diagnose
     from advalign.evaluation.measure import load_target
     from advalign.report.diagnosis import summary, verdict_table, write_diagnosis
     from advalign.report.tables import print_table
     from advalign.runs import find_weights
-    from advalign.runs.files import require_writable, write_json
     from advalign.runtime.environment import environment
+    from advalign.runtime.files import digest, require_writable, write_json
     from advalign.runtime.progress import say
 
     console = _console()
@@ -151,7 +150,7 @@ def run_diagnose(options: DiagnoseOptions) -> None:
         "images": subject.dataset.digest, "seed": options.seed, "batch_size": options.batch_size,
     }  # fmt: skip
     made = repr([*setting.values(), diagnosis.n, diagnosis.threat])
-    file = folder / f"{subject.path.stem}-{hashlib.sha256(made.encode()).hexdigest()[:8]}.json"
+    file = folder / f"{subject.path.stem}-{digest(made, digits=8)}.json"
     write_json(file, {**setting, **diagnosis.content(), "environment": environment()})
     introduction = [f"{subject.model} on {subject.dataset.name}.", *filter(None, [subject.dataset.note])]
     page = file.with_suffix(".html")

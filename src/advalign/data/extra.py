@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from shutil import copyfileobj
 
@@ -20,6 +18,7 @@ from torch import Tensor
 from advalign.data.cache import cache_folder
 from advalign.data.images import Images
 from advalign.errors import UserError, require
+from advalign.runtime.files import digest_of_stream, written_atomically
 
 NAMES = ("image", "label"), ("x_train", "y_train")
 """What the arrays may be called: as in the files of Wang et al. 2023, or as in `npz:PATH`."""
@@ -52,12 +51,10 @@ class Extra:
     @cached_property
     def digest(self) -> str:
         """16 hex digits of the SHA-256 over the shape, all labels, and 1,024 images at equal distances."""
-        total = sha256(repr(self.pixels.shape).encode())
-        for first in range(0, len(self), _CHUNK):
-            total.update(self.labels[first : first + _CHUNK].astype("<i8").tobytes())
-        for row in np.linspace(0, len(self) - 1, min(SAMPLED, len(self))).astype(int):
-            total.update(self.pixels[row].tobytes())
-        return total.hexdigest()[:16]
+        rows = np.linspace(0, len(self) - 1, min(SAMPLED, len(self))).astype(int)
+        labels = (self.labels[first : first + _CHUNK].astype("<i8").tobytes() for first in range(0, len(self), _CHUNK))
+        images = (self.pixels[row].tobytes() for row in rows)
+        return digest_of_stream(chain([repr(self.pixels.shape)], labels, images))
 
 
 def find_npz(path: Path | str) -> Path:
@@ -166,17 +163,8 @@ def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Path:
     if cache.is_file():
         return cache
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache.parent, prefix=cache.stem, delete=False) as draft:
-            try:
-                with archive.open(info) as packed:  # checks the sum at its end
-                    copyfileobj(packed, draft, _CHUNK)
-                draft.flush()
-                os.fsync(draft.fileno())
-                os.replace(draft.name, cache)
-            except BaseException:
-                os.unlink(draft.name)
-                raise
+        with written_atomically(cache) as file, archive.open(info) as packed:  # which checks the sum at its end
+            copyfileobj(packed, file, _CHUNK)
     except OSError as error:
         raise UserError(
             f"{archive.filename} cannot be unpacked to {cache}: free {info.file_size >> 20} MiB there, or set "

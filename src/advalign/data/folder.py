@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import torch
 from advalign.data.cache import cache_folder
 from advalign.data.images import Dataset, Images, note_on_test, split_for_test
 from advalign.errors import UserError, require
+from advalign.runtime.files import digest, written_atomically
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -89,7 +87,7 @@ def _flat(classes: dict[str, list[Path]]) -> tuple[list[Path], torch.Tensor]:
 def _decoded(root: Path, files: list[Path], size: int) -> torch.Tensor:
     """Return the files' pixels, (N, 3, size, size), decoding them if the cache lacks them."""
     states = [(file.relative_to(root).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = sha256(json.dumps([str(root), states, size]).encode()).hexdigest()[:16]
+    key = digest(json.dumps([str(root), states, size]))
     cache = cache_folder() / f"folder-{key}.npy"
     try:
         if not cache.is_file():
@@ -106,20 +104,12 @@ def _decoded(root: Path, files: list[Path], size: int) -> torch.Tensor:
 
 
 def _write(cache: Path, files: list[Path], size: int) -> None:
-    """Write the cache under another name and rename it, so that it is whole or not there."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=cache.parent, prefix=cache.stem, delete=False) as draft:
-        try:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), 3, size, size)}
-            np.lib.format.write_array_header_1_0(draft, header)
-            for file in files:  # written, not memory-mapped: on a full disk a mapping ends the process with SIGBUS
-                draft.write(_pixels(file, size))
-            draft.flush()
-            os.fsync(draft.fileno())
-            os.replace(draft.name, cache)
-        except BaseException:
-            os.unlink(draft.name)
-            raise
+    """Write the cache, whole or not at all."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), 3, size, size)}
+    with written_atomically(cache) as draft:
+        np.lib.format.write_array_header_1_0(draft, header)
+        for file in files:  # written, not memory-mapped: on a full disk a mapping ends the process with SIGBUS
+            draft.write(_pixels(file, size))
 
 
 def _pixels(file: Path, size: int) -> bytes:

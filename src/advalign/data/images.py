@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 
 import torch
 from torch import Tensor
 
 from advalign.errors import require
+from advalign.runtime.files import digest
 
 SPLIT_SEED = 20_000
 """Seed of every split that belongs to the data set: the same test images in every run, whatever the run's seed."""
@@ -80,12 +80,11 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """16 hex digits of the SHA-256 over all pixels and labels; other data under the same name is noticed by it."""
-        total = sha256()
+        parts = []
         for images in (self.train, self.test):
-            total.update(repr(tuple(images.pixels.shape)).encode())
-            for tensor in (images.pixels, images.labels):
-                total.update(tensor.cpu().contiguous().numpy().data)
-        return total.hexdigest()[:16]
+            parts.append(repr(tuple(images.pixels.shape)))
+            parts += [tensor.cpu().contiguous().numpy().data for tensor in (images.pixels, images.labels)]
+        return digest(*parts)
 
 
 def to_unit(pixels: Tensor) -> Tensor:

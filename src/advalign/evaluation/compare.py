@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from advalign.attacks.names import parse_name, worst_cases_among
 from advalign.errors import UserError, require, unknown
 from advalign.report.tables import Table
-from advalign.runs.files import digest_of, read_json
+from advalign.runtime.files import digest_of_file, read_json
 
 # What two outcomes must share, or an image's two answers would be to two questions.
 _SAME = ("data", "images", "threat", "n", "attack_seed", "precision", "batch_size")
@@ -182,7 +182,7 @@ def _outcomes(source: Path, checkpoint: str) -> dict[_Key, list[_Outcome]]:
         every = {file: content for file, content in every.items() if _is_result(content)}
         require(bool(every), lambda: f"no evaluations in {str(source)!r}: run advalign evaluate first")
         weights = source / f"{checkpoint}.safetensors"
-        now = digest_of(weights) if weights.exists() else ""
+        now = digest_of_file(weights) if weights.exists() else ""
         results = {
             file: content
             for file, content in every.items()

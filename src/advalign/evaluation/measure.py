@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,9 +24,9 @@ from advalign.evaluation.transfer import craft_examples, examples_path, state_pa
 from advalign.registration import register_attacks
 from advalign.runs import Record, Run, Weights, append_records, find_weights, require_classes
 from advalign.runs.checkpoint import load_into, load_weights
-from advalign.runs.files import digest_of, require_writable, write_atomically, write_json
 from advalign.runtime.device import autocast, pick_device, to_device
 from advalign.runtime.environment import environment
+from advalign.runtime.files import digest, digest_of_file, require_writable, write_atomically, write_json
 from advalign.runtime.progress import counting, say
 from advalign.threats import Linf, Threat, make_threat
 
@@ -265,7 +264,9 @@ def load_target(
         say(console, f"{path.parent} is not finished: it stands at epoch {card['epochs']} of {whole}")
     if dataset.note:
         say(console, f"{dataset.name}: {dataset.note}")
-    return Target(to_device(net, where).eval(), images.to(where), threat, dataset, spelled, card, path, digest_of(path))
+    return Target(
+        to_device(net, where).eval(), images.to(where), threat, dataset, spelled, card, path, digest_of_file(path)
+    )
 
 
 def _threat(norm: str | None, eps: float | None, card: dict[str, Any]) -> Threat:
@@ -370,7 +371,7 @@ def _distances(evaluation: Evaluation, examples: dict[str, torch.Tensor], images
 
 
 def _digest(parts: Sequence[object]) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+    return digest(repr(parts), digits=8)
 
 
 def _save_examples(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +17,8 @@ from advalign.evaluation import accuracy as evaluation
 from advalign.models.fold import Folded
 from advalign.models.modes import evaluating
 from advalign.runs.checkpoint import load_state, save_state
-from advalign.runs.files import write_atomically
 from advalign.runtime.device import autocast
+from advalign.runtime.files import digest, write_atomically
 from advalign.runtime.seeds import seeded
 
 
@@ -104,10 +103,10 @@ def transferable(attack: Attack) -> Attack:
 
 def examples_path(weights: Path, model: str, attack: Attack, images: Images, **how: str | int) -> Path:
     """Return the file of the examples, beside the surrogate's weights and named by all that they depend on."""
-    identity = hashlib.sha256(weights.read_bytes())
-    identity.update(images.pixels.cpu().contiguous().numpy().data)
-    identity.update(repr((model, str(transferable(attack)), str(attack.threat), sorted(how.items()))).encode())
-    return weights.parent / "transfer" / f"{weights.stem}-{attack.name}-{identity.hexdigest()[:10]}.safetensors"
+    pixels = images.pixels.cpu().contiguous().numpy().data
+    made_by = repr((model, str(transferable(attack)), str(attack.threat), sorted(how.items())))
+    name = f"{weights.stem}-{attack.name}-{digest(weights.read_bytes(), pixels, made_by, digits=10)}.safetensors"
+    return weights.parent / "transfer" / name
 
 
 def _read(file: Path, n: int) -> Tensor:

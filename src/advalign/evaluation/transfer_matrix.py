@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,8 +15,8 @@ from advalign.evaluation.transfer import transferable
 from advalign.report.tables import Table
 from advalign.runs import find_weights
 from advalign.runs.checkpoint import load_weights
-from advalign.runs.files import require_writable, write_atomically, write_json
 from advalign.runtime.environment import environment
+from advalign.runtime.files import digest, require_writable, write_atomically, write_json
 from advalign.runtime.progress import say
 from advalign.threats import Linf, Threat, make_threat
 
@@ -159,7 +158,7 @@ def _written(folder: Path, attack: str, models: Mapping[str, Target], found: Map
         target: {name: "".join(map(str, flags.int().tolist())) for name, flags in each.correct.items()}
         for target, each in found.items()
     }
-    file = folder / f"matrix-{hashlib.sha256(repr(setting).encode()).hexdigest()[:8]}.json"
+    file = folder / f"matrix-{digest(repr(setting), digits=8)}.json"
     write_json(file, {**setting, "outcomes": outcomes, "environment": environment()})
     write_atomically(file.with_suffix(".md"), table.markdown() + "\n")
     write_atomically(file.with_suffix(".tex"), table.latex() + "\n")

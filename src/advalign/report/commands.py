@@ -14,7 +14,7 @@ from advalign.errors import UserError
 from advalign.models import function_of
 from advalign.objectives import Method, parse
 from advalign.runs import Run
-from advalign.runs.run import digest
+from advalign.runs.run import setting_digest
 from advalign.spelling import spell_number
 from advalign.threats import parse_threat
 from advalign.training.plan import ATTACK_FIELDS, GUEST_METHODS
@@ -148,7 +148,7 @@ def _trained_on_the_way(setting: Mapping[str, Any], guest: str) -> bool:
         made = GUEST_METHODS[guest](parse(setting["method"])) if guest in GUEST_METHODS else None
     except UserError:  # a part of somebody's own
         return False
-    return made is not None and digest(_guest_setting(setting, made)) == setting["guests"][guest]
+    return made is not None and setting_digest(_guest_setting(setting, made)) == setting["guests"][guest]
 
 
 def _guest_setting(setting: Mapping[str, Any], method: Method) -> dict[str, Any]:
@@ -156,7 +156,9 @@ def _guest_setting(setting: Mapping[str, Any], method: Method) -> dict[str, Any]
     reset = () if method.defends else ATTACK_FIELDS
     recipe = {name: default[name] if name in reset else value for name, value in setting["recipe"].items()}
     guests = {
-        name: "learns" if name in method.learners else digest(_guest_setting(setting, GUEST_METHODS[name](method)))
+        name: "learns"
+        if name in method.learners
+        else setting_digest(_guest_setting(setting, GUEST_METHODS[name](method)))
         for name in method.guests
     }
     return {**setting, "method": str(method), "recipe": recipe, "guests": guests}

@@ -18,7 +18,7 @@ from advalign import attacks, models
 from advalign.data import Images
 from advalign.report.figures import HOVER
 from advalign.runs import Weights, load
-from advalign.runs.files import write_atomically
+from advalign.runtime.files import write_atomically
 from advalign.runtime.seeds import seeded
 from advalign.threats import Threat
 

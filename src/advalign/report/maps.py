@@ -13,9 +13,9 @@ from advalign.report.features import explained, feature_map, feature_maps, few
 from advalign.report.page import FigureSection
 from advalign.report.sources import Found
 from advalign.runs import find_weights
-from advalign.runs.files import digest_of
-from advalign.runs.run import digest
+from advalign.runs.run import setting_digest
 from advalign.runtime.device import pick_device
+from advalign.runtime.files import digest_of_file
 from advalign.runtime.progress import say
 from advalign.threats import parse_threat
 
@@ -64,8 +64,8 @@ def feature_plates(
         maps = {}
         for run in runs[:most]:
             path, name = found.runs[run].path, found.names[run]
-            made_of = {"weights": digest_of(path / "best.safetensors"), "images": images_digest, "threat": spelled}
-            file = kept / f"{run}-{digest(made_of)}.npz"
+            made_of = {"weights": digest_of_file(path / "best.safetensors"), "images": images_digest, "threat": spelled}
+            file = kept / f"{run}-{setting_digest(made_of)}.npz"
             if not file.exists():
                 say(console, f"mapping the features of {name}: PGD on {len(images)} images of {data_name}, then t-SNE")
             try:

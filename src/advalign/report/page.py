@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from advalign.report.figures import data_uri, png
 from advalign.report.svg import inline, svg
 from advalign.report.tables import Table
-from advalign.runs.files import write_atomically
+from advalign.runtime.files import write_atomically
 
 
 class FigureSection(NamedTuple):

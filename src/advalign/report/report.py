@@ -21,8 +21,8 @@ from advalign.report.radius import Curve, radii_of, radius_curves
 from advalign.report.sources import Found, Scope, find
 from advalign.report.tables import Flags, Table, accuracy_table, rows_of
 from advalign.runs import Record
-from advalign.runs.files import read_json, require_writable
 from advalign.runtime.environment import environment
+from advalign.runtime.files import read_json, require_writable
 from advalign.spelling import spell_number
 from advalign.threats import parse_threat
 

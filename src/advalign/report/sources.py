@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from advalign.errors import UserError, require
 from advalign.runs import Record, Run, latest, read_records
-from advalign.runs.files import digest_of, read_json
+from advalign.runtime.files import digest_of_file, read_json
 
 # How a result of `advalign evaluate` begins. Other JSON below the paths is somebody else's, and is not read.
 _RESULT = re.compile(rb'\s*\{\s*"records":\s*\[\s*\{\s*"method"')
@@ -52,7 +52,7 @@ class Evaluated(NamedTuple):
     def weights(self) -> Path | None:
         """The weights file from elsewhere that was measured, if it still lies where its results were put beside it."""
         file = self.file.parent.parent / self.first["checkpoint"]
-        return file if file.is_file() and digest_of(file) == self.content.get("weights") else None
+        return file if file.is_file() and digest_of_file(file) == self.content.get("weights") else None
 
     @property
     def examples(self) -> Path:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from advalign.errors import UserError, require
-from advalign.runs.files import write_atomically
+from advalign.runtime.files import write_atomically
 
 
 def save_weights(path: Path, net: nn.Module, card: Mapping[str, Any]) -> None:

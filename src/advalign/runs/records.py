@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from advalign.errors import UserError
-from advalign.runs.files import read_lines, write_lines
+from advalign.runtime.files import read_lines, write_lines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from advalign.errors import require
-from advalign.runs.files import read_json, read_lines, remove_leftovers, require_folder, write_json
 from advalign.runs.records import Record, read_records
+from advalign.runtime.files import digest, read_json, read_lines, remove_leftovers, require_folder, write_json
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Run:
         """
         plain = name is None or re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*", name)
         require(bool(plain), lambda: f"name={name!r} must be one plain folder name, and not begin with a dot")
-        run = cls(root / (name or f"{_slug(setting)}-{digest(setting)}"), setting)
+        run = cls(root / (name or f"{_slug(setting)}-{setting_digest(setting)}"), setting)
         require_folder(run.path)
         if run._card.exists():
             difference = _difference(_read_card(run._card)["setting"], setting)
@@ -65,7 +64,7 @@ class Run:
     @property
     def id(self) -> str:
         """The digest of the setting."""
-        return digest(self.setting)
+        return setting_digest(self.setting)
 
     @property
     def finished(self) -> bool:
@@ -124,9 +123,9 @@ class Run:
         return self.path / "log.jsonl"
 
 
-def digest(setting: Mapping[str, Any]) -> str:
+def setting_digest(setting: Mapping[str, Any]) -> str:
     """Return ten hexadecimal digits that name a setting."""
-    return hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:10]
+    return digest(json.dumps(setting, sort_keys=True), digits=10)
 
 
 def _slug(setting: Mapping[str, Any]) -> str:

@@ -26,9 +26,9 @@ from advalign.report.report import CALIBRATION
 from advalign.report.tables import accuracy_table, print_table
 from advalign.runs import Record, Run
 from advalign.runs import load as load_model
-from advalign.runs.files import write_atomically, write_lines
 from advalign.runtime.device import one_thread
 from advalign.runtime.environment import environment
+from advalign.runtime.files import write_atomically, write_lines
 from advalign.runtime.progress import say
 from advalign.runtime.seeds import seeded
 from advalign.threats import Linf

@@ -22,8 +22,8 @@ from advalign.errors import require
 from advalign.evaluation.measure import measure
 from advalign.report.tables import Row, Table, print_table, rows_of
 from advalign.runs import Record
-from advalign.runs.files import write_lines
 from advalign.runtime.device import one_thread
+from advalign.runtime.files import write_lines
 from advalign.runtime.progress import say
 from advalign.studies.demo import ATTACKS, MODEL
 from advalign.training.recipes import digits

@@ -16,9 +16,9 @@ from advalign.report.page import FigureSection, TableSection, TextSection, write
 from advalign.report.sweeps import CurvePoint, sweep_curves, trade_off_curves
 from advalign.report.tables import NOISE, Row, Table, marks
 from advalign.runs import Record, find_weights
-from advalign.runs.files import write_atomically, write_lines
 from advalign.runtime.device import pick_device
 from advalign.runtime.environment import environment
+from advalign.runtime.files import write_atomically, write_lines
 from advalign.studies.context import ExecutionContext
 from advalign.studies.job import Job, dataset
 from advalign.studies.study import CLEAN, Column, FigureBuilder, Study

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from advalign.errors import UserError, require, unknown
-from advalign.runs.files import require_folder, require_writable
 from advalign.runtime.device import pick_device
+from advalign.runtime.files import require_folder, require_writable
 from advalign.runtime.interrupts import stoppable
 from advalign.runtime.progress import say
 from advalign.studies.context import ExecutionContext, Outcome

@@ -21,7 +21,7 @@ from advalign.objectives import Objective
 from advalign.objectives.contract import Calibration, Terms
 from advalign.runs import Run
 from advalign.runs.checkpoint import load_state, save_state, save_weights
-from advalign.runs.files import write_lines
+from advalign.runtime.files import write_lines
 from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.seeds import derive_seed
 from advalign.training.averaging import Average

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -23,7 +22,8 @@ from advalign.objectives.bases.natural import Natural
 from advalign.objectives.bases.trades import TRADES
 from advalign.runs import Run, Weights, find_weights, require_classes
 from advalign.runs.checkpoint import load_into, load_weights
-from advalign.runs.run import digest
+from advalign.runs.run import setting_digest
+from advalign.runtime.files import digest
 from advalign.runtime.seeds import seeded
 from advalign.training.recipes import Recipe
 
@@ -153,7 +153,9 @@ class Plan:
     def kind(self) -> str:
         """What tells the run from others of its method beside the seed: recipe, extra data, own parts, and guests."""
         guests = {name: _kind(source) for name, source in self.guests.items()}
-        return digest({**asdict(self.recipe), "seed": None, **self._extra, **_own(self.method), "guests": guests})
+        return setting_digest(
+            {**asdict(self.recipe), "seed": None, **self._extra, **_own(self.method), "guests": guests}
+        )
 
     @property
     def space(self) -> int:
@@ -247,7 +249,7 @@ def plan(
 def _own(method: Method) -> dict[str, dict[str, str]]:
     """Tell the parts that are not ours by their source, which may change under one name."""
     own = {part.name: type(part) for part in method.parts if not type(part).__module__.startswith("advalign.")}
-    digests = {name: hashlib.sha256(_source(part)).hexdigest()[:10] for name, part in own.items()}
+    digests = {name: digest(_source(part), digits=10) for name, part in own.items()}
     return {"own": digests} if digests else {}
 
 
@@ -273,7 +275,7 @@ def _identity(source: Weights | Plan | None) -> str:
         run = Run.read(path.parent)
         if run.finished:  # then a guest that is given and one that was trained on the way are the same
             return run.id
-    return hashlib.sha256(path.read_bytes() + (source.model or "").encode()).hexdigest()[:10]
+    return digest(path.read_bytes(), source.model or "", digits=10)
 
 
 def _kind(source: Weights | Plan | None) -> list[str | None]:

@@ -1,4 +1,4 @@
-"""Atomic files: a reader sees the old content or the new, whatever instant the machine stops."""
+"""Files: written so that a reader sees the old content or the new, whenever the machine stops; and their digests."""
 
 from __future__ import annotations
 
@@ -7,32 +7,47 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from advalign.errors import UserError, require
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Yield a temporary file beside the target; afterwards flush it to the disk and rename it over the target.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the target is as it was, as after any error inside.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp's are the owner's alone
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write to a temporary file beside the target, flush it to the disk, and rename it over the target.
+    """Write a whole file as `written_atomically` does.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; the target is as it was.
     """
-    data = content.encode() if isinstance(content, str) else content
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())  # mkstemp's are the owner's alone
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        with written_atomically(path) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         reason = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror
         raise UserError(f"cannot write {path}: {reason}; what was there is unchanged") from None
@@ -72,7 +87,20 @@ def require_writable(folder: Path) -> None:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
 
 
-def digest_of(path: Path) -> str:
+def digest(*parts: str | Buffer, digits: int = 16) -> str:
+    """Return hexadecimal digits of the SHA-256 over all parts, one after another: a name for their content."""
+    return digest_of_stream(parts, digits=digits)
+
+
+def digest_of_stream(parts: Iterable[str | Buffer], digits: int = 16) -> str:
+    """Return `digest` of parts that need not be in memory all at once."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part.encode() if isinstance(part, str) else part)
+    return total.hexdigest()[:digits]
+
+
+def digest_of_file(path: Path) -> str:
     """Return sixteen hexadecimal digits that name a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
