@@ -5,7 +5,8 @@ advalign train 'trades+guided(weight=0.5)' --plugin my_plugin:Guided --data digi
 
 import torch.nn.functional as F
 
-from advalign.objectives.contract import ADV, Need, PlugIn, Term
+from advalign.objectives.contract import ADV, Need, Term
+from advalign.objectives.method import PlugIn
 
 
 class Guided(PlugIn):

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import batch, tiny
+from tests.networks import tiny
+from tests.samples import batch
 from torch import Tensor
 
 import advalign as aa
 from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, compose, parse, total
-from advalign.objectives.contract import ADV, Need, Outputs, PlugIn, Term, Terms
+from advalign.objectives.contract import ADV, Need, Outputs, Term, Terms
+from advalign.objectives.method import PlugIn
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from advalign import objectives
 from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, parse
 from advalign.objectives.bases.trades import TRADES
-from advalign.objectives.contract import Outputs, PlugIn, Terms
+from advalign.objectives.contract import Outputs, Terms
+from advalign.objectives.method import PlugIn
 from advalign.registration import register
 from advalign.runs import Run
 
@@ -73,7 +74,7 @@ def registries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-HEAD = "from advalign.objectives.contract import ADV, Base, PlugIn, Term\n\n"
+HEAD = "from advalign.objectives.contract import ADV, Term\nfrom advalign.objectives.method import Base, PlugIn\n\n"
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ from advalign.objectives.bases.mtard import MTARD
 from advalign.objectives.bases.natural import Natural
 from advalign.objectives.bases.rslad import RSLAD
 from advalign.objectives.bases.trades import TRADES
-from advalign.objectives.contract import Base, PlugIn
-from advalign.objectives.method import Method
+from advalign.objectives.method import Base, Method, PlugIn
 from advalign.objectives.objective import Objective, compose, total
 from advalign.objectives.plugins.afa import AFA
 from advalign.objectives.plugins.ar_at import ARAT

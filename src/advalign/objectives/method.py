@@ -1,16 +1,147 @@
-"""A method: a base and plug-ins that make sense together, not yet bound to networks."""
+"""A method: a base and plug-ins, not yet bound to networks. What a base and a plug-in may do is written here."""
 
 from __future__ import annotations
 
+import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TypeVar, final
+from typing import ClassVar, final
 
+from torch import Tensor, nn
+
+from advalign.attacks.ascent import AttackLoss
+from advalign.attacks.losses import cross_entropy
 from advalign.errors import UserError, require
-from advalign.objectives.contract import Base, Need, Part, PlugIn, Replaceable
+from advalign.models.taps import Tapped
+from advalign.objectives.contract import (
+    ADV,
+    CLEAN,
+    Calibration,
+    Need,
+    Network,
+    Networks,
+    Outputs,
+    Replaceable,
+    Terms,
+    TrainingAttack,
+    Views,
+    union,
+)
+from advalign.spelling import spell
+from advalign.threats import Threat
 
-T = TypeVar("T")
 
-# What of a base one plug-in may take the place of, and what is said of two that would.
+class Part(nn.Module, ABC):
+    """What bases and plug-ins share: a name, the passes they read, and a canonical spelling.
+
+    The constructor is the schema: it keeps each argument under its own name, and `str(part)` spells those that differ
+    from their defaults.
+    """
+
+    name: ClassVar[str]
+    needs: tuple[Need, ...] = (CLEAN, ADV)
+    init_from: str | None = None  # the guest whose weights initialise the student
+
+    def __init__(self) -> None:  # nn.Module's own takes anything, so a part without arguments would too
+        super().__init__()
+
+    def __str__(self) -> str:
+        lost = [name for name in inspect.signature(type(self)).parameters if name not in vars(self)]
+        require(
+            not lost,
+            lambda: f"{self.name} must keep its argument {lost[:1]} under that name, or it cannot be told apart",
+        )
+        return spell(self.name, type(self), vars(self))
+
+    def adapt(self, student: nn.Module) -> nn.Module:
+        """Return the student as the part wants it, before the optimiser is built; learnt modules are made here."""
+        return student
+
+    def restore(self, student: nn.Module) -> nn.Module:
+        """Return the plain network of an adapted student: what is evaluated and saved."""
+        return student
+
+    def layers(self, student: nn.Module) -> tuple[str, ...]:
+        """Return the names of the modules whose outputs the terms read, in the student and in the guests."""
+        return ()
+
+    def start_epoch(self, student: Tapped, batches: Iterable[tuple[Tensor, Tensor]], progress: float) -> None:
+        """Look at the student before an epoch; what is kept must be a buffer, or a resumed run would lose it.
+
+        Args:
+            batches: those of the epoch, augmented; images (N, C, H, W) in [0, 1] and labels (N,). They can be read
+                more than once.
+            progress: the share of the epochs that is done, in [0, 1).
+        """
+
+    @abstractmethod
+    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+        """Return the named terms of the loss from the declared passes and the labels (N,)."""
+
+
+class Base(Part):
+    """An adversarial-training method: how its examples are made, which passes it reads, which terms it sums."""
+
+    supervises: tuple[str, ...] = ()  # the views whose hard labels its terms fit
+    training_attack: TrainingAttack | None = TrainingAttack(start="gaussian")  # None: no adversarial examples
+    standalone_reason: str = ""  # why no plug-in joins it; any may if empty
+
+    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
+        """Return the loss that the attack maximises; cross entropy unless the method defines another.
+
+        Args:
+            nets: the student and the guests; a guest gives logits alone. Gradient flows through all to the images.
+            views: `clean`, and `second` where the method asks for a second augmentation.
+            y: labels (N,).
+        """
+        return AttackLoss(lambda x_adv: nets["student"](x_adv).logits, cross_entropy, y)
+
+    def views(self, x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
+        """Return the views of the batch by name, from images x and x_adv (N, C, H, W)."""
+        return {"clean": x, "adv": x_adv}
+
+    def __add__(self, plugin: PlugIn) -> Method:
+        return Method(self, (plugin,))
+
+
+class PlugIn(Part):
+    """A part that joins any base. It can do what its methods offer, and nothing else."""
+
+    learns: tuple[str, ...] = ()  # guests that are trained with the student; the others stay frozen
+    replaces: frozenset[Replaceable] = frozenset()
+    """What it replaces of the base; at most one plug-in of a method may replace each. `labels`: `reweigh` scales or
+    drops the terms that supervise hard labels. `attack_loss`: the attack maximises the plug-in's. `threat`:
+    `attack_threat` changes the threat model of the attack."""
+
+    def joins(self, base: Base) -> None:
+        """Refuse a base with which the plug-in makes no sense.
+
+        Raises:
+            UserError: the reason.
+        """
+
+    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
+        """Return the loss that the attack maximises, for plug-ins that replace the base's; as `Base.attack_loss`."""
+        raise NotImplementedError(f"{self.name} replaces no attack loss")
+
+    def attack_threat(self, student: Network, x: Tensor, threat: Threat) -> Threat:
+        """Return the threat model for images x (N, C, H, W), for plug-ins that replace the threat."""
+        return threat
+
+    def views(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the views of the batch that the training passes read."""
+        return views
+
+    def reweigh(self, base: Terms) -> Terms:
+        """Scale or drop terms of the base by what they supervise, so that plug-ins commute."""
+        return base
+
+    def calibrate(self, outs: Outputs, terms: Terms) -> Calibration:
+        """Return what the log records of the plug-in, by layer and name; called once an epoch, on one batch."""
+        return {}
+
+
+# What of a base one plug-in may replace, and how the error describes two that would.
 _CLASHES: dict[Replaceable, str] = {
     "labels": "decide what supervises the labels",
     "attack_loss": "replace the loss of the attack",
@@ -22,8 +153,13 @@ _CLASHES: dict[Replaceable, str] = {
 class Method:
     """A base and plug-ins; plug-ins commute, so they are kept in alphabetical order and `str(method)` is canonical.
 
+    Example:
+        >>> import advalign as aa
+        >>> aa.Method(aa.TRADES(beta=6), [aa.VFD(weight=0.1), aa.BGAT()])
+        Method(trades+bgat+vfd(weight=0.1))
+
     Raises:
-        UserError: the parts make no sense together; the reason is named.
+        UserError: the parts make no sense together; the error names the reason.
     """
 
     def __init__(self, base: Base, plugins: Iterable[PlugIn] = ()) -> None:
@@ -39,10 +175,10 @@ class Method:
         reads_adv = [plugin.name for plugin in self.plugins if any(need.view == "adv" for need in plugin.needs)]
         if base.training_attack is None and reads_adv:
             raise UserError(f"{self}: {reads_adv[0]!r} reads adversarial examples, but {base.name!r} makes none")
-        for what, clash in _CLASHES.items():
-            rivals = [plugin.name for plugin in self.plugins if what in plugin.replaces]
+        for replaceable, clash in _CLASHES.items():
+            rivals = [plugin.name for plugin in self.plugins if replaceable in plugin.replaces]
             require(len(rivals) <= 1, lambda: f"{self}: {' and '.join(rivals)} each {clash}; take one")
-            if what == "labels" and rivals and not base.supervises:
+            if replaceable == "labels" and rivals and not base.supervises:
                 raise UserError(f"{self}: {rivals[0]!r} takes the place of hard labels, but {base} has none")
         for plugin in self.plugins:
             unread = sorted(set(plugin.learns) - {need.net for need in plugin.needs})
@@ -82,15 +218,10 @@ class Method:
 
     @property
     def defends(self) -> bool:
-        """Whether the student learns from adversarial images, here or in the run that it begins as."""
+        """Whether the student learns from adversarial images, here or in the run that initialises it."""
         return self.base.training_attack is not None or self.base.init_from is not None
 
     @property
     def second(self) -> bool:
         """Whether a step needs the batch in a second augmentation."""
         return any(need.view == "second" for need in self.needs)
-
-
-def union(groups: Iterable[Iterable[T]]) -> tuple[T, ...]:
-    """Return every item once, in the order of first sight."""
-    return tuple(dict.fromkeys(item for group in groups for item in group))

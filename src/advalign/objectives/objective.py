@@ -18,8 +18,8 @@ from advalign.models.fold import Folded
 from advalign.models.modes import buffers_kept, evaluating, training
 from advalign.models.split_norm import SplitNorm, using_norms
 from advalign.models.taps import Output, Tapped
-from advalign.objectives.contract import Base, Calibration, Need, Network, PlugIn, Term, Terms
-from advalign.objectives.method import Method, union
+from advalign.objectives.contract import Calibration, Need, Network, Term, Terms, union
+from advalign.objectives.method import Base, Method, PlugIn
 from advalign.threats import Threat, check_images
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from advalign.errors import require
 from advalign.models import last_linear
-from advalign.objectives.contract import ADV, CLEAN, Base, Outputs, Term, Terms, TrainingAttack
+from advalign.objectives.contract import ADV, CLEAN, Outputs, Term, Terms, TrainingAttack
+from advalign.objectives.method import Base
 
 
 @final

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advalign.errors import require
-from advalign.objectives.contract import ADV, CLEAN, Base, Outputs, Term, Terms
+from advalign.objectives.contract import ADV, CLEAN, Outputs, Term, Terms
+from advalign.objectives.method import Base
 
 
 @final

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
-from advalign.objectives.contract import ADV, CLEAN, Base, Need, Outputs, Term, Terms, TrainingAttack
+from advalign.objectives.contract import ADV, CLEAN, Need, Outputs, Term, Terms, TrainingAttack
+from advalign.objectives.method import Base
 
 
 @final

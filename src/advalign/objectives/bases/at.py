@@ -7,7 +7,8 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor
 
-from advalign.objectives.contract import ADV, Base, Outputs, Term, Terms, TrainingAttack
+from advalign.objectives.contract import ADV, Outputs, Term, Terms, TrainingAttack
+from advalign.objectives.method import Base
 
 
 @final

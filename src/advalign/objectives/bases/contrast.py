@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from advalign.attacks.ascent import AttackLoss
 from advalign.errors import require
 from advalign.models import Output, last_linear
-from advalign.objectives.contract import ADV, CLEAN, SECOND, Base, Networks, Outputs, Term, Terms, TrainingAttack, Views
+from advalign.objectives.contract import ADV, CLEAN, SECOND, Networks, Outputs, Term, Terms, TrainingAttack, Views
 from advalign.objectives.distances import supervised_contrast
+from advalign.objectives.method import Base
 
 
 @final

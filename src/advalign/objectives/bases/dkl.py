@@ -10,8 +10,9 @@ from torch import Tensor
 from advalign.attacks.ascent import AttackLoss
 from advalign.errors import require
 from advalign.objectives.bases.trades import from_clean
-from advalign.objectives.contract import ADV, CLEAN, Base, Networks, Outputs, Term, Terms, Views
+from advalign.objectives.contract import ADV, CLEAN, Networks, Outputs, Term, Terms, Views
 from advalign.objectives.distances import pairwise_gap
+from advalign.objectives.method import Base
 
 
 @final

@@ -11,7 +11,8 @@ from torch import Tensor
 from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
 from advalign.models.taps import Tapped
-from advalign.objectives.contract import ADV, CLEAN, Base, Need, Outputs, Term, Terms, TrainingAttack
+from advalign.objectives.contract import ADV, CLEAN, Need, Outputs, Term, Terms, TrainingAttack
+from advalign.objectives.method import Base
 
 
 @final

@@ -13,7 +13,8 @@ from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
 from advalign.models.taps import Tapped
 from advalign.objectives.bases.iad import trust
-from advalign.objectives.contract import ADV, CLEAN, Base, Need, Outputs, Term, Terms, TrainingAttack
+from advalign.objectives.contract import ADV, CLEAN, Need, Outputs, Term, Terms, TrainingAttack
+from advalign.objectives.method import Base
 
 
 @final

@@ -14,8 +14,9 @@ from advalign.errors import require
 from advalign.models.split_norm import using_norms
 from advalign.models.taps import Tapped
 from advalign.objectives.bases.trades import from_clean
-from advalign.objectives.contract import ADV, CLEAN, Base, Networks, Outputs, Term, Terms, Views
+from advalign.objectives.contract import ADV, CLEAN, Networks, Outputs, Term, Terms, Views
 from advalign.objectives.distances import pairwise_gap
+from advalign.objectives.method import Base
 
 
 @final

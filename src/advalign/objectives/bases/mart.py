@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from advalign.errors import require
-from advalign.objectives.contract import ADV, CLEAN, Base, Outputs, Term, Terms
+from advalign.objectives.contract import ADV, CLEAN, Outputs, Term, Terms
 from advalign.objectives.distances import boosted_cross_entropy
+from advalign.objectives.method import Base
 
 
 @final

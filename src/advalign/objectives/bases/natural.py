@@ -7,7 +7,8 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor
 
-from advalign.objectives.contract import CLEAN, Base, Outputs, Term, Terms
+from advalign.objectives.contract import CLEAN, Outputs, Term, Terms
+from advalign.objectives.method import Base
 
 
 @final

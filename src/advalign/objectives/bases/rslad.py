@@ -10,7 +10,8 @@ from torch import Tensor
 from advalign.attacks.ascent import AttackLoss
 from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
-from advalign.objectives.contract import ADV, CLEAN, Base, Need, Networks, Outputs, Term, Terms, Views
+from advalign.objectives.contract import ADV, CLEAN, Need, Networks, Outputs, Term, Terms, Views
+from advalign.objectives.method import Base
 
 
 @final

@@ -11,7 +11,8 @@ from torch import Tensor
 from advalign.attacks.ascent import AttackLoss
 from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
-from advalign.objectives.contract import ADV, CLEAN, Base, Network, Networks, Outputs, Term, Terms, Views
+from advalign.objectives.contract import ADV, CLEAN, Network, Networks, Outputs, Term, Terms, Views
+from advalign.objectives.method import Base
 
 
 @final

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from advalign.attacks.ascent import AttackLoss
 from advalign.errors import require
 from advalign.objectives.bases.contrast import Contrast
-from advalign.objectives.contract import ADV, CLEAN, SECOND, Networks, Outputs, PlugIn, Term, Terms, Views
+from advalign.objectives.contract import ADV, CLEAN, SECOND, Networks, Outputs, Term, Terms, Views
+from advalign.objectives.method import PlugIn
 
 
 @final

@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from advalign.errors import require
 from advalign.models import Tapped, find_layer, last_linear, last_stage, named_layers
 from advalign.models.split_norm import merged, split_norms, using_norms
-from advalign.objectives.contract import ADV, CLEAN, Network, Outputs, PlugIn, Term, Terms, without_labels
+from advalign.objectives.contract import ADV, CLEAN, Network, Outputs, Term, Terms, without_labels
+from advalign.objectives.method import PlugIn
 from advalign.threats import Linf, Projection, Threat
 
 MEASURED = 8  # batches, as in the authors' code

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advalign.errors import require
-from advalign.objectives.contract import ADV, Need, Outputs, PlugIn, Term, Terms
+from advalign.objectives.contract import ADV, Need, Outputs, Term, Terms
+from advalign.objectives.method import PlugIn
 
 
 @final

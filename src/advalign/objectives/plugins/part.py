@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from advalign.errors import require
 from advalign.models import last_stage
 from advalign.models.taps import Tapped
-from advalign.objectives.contract import ADV, Network, Outputs, PlugIn, Terms
+from advalign.objectives.contract import ADV, Network, Outputs, Terms
+from advalign.objectives.method import PlugIn
 from advalign.threats import Linf, PixelLinf, Threat
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from advalign.errors import require
 from advalign.models import last_stage
-from advalign.objectives.contract import ADV, CLEAN, Base, Calibration, Need, Outputs, PlugIn, Term, Terms
+from advalign.objectives.contract import ADV, CLEAN, Calibration, Need, Outputs, Term, Terms
 from advalign.objectives.distances import DISTANCES
+from advalign.objectives.method import Base, PlugIn
 
 
 @final
