@@ -1,48 +1,39 @@
 from __future__ import annotations
 
+import random
+from zlib import crc32
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from torch import Tensor, nn
+from torch import Tensor
+
+from tests.networks import Target, half_robust
+from tests.samples import batch
 
 torch.set_num_threads(1)  # two workers share two cores
-settings.register_profile("unhurried", deadline=None)  # the first call imports, on a busy machine for long
-settings.load_profile("unhurried")
+torch.manual_seed(0)  # for what is drawn while the tests are collected
+# No deadline: the first call imports, on a busy machine for long. The same examples at every run.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 
-class TinyNet(nn.Module):
-    """Two stages and a head, small enough for hundreds of steps a second."""
-
-    stages = ("layer1", "layer2")
-
-    def __init__(self, classes: int = 4, channels: int = 3) -> None:
-        super().__init__()
-        self.layer1 = nn.Sequential(nn.Conv2d(channels, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU())
-        self.layer2 = nn.Sequential(nn.Conv2d(6, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        self.fc = nn.Linear(8, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.layer2(self.layer1(x)).mean((2, 3)))
-
-
-def tiny(seed: int, **arguments: int) -> TinyNet:
-    """A tiny net with weights and BatchNorm statistics drawn from the seed."""
+@pytest.fixture(autouse=True)
+def seed_from_the_tests_name(request: pytest.FixtureRequest) -> None:
+    """Every test draws the same numbers at each run, whichever tests ran before it."""
+    seed = crc32(request.node.nodeid.encode())
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (libraries draw from it)
     torch.manual_seed(seed)
-    net = TinyNet(**arguments)
-    for norm in (net.layer1[1], net.layer2[1]):
-        assert isinstance(norm, nn.BatchNorm2d)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        norm.running_mean.normal_(0, 0.2)
-        norm.running_var.uniform_(0.5, 1.5)
-    return net
-
-
-def batch(n: int = 8, classes: int = 4) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return torch.rand(n, 3, 8, 8, generator=generator), torch.randint(0, classes, (n,), generator=generator)
 
 
 @pytest.fixture
 def x_y() -> tuple[Tensor, Tensor]:
     return batch()
+
+
+@pytest.fixture(scope="session")
+def target() -> Target:
+    """A small network that is robust about half of the time, for attacks to be compared on."""
+    return half_robust()

@@ -26,7 +26,7 @@ def norms(delta: Tensor, threat: Threat) -> Tensor:
     return flat.abs().amax(1) if isinstance(threat, Linf) else flat.square().sum(1).sqrt()
 
 
-@pytest.mark.parametrize("budget", THREATS, ids=str)
+@pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_projection_is_inside_and_idempotent_and_leaves_what_is_inside(threat: Threat):
     x = images(50)
     far = x + 2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.double)
@@ -40,7 +40,7 @@ def test_projection_is_inside_and_idempotent_and_leaves_what_is_inside(threat: T
     torch.testing.assert_close(project(within.clone()), within, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("budget", [Linf(0.3), L2(0.3)], ids=str)
+@pytest.mark.parametrize("threat", [Linf(0.3), L2(0.3)], ids=str)
 def test_projection_is_the_closest_point(threat: Threat):
     """Against a fine polar grid of the whole ball in two dimensions, away from the walls."""
     x = torch.full((6, 1, 1, 2), 0.5, dtype=torch.double)
@@ -67,7 +67,7 @@ def test_linf_projection_with_the_box_is_the_closest_point():
     torch.testing.assert_close(Linf(0.2).ball(x)(far.clone()).flatten(), torch.stack(closest), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("budget", THREATS, ids=str)
+@pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_projection_and_sample_leave_the_centre_alone(threat: Threat):
     x = images(5)
     before = x.clone()
@@ -77,7 +77,7 @@ def test_projection_and_sample_leave_the_centre_alone(threat: Threat):
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("budget", THREATS, ids=str)
+@pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_samples_are_inside(threat: Threat):
     x = images(200)
     x[:50] = x[:50].round()
@@ -148,7 +148,7 @@ def test_l2_samples_fill_the_ball_evenly(shape: tuple[int, ...]):
     torch.testing.assert_close(moved.T @ moved / len(moved), variance * torch.eye(dimensions), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("budget", [Linf(0.1), L2(0.5)], ids=str)
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=str)
 def test_samples_follow_the_seed(threat: Threat):
     x = images(3)
     torch.manual_seed(7)
@@ -158,7 +158,7 @@ def test_samples_follow_the_seed(threat: Threat):
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("budget", [Linf(0.1), L2(0.5)], ids=str)
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=str)
 def test_an_empty_batch_has_samples_and_projections(threat: Threat):
     empty = torch.empty(0, 3, 4, 4)
     assert threat.sample(empty).shape == empty.shape
@@ -178,7 +178,7 @@ def test_steepest_is_a_unit_step_that_gains_most(exponent: float, seed: int):
         torch.testing.assert_close((step * grad).flatten(1).sum(1), dual)
 
 
-@pytest.mark.parametrize("budget", [Linf(), L2()], ids=str)
+@pytest.mark.parametrize("threat", [Linf(), L2()], ids=str)
 def test_steepest_of_a_zero_gradient_is_no_step(threat: Threat):
     assert torch.equal(threat.steepest(torch.zeros(2, 3, 4, 4)), torch.zeros(2, 3, 4, 4))
 
@@ -191,7 +191,7 @@ def test_distance_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("budget", "spelled"),
+    ("threat", "spelling"),
     [
         (Linf(), "Linf(8/255)"),
         (Linf(0.031), "Linf(0.031)"),
@@ -202,8 +202,8 @@ def test_distance_by_hand():
         (PixelLinf(8 / 255, torch.zeros(1, 1, 1, 1)), "PixelLinf(8/255)"),
     ],
 )
-def test_spelling(threat: Threat, spelled: str):
-    assert str(threat) == spelled
+def test_spelling(threat: Threat, spelling: str):
+    assert str(threat) == spelling
 
 
 def test_threat_by_name():

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.attacks.conftest import Target
-from tests.conftest import TinyNet, batch, tiny
+from tests.networks import Target, TinyNet, tiny
+from tests.samples import batch
 from torch import Tensor, nn
 
 from advalign.attacks import ATTACKS

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conftest import TinyNet, batch, tiny
+from tests.networks import TinyNet, tiny
+from tests.samples import batch
 from torch import Tensor, nn
 
 from advalign.attacks import ATTACKS, FAB, FABT, FGSM, MIM, PGD, STANDARD, Attack, CarliniWagner, Square, parse
@@ -113,7 +114,7 @@ def test_stays_in_the_ball_and_in_the_box(name, norm_eps, steps, share, start, u
     assert_inside(attack(sharp(), x, y), x, reach(attack))
 
 
-@pytest.mark.parametrize("budget", THREATS, ids=str)
+@pytest.mark.parametrize("threat", THREATS, ids=str)
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_moves_images_leaves_its_input_and_repeats_with_the_seed(spelling: str, threat: Threat, x_y):
     x, _ = x_y
@@ -188,7 +189,7 @@ def test_runs_in_eval_mode_on_a_training_model_and_inside_no_grad(spelling: str,
         assert torch.equal(attack(training, x, y), plain)
 
 
-@pytest.mark.parametrize("budget", THREATS, ids=str)
+@pytest.mark.parametrize("threat", THREATS, ids=str)
 @pytest.mark.parametrize("spelling", DETERMINISTIC)
 def test_images_do_not_depend_on_their_neighbours(spelling: str, threat: Threat):
     x, _ = batch(9)
@@ -200,7 +201,7 @@ def test_images_do_not_depend_on_their_neighbours(spelling: str, threat: Threat)
     torch.testing.assert_close(whole, parts, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("budget", THREATS, ids=str)
+@pytest.mark.parametrize("threat", THREATS, ids=str)
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_an_empty_batch_stays_empty(spelling: str, threat: Threat, x_y):
     x, y = x_y
@@ -241,7 +242,7 @@ def test_until_fooled_keeps_the_first_iterate_that_fools():
     torch.testing.assert_close(last, path[-1], atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("budget", [Linf(0.03), L2(0.3)], ids=str)
+@pytest.mark.parametrize("threat", [Linf(0.03), L2(0.3)], ids=str)
 @pytest.mark.parametrize(
     ("loss", "start"),
     [(loss, start) for loss in ("ce", "margin", "kl") for start in ("uniform", "gaussian", "clean")][:-1],
@@ -270,7 +271,7 @@ def test_a_gaussian_start_outside_the_box_is_never_the_answer():
 
 
 @pytest.mark.parametrize("until_fooled", [True, False])
-@pytest.mark.parametrize("budget", [Linf(0.02), L2(0.15)], ids=str)
+@pytest.mark.parametrize("threat", [Linf(0.02), L2(0.15)], ids=str)
 def test_restarts_never_raise_accuracy(threat: Threat, until_fooled: bool):
     x, _ = batch(96)
     net = sharp()
@@ -285,7 +286,7 @@ def test_restarts_never_raise_accuracy(threat: Threat, until_fooled: bool):
     assert broken[2].sum() > broken[0].sum() > 0
 
 
-@pytest.mark.parametrize("budget", THREATS, ids=str)
+@pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_restarts_end_when_every_image_is_broken(threat: Threat, x_y):
     x, _ = x_y
     net = sharp()
@@ -305,7 +306,7 @@ class Flat(nn.Module):
         return torch.tensor([1.0, 0.0]) + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
-@pytest.mark.parametrize("budget", THREATS, ids=str)
+@pytest.mark.parametrize("threat", THREATS, ids=str)
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_zero_gradients_make_no_nan(spelling: str, threat: Threat, x_y):
     x, _ = x_y
@@ -533,7 +534,7 @@ class Sick(nn.Module):
 GRADIENT = [each for each in SPELLINGS if not each.startswith(("square", "worst"))]
 
 
-@pytest.mark.parametrize("budget", THREATS, ids=str)
+@pytest.mark.parametrize("threat", THREATS, ids=str)
 @pytest.mark.parametrize("spelling", GRADIENT)
 def test_a_gradient_that_is_not_finite_counts_as_zero(spelling: str, threat: Threat):
     """And the other images of the batch are attacked as if it were not there."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.attacks.conftest import Target
-from tests.conftest import batch, tiny
+from tests.networks import Target, tiny
+from tests.samples import batch
 
 from advalign.attacks import APGDCE, APGDT, FGSM, PGD, parse
 from advalign.attacks.ensemble import AutoAttack, Worst

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.conftest import batch, tiny
+from tests.networks import tiny
+from tests.samples import batch
 from torch import Tensor, nn
 
 from advalign.attacks import FGSM, MIM, PGD

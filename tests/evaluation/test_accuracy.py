@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.distributed as dist
-from tests.conftest import TinyNet, batch, tiny
+from tests.networks import TinyNet, tiny
+from tests.samples import batch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset

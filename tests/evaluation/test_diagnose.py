@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tests.attacks.conftest as attacks_conftest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ from advalign.threats import L2, Linf
 from advalign.training.recipes import digits
 from advalign.training.train import train
 
-target = attacks_conftest.target  # the half-robust network of the attacks' tests
 N = 100
 
 

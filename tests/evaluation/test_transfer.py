@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.conftest import batch, tiny
+from tests.networks import tiny
+from tests.samples import batch
 
 from advalign.attacks import FGSM, MIM, PGD, parse
 from advalign.data import Images, load

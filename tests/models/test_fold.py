@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from tests.networks import sgd_step, with_random_norms
 from torch import Tensor, nn
 
 from advalign.models import MODELS, Folded, Normalized, Tapped, build, layers
@@ -21,19 +22,8 @@ FOLDED = {
 }
 
 
-def shaken(net: nn.Module) -> nn.Module:
-    """In float64, with norms that have seen data."""
-    torch.manual_seed(0)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (*module.parameters(), *module.buffers()):
-                if tensor.is_floating_point():
-                    nn.init.uniform_(tensor, 0.5, 1.5)
-    return net.double()
-
-
 def built(name: str = "resnet18") -> nn.Module:
-    return shaken(build(f"{name}(width=2)", classes=5))
+    return with_random_norms(build(f"{name}(width=2)", classes=5))
 
 
 def images() -> Tensor:
@@ -47,12 +37,6 @@ def assert_same(folded: Folded, net: nn.Module) -> None:
     torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
     ours_grad, plain_grad = (torch.autograd.grad(out.logsumexp(1).sum(), x)[0] for out in (ours, plain))
     torch.testing.assert_close(ours_grad, plain_grad, rtol=1e-10, atol=1e-10)
-
-
-def step(net: nn.Module) -> None:
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    net.train()(images()).logsumexp(1).sum().backward()
-    optimizer.step()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -72,7 +56,7 @@ def test_follows_training_in_the_same_storage():
     folded = Folded(net)
     twin = folded.twin
     for _ in range(2):
-        step(net)
+        sgd_step(net, images())
         folded.refresh()
         assert_same(folded, net)
     assert folded.twin is twin
@@ -92,7 +76,7 @@ def test_follows_training_in_the_same_storage():
 def test_follows_whatever_replaces_weights(change):
     net = built()
     folded = Folded(net)
-    step(net)
+    sgd_step(net, images())
     change(net)
     folded.refresh()
     assert_same(folded, net)
@@ -122,7 +106,7 @@ def test_a_copy_follows_its_own_network():
     net = built()
     folded = Folded(net)
     copied, copied_folded = copy.deepcopy((net, folded))
-    step(copied)
+    sgd_step(copied, images())
     copied_folded.refresh()
     assert_same(copied_folded, copied)
     assert_same(folded, net)
@@ -201,7 +185,7 @@ class Foldable(nn.Module):
 
 @pytest.mark.parametrize(("make", "pairs"), [(Branching, 0), (Repeating, 0), (Foldable, 2)])
 def test_other_networks_fold_where_it_is_safe(make, pairs):
-    net = shaken(make())
+    net = with_random_norms(make())
     folded = Folded(net)
     assert len(folded.pairs) == pairs
     assert_same(folded, net)

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tests.models.test_fold import shaken, step
+from tests.networks import sgd_step, with_random_norms
 from torch import Tensor, nn
 
 from advalign.models import Folded, Tapped, build
@@ -145,7 +145,7 @@ def test_leaves_convolutions_alone_whose_weights_may_move():
 
 @pytest.mark.parametrize(("name", "count"), [("resnet18", 3), ("preact-resnet18", 3)])
 def test_a_twin_follows_its_network(name: str, count: int):
-    net = shaken(build(f"{name}(width=32)", classes=5))
+    net = with_random_norms(build(f"{name}(width=32)", classes=5))
     folded = Folded(Tapped(net, ("layer4", "layer4.1.conv2")))
     assert len(folded.fast) == count
     x = torch.rand(FEWEST, 3, 32, 32, dtype=torch.float64)
@@ -155,7 +155,7 @@ def test_a_twin_follows_its_network(name: str, count: int):
         torch.testing.assert_close(out.logits, plain.logits, rtol=1e-10, atol=1e-10)
         for layer, feature in plain.features.items():
             torch.testing.assert_close(out.features[layer], feature, rtol=1e-10, atol=1e-10)
-        step(net)
+        sgd_step(net, torch.rand(2, 3, 32, 32, dtype=torch.float64))
         folded.refresh()
     assert all(type(module) is not Winograd for module in net.modules())
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.conftest import TinyNet, batch, tiny
-from tests.objectives.test_formulas import ce
+from tests.networks import TinyNet, tiny
+from tests.objectives.formulas import ce
+from tests.samples import batch
 
 import advalign as aa
 from advalign.attacks import PGD

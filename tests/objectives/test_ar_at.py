@@ -7,8 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tests.conftest import batch, tiny
-from tests.objectives.test_formulas import ce
+from tests.networks import tiny
+from tests.objectives.formulas import ce
+from tests.samples import batch
 from torch import nn
 
 from advalign import models

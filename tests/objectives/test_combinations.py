@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import batch
-from tests.objectives.networks import bound, combinations, losses, step
+from tests.objectives.short_training import bound, combinations, losses, step
+from tests.samples import batch
 
 from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, Method, parse, total
@@ -112,8 +112,8 @@ def test_five_steps_give_the_losses_they_always_gave(method: str):
 # In a process of its own: the shape checks of these tests are nothing that dynamo can trace.
 COMPILED = """
 import sys, torch
-from tests.conftest import batch
-from tests.objectives.networks import bound, step
+from tests.samples import batch
+from tests.objectives.short_training import bound, step
 for method in sys.argv[1:]:
     torch._dynamo.reset()
     plain, compiled = bound(method), bound(method)
@@ -144,8 +144,8 @@ def test_mixed_precision_gives_finite_losses_and_gradients(method: str):
 WORKER = """
 import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from tests.conftest import batch
-from tests.objectives.networks import bound
+from tests.samples import batch
+from tests.objectives.short_training import bound
 from advalign.objectives import total
 from advalign.threats import Linf
 rank, method, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]

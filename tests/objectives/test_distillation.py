@@ -8,9 +8,10 @@ import io
 import numpy as np
 import pytest
 import torch
-from tests.conftest import batch, tiny
-from tests.objectives.networks import bound
-from tests.objectives.test_formulas import Case, ce, kl, softmax
+from tests.networks import tiny
+from tests.objectives.formulas import Case, ce, kl, softmax
+from tests.objectives.short_training import bound
+from tests.samples import batch
 from torch import Tensor, nn
 
 from advalign.errors import UserError

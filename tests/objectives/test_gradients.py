@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.conftest import TinyNet, tiny
-from tests.objectives.networks import bound, combinations
+from tests.networks import TinyNet, tiny
+from tests.objectives.short_training import bound, combinations
 from torch import nn
 
 from advalign.errors import UserError

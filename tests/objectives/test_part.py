@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.conftest import TinyNet, tiny
+from tests.networks import TinyNet, tiny
 from torch import Tensor, nn
 
 from advalign.errors import UserError

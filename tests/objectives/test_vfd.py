@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.conftest import TinyNet, batch, tiny
-from tests.objectives.test_formulas import Case, ce
+from tests.networks import TinyNet, tiny
+from tests.objectives.formulas import Case, ce
+from tests.samples import batch
 
 from advalign import models
 from advalign.errors import UserError

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 from sklearn import manifold
-from tests.runs.test_files import RECORD
+from tests.samples import RECORD
 from torch import nn
 
 from advalign.cli import commands as cli

@@ -7,7 +7,7 @@ import io
 from dataclasses import replace
 
 import numpy as np
-from tests.runs.test_files import RECORD
+from tests.samples import RECORD
 
 from advalign.report.figures import TradeOffPoint, pareto, trade_off
 from advalign.report.tables import Table, accuracy_table

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from tests.report.test_report import records
-from tests.runs.test_files import RECORD
+from tests.samples import RECORD, records
 
 from advalign.report import report_on
 from advalign.report.page import FigureSection, TableSection, TextSection, write_page

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.runs.test_files import RECORD
+from tests.samples import RECORD, records
 
 from advalign.attacks.names import worst_cases_among
 from advalign.errors import UserError
@@ -17,18 +17,6 @@ from advalign.report import report_on
 from advalign.report.figures import calibration_curves, gallery, png, trade_off, training_curves
 from advalign.report.tables import accuracy_table
 from advalign.runs import append_records
-
-
-def records():
-    accuracies = {
-        ("trades", 0): (0.90, 0.50), ("trades", 1): (0.92, 0.54), ("trades(beta=1)", 0): (0.95, 0.40),
-        ("trades+vfd", 0): (0.94, 0.49),
-    }  # fmt: skip
-    return [
-        replace(RECORD, method=method, seed=seed, run=f"{method}{seed}", attack=attack, accuracy=accuracy)
-        for (method, seed), pair in accuracies.items()
-        for attack, accuracy in zip(("clean", "worst(fgsm, mim(steps=20))"), pair, strict=True)
-    ]
 
 
 def test_two_runs_of_one_seed_are_two_rows():

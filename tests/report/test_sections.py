@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.runs.test_files import RECORD
+from tests.samples import RECORD
 
 from advalign.cli import commands as cli
 from advalign.data import load

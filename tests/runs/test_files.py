@@ -9,36 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.samples import RECORD
 from torch import nn
 
 from advalign.errors import UserError
-from advalign.runs import Record, append_records, read_records
+from advalign.runs import append_records, read_records
 from advalign.runs.checkpoint import load_into, load_state, load_weights, save_state, save_weights
 from advalign.runtime.files import read_json, read_lines, remove_leftovers, write_atomically, write_json, write_lines
-
-RECORD = Record(
-    method="trades",
-    data="digits",
-    images="0123",
-    model="small-cnn",
-    checkpoint="best",
-    attack="clean",
-    threat="Linf(0.2)",
-    accuracy=0.95,
-    n=500,
-    precision="fp32",
-    attack_seed=0,
-    batch_size=512,
-    training_images=1147,
-    epochs=15,
-    recipe="r",
-    seed=0,
-    run="abc",
-    seconds=1.0,
-    commit="",
-    torch="2.13.0",
-    device="cpu",
-)
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])

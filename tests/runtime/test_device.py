@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import tiny
+from tests.networks import tiny
 
 from advalign.errors import UserError
 from advalign.runtime.device import autocast, pick_device, to_device

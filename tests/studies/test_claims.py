@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.runs.test_files import RECORD
+from tests.samples import RECORD
 
 from advalign.errors import UserError
 from advalign.runs import Record, append_records

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.conftest import TinyNet, tiny
+from tests.networks import TinyNet, tiny
 from torch import nn
 
 from advalign.data import Batches, Images

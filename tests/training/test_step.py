@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import batch
-from tests.objectives.networks import bound
+from tests.objectives.short_training import bound
+from tests.samples import batch
 from torch import Tensor
 
 from advalign.errors import UserError

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
-from tests.conftest import batch, tiny
-from tests.objectives.networks import bound
+from tests.networks import tiny
+from tests.objectives.short_training import bound
+from tests.samples import batch
 
 from advalign.objectives import compose, parse, total
 from advalign.training.weight_perturbation import adversarial_weights

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from tests.conftest import batch, tiny
+from tests.networks import tiny
+from tests.samples import batch
 
 from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, Objective, parse, total
