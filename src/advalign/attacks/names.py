@@ -40,7 +40,7 @@ def parse_name(text: str) -> OutcomeName:
     """
     inside = _inside(text, "worst")
     if inside is not None:
-        return OutcomeName(text, split_names(inside), is_worst_case=True)
+        return OutcomeName(text, split_names(inside) if inside.strip() else (), is_worst_case=True)
     inside = _inside(text, "transfer")
     if inside is None or ", from " not in inside:
         return OutcomeName(text, (text,), attack=text)
