@@ -26,7 +26,7 @@ QUICK = replace(digits(), epochs=1, steps=1, batch_size=128, subset=256)
 def planned(
     method: str, recipe: Recipe, guests: dict[str, str | Path] | None = None, runs: Path = RUNS, name: str | None = None
 ) -> Run:
-    return plan(as_method(method), load("digits"), MODEL, recipe, runs=runs, name=name, given=guests or {}).run
+    return plan(as_method(method), load("digits"), MODEL, recipe, runs=runs, name=name, guests=guests or {}).run
 
 
 def repeated(line: str, monkeypatch: pytest.MonkeyPatch) -> Run:

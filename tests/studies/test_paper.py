@@ -35,15 +35,10 @@ def jobs_of(study: Study, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list
     return plan_jobs(study, 1, runs=folder, data_dir=None)
 
 
-class Everything(set[object]):
-    def __contains__(self, each: object) -> bool:
-        return True
-
-
 @pytest.mark.parametrize(("scale", "name"), EVERY)
 def test_every_study_plans_with_runs_of_its_own(scale: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     if scale != "tiny":  # a step of each large network takes minutes in all: see the slow test
-        monkeypatch.setattr(planning, "_TRIED", Everything())
+        monkeypatch.setattr(planning, "try_step", lambda plan: None)
     jobs = jobs_of(made(scale, name), tmp_path, monkeypatch)
     assert len({each.run.path for each in jobs}) == len(jobs) == len(made(scale, name).cells)
     assert not any(each.finished for each in jobs)

@@ -104,10 +104,11 @@ def plan_jobs(study: Study, seeds: int, *, runs: Path, data_dir: Path | None) ->
         UserError: anything that cannot work.
     """
     require(seeds >= 1, lambda: f"seeds={seeds} must be at least 1")
-    surrogate = None if study.surrogate is None else _job(study.surrogate, 0, runs, data_dir)
+    tried: set[object] = set()  # many cells share guests, and methods differ between seeds in nothing that is tried
+    surrogate = None if study.surrogate is None else _job(study.surrogate, 0, runs, data_dir, tried)
     jobs = [
         replace(
-            _job(cell, seed, runs, data_dir),
+            _job(cell, seed, runs, data_dir, tried),
             columns=tuple(column for column in study.columns if column.data in (None, cell.data)),
             surrogate=surrogate,
         )
@@ -122,10 +123,10 @@ def plan_jobs(study: Study, seeds: int, *, runs: Path, data_dir: Path | None) ->
     return jobs
 
 
-def _job(cell: Cell, seed: int, runs: Path, data_dir: Path | None) -> Job:
+def _job(cell: Cell, seed: int, runs: Path, data_dir: Path | None, tried: set[object]) -> Job:
     cell = replace(cell, recipe=replace(cell.recipe, seed=seed))
     data = dataset(cell.data, data_dir)
-    planned = plan(parse(cell.method), data, cell.model, cell.recipe, runs=runs, given={})
+    planned = plan(parse(cell.method), data, cell.model, cell.recipe, runs=runs, guests={}, tried=tried)
     return Job(cell, planned.run, len(data.test), data.digest, guests=_guests(planned, cell.data))
 
 

@@ -1,30 +1,31 @@
-"""The training loop: from batches to a trained student, resumable at any step with the same result to the bit."""
+"""The training loop: from a plan to a trained student, resumable at any step with the same result to the bit."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from advalign.attacks import PGD
-from advalign.data import Batches, Extra, Images
+from advalign.data import Images
 from advalign.data.batches import Epoch
 from advalign.errors import TrainingError, UserError
 from advalign.evaluation.accuracy import WORST_CASE, evaluate
 from advalign.objectives import Objective
 from advalign.objectives.contract import Calibration, Terms
-from advalign.runs import Run
 from advalign.runs.checkpoint import load_state, save_state, save_weights
+from advalign.runtime.device import to_device
 from advalign.runtime.files import write_lines
 from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.seeds import derive_seed
 from advalign.training.averaging import Average
+from advalign.training.plan import Plan
 from advalign.training.recipes import Recipe
 from advalign.training.step import Step
 
@@ -33,7 +34,7 @@ Row = dict[str, Any]
 
 @dataclass
 class TrainState:
-    """Where a run stands: what `state.pt` holds beside the networks and the optimiser."""
+    """How far a training is: what `state.pt` holds beside the networks and the optimiser."""
 
     epoch: int = 0  # epochs finished
     step: int = 0  # steps finished in the epoch under way
@@ -51,154 +52,180 @@ class TrainState:
 
 
 def fit(
-    run: Run,
-    objective: Objective,
-    train: Images,
-    validation: Images,
-    recipe: Recipe,
+    plan: Plan,
+    device: torch.device,
     *,
-    extra: Extra | None = None,
-    card: dict[str, Any],
     interrupts: Interrupts,
     checkpoint_seconds: float,
     cuda_graphs: bool = False,
     on_step: Callable[[TrainState, int], None],
     on_epoch: Callable[[Row], None],
 ) -> bool:
-    """Train the objective's student from wherever the run stands; return whether it is finished.
+    """Train the plan's student from where its run stopped, if it did; return whether the run is finished.
 
-    All randomness of a step comes from (seed, epoch, step), so a resumed run needs no generator's state. After an
-    interruption, an epoch, or `checkpoint_seconds`, the state is saved; the best and last student are saved at the
-    end of epochs, best by robust accuracy on the validation images (clean accuracy for natural training).
+    After an interruption, an epoch, or `checkpoint_seconds`, the state is saved; the best and last student are saved
+    at the end of epochs, best by robust accuracy on the validation images (clean accuracy for natural training).
+
+    Args:
+        on_step: called with the state and the number of steps in an epoch.
+        on_epoch: called with the epoch's row of the log.
 
     Raises:
         TrainingError: the loss is not finite; the last good checkpoint is kept.
         UserError: the run's state is damaged, or the disk is full.
     """
-    r = recipe
-    device = train.labels.device
-    batches = Batches(train, r.batch_size, augment=r.augment, seed=r.seed, extra=extra, extra_share=r.extra_share)
-    step = Step(objective, r, batches.steps, device, cuda_graphs=cuda_graphs)
-    average = Average(objective, r, batches.steps)
-    train_state = _resume(run, objective, step.optimizer, average, device)
-    if r.compile:
-        objective.compile()
-    compiling = None
-    on_step(train_state, batches.steps)
-    saved = time.monotonic()
-    began = saved - train_state.seconds
-    while train_state.epoch < r.epochs:
-        epoch = train_state.epoch
-        objective.train()
-        if train_state.step == 0:
-            objective.start_epoch(Epoch(batches, epoch), epoch / r.epochs)
-        step.start_epoch(epoch)
-        seconds = (
-            batches.epoch(epoch, train_state.step, second=True) if objective.method.second else repeat((None, None))
-        )
-        for (x, y), (second, _) in zip(batches.epoch(epoch, train_state.step), seconds, strict=False):
-            at = epoch * batches.steps + train_state.step
-            torch.manual_seed(derive_seed(r.seed, epoch, train_state.step))
-            step.schedule(at)
-            x_adv = step.perturb(x, y, second)
-            if train_state.step == 0:
-                calibration = objective.calibrate(x, x_adv, y, second)
-                train_state.calibration = {name: _floats(told) for name, told in calibration.items()}
-            train_state.add(*step.update(x, x_adv, y, second))
-            if r.compile and compiling is None:  # it happens within the process's first step
-                compiling = time.monotonic() - saved
-            average.update(at + 1)
-            on_step(train_state, batches.steps)
-            if interrupts.reason or time.monotonic() - saved > checkpoint_seconds:
-                train_state.seconds = time.monotonic() - began
-                _save(run, objective, step.optimizer, average, train_state)
-                saved = time.monotonic()
-            if interrupts.reason:
+    trainer = _Trainer(plan, device, cuda_graphs=cuda_graphs)
+    state, steps = trainer.state, trainer.batches.steps
+    on_step(state, steps)
+    while state.epoch < plan.recipe.epochs:
+        trainer.start_epoch()
+        for x, y, second in trainer.remaining_batches():
+            trainer.train_step(x, y, second)
+            on_step(state, steps)
+            stop = bool(interrupts.reason)
+            if stop or time.monotonic() - trainer.saved > checkpoint_seconds:
+                trainer.save()
+            if stop:
                 return False
-        row = _close_epoch(run, train_state, step.optimizer)
-        with average.applied(Epoch(batches, epoch)) as student:
-            if train_state.epoch % r.validate_every == 0 or train_state.epoch == r.epochs:
-                row["validation"] = _validate(objective, student, validation, r)
-            _keep(run, train_state, student, card, row)
-        train_state.seconds = row["seconds"] = time.monotonic() - began
-        if compiling is not None:
-            row["compile_seconds"] = compiling
-        write_lines(run.path / "log.jsonl", train_state.log)
-        _save(run, objective, step.optimizer, average, train_state)
-        saved = time.monotonic()
-        on_epoch(row)
-        if interrupts.reason and train_state.epoch < r.epochs:
+        on_epoch(trainer.close_epoch())
+        if interrupts.reason and state.epoch < plan.recipe.epochs:
             return False
     return True
 
 
+@final
+class _Trainer:
+    """A plan's objective with its batches, optimiser, average and state.
+
+    All randomness of a step comes from (seed, epoch, step), so that a resumed run needs no generator's state.
+    """
+
+    def __init__(self, plan: Plan, device: torch.device, *, cuda_graphs: bool) -> None:
+        self.run, self.recipe, self.card = plan.run, plan.recipe, plan.card
+        self.objective = to_device(plan.objective(), device)
+        train, self.validation = (images.to(device) for images in plan.images)
+        self.batches = plan.batches(train)
+        self.step = Step(self.objective, self.recipe, self.batches.steps, device, cuda_graphs=cuda_graphs)
+        self.average = Average(self.objective, self.recipe, self.batches.steps)
+        self.state = self._resume(device)
+        if self.recipe.compile:
+            self.objective.compile()
+        self.compile_seconds: float | None = None
+        self.saved = time.monotonic()
+        self.began = self.saved - self.state.seconds
+
+    def start_epoch(self) -> None:
+        """Begin the epoch, or go on within it after a stop."""
+        epoch = self.state.epoch
+        self.objective.train()
+        if self.state.step == 0:
+            self.objective.start_epoch(Epoch(self.batches, epoch), epoch / self.recipe.epochs)
+        self.step.start_epoch(epoch)
+
+    def remaining_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Yield the epoch's batches still to come: x, y, and x in a second augmentation if the method reads one."""
+        epoch, step = self.state.epoch, self.state.step
+        reads_second = self.objective.method.second
+        augmented_again = self.batches.epoch(epoch, step, second=True) if reads_second else repeat((None, None))
+        for (x, y), (second, _) in zip(self.batches.epoch(epoch, step), augmented_again, strict=False):
+            yield x, y, second
+
+    def train_step(self, x: Tensor, y: Tensor, second: Tensor | None) -> None:
+        """Make the adversarial images of a batch and update all that learns."""
+        state = self.state
+        count = state.epoch * self.batches.steps + state.step
+        torch.manual_seed(derive_seed(self.recipe.seed, state.epoch, state.step))
+        self.step.schedule(count)
+        x_adv = self.step.perturb(x, y, second)
+        if state.step == 0:
+            calibration = self.objective.calibrate(x, x_adv, y, second)
+            state.calibration = {name: _floats(values) for name, values in calibration.items()}
+        state.add(*self.step.update(x, x_adv, y, second))
+        if self.recipe.compile and self.compile_seconds is None:  # it happens within the process's first step
+            self.compile_seconds = time.monotonic() - self.saved
+        self.average.update(count + 1)
+
+    def close_epoch(self) -> Row:
+        """Log and validate the epoch, save the student and the state; return the epoch's row of the log."""
+        state, epoch = self.state, self.state.epoch
+        row = self._log_epoch()
+        with self.average.applied(Epoch(self.batches, epoch)) as student:
+            if state.epoch % self.recipe.validate_every == 0 or state.epoch == self.recipe.epochs:
+                row["validation"] = _validate(self.objective, student, self.validation, self.recipe)
+            self._save_student(student, row)
+        state.seconds = row["seconds"] = time.monotonic() - self.began
+        if self.compile_seconds is not None:
+            row["compile_seconds"] = self.compile_seconds
+        write_lines(self.run.path / "log.jsonl", state.log)
+        self._save_state()
+        return row
+
+    def save(self) -> None:
+        """Save the state within an epoch."""
+        self.state.seconds = time.monotonic() - self.began
+        self._save_state()
+
+    def _log_epoch(self) -> Row:
+        """Turn the sums into the epoch's row of the log."""
+        self._require_finite()
+        state = self.state
+        means = {name: float(value) / state.step for name, value in state.sums.items()}
+        state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
+        lr = float(self.step.optimizer.param_groups[0]["lr"])
+        row = {"epoch": state.epoch, "lr": lr, "loss": means.pop("loss"), "terms": means}
+        if state.calibration:
+            row["calibration"] = state.calibration
+        state.log.append(row)
+        return row
+
+    def _save_student(self, student: nn.Module, row: Row) -> None:
+        """Save the student as `last`, and as `best` if it is the first of the highest validation accuracies."""
+        as_of = {"epoch": row["epoch"], "validation": row.get("validation")}
+        score = list(row.get("validation", {}).values())
+        if score and (not self.state.best or score > self.state.best):
+            self.state.best = score
+            save_weights(self.run.weights("best"), student, {**self.card, "checkpoint": "best", **as_of})
+        save_weights(self.run.weights("last"), student, {**self.card, "checkpoint": "last", **as_of})
+
+    def _save_state(self) -> None:
+        self._require_finite()
+        networks = {"objective": self.objective.learned_state(), "average": self.average.state()}
+        save_state(self.run.state, {**networks, "optimizer": self.step.optimizer.state_dict(), **vars(self.state)})
+        self.saved = time.monotonic()
+
+    def _resume(self, device: torch.device) -> TrainState:
+        """Take over what the run has saved, and return how far it was; a new run begins at its first step."""
+        if not self.run.state.exists():
+            return TrainState()
+        state = load_state(self.run.state)
+        try:
+            self.objective.load_state_dict({**self.objective.state_dict(), **state.pop("objective")})
+            self.step.optimizer.load_state_dict(state.pop("optimizer"))
+            self.average.load(state.pop("average"))
+            state["sums"] = {name: value.to(device) for name, value in state["sums"].items()}
+            return TrainState(**state)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"{self.run.state} is no state of this run: {str(error).partition(chr(10))[0]}") from None
+
+    def _require_finite(self) -> None:
+        state = self.state
+        loss = float(state.sums.get("loss", torch.zeros(())))
+        if not math.isfinite(loss):
+            kept = f"the checkpoint of epoch {state.epoch} is kept" if state.log else "there was no checkpoint yet"
+            raise TrainingError(
+                f"{self.run.path}: the loss became {loss} in epoch {state.epoch + 1}; {kept}. "
+                "Try a lower --lr, a --warmup epoch, or --clip-norm 1"
+            )
+
+
 def _validate(objective: Objective, student: nn.Module, validation: Images, recipe: Recipe) -> dict[str, float]:
-    """Measure what the best checkpoint is selected by, first things first: robust accuracy, then clean."""
+    """Measure what selects the best checkpoint, in the order of its weight: robust accuracy, then clean."""
     if not objective.method.defends:
         return evaluate(student, validation).accuracies()
     attack = PGD(recipe.threat, steps=10)
-    accuracies = evaluate(student, validation, [attack], precision=recipe.precision, seed=recipe.seed)
-    return {"robust": accuracies.accuracies()[WORST_CASE], "clean": accuracies.accuracies()["clean"]}
-
-
-def _keep(run: Run, train_state: TrainState, student: nn.Module, card: dict[str, Any], row: Row) -> None:
-    """Save the student as `last`, and as `best` if it is the first of the highest validation accuracies."""
-    as_of = {"epoch": row["epoch"], "validation": row.get("validation")}
-    score = list(row.get("validation", {}).values())
-    if score and (not train_state.best or score > train_state.best):
-        train_state.best = score
-        save_weights(run.weights("best"), student, {**card, "checkpoint": "best", **as_of})
-    save_weights(run.weights("last"), student, {**card, "checkpoint": "last", **as_of})
-
-
-def _close_epoch(run: Run, train_state: TrainState, optimizer: torch.optim.Optimizer) -> Row:
-    """Turn the sums into the epoch's row of the log."""
-    _require_finite(run, train_state)
-    means = {name: float(value) / train_state.step for name, value in train_state.sums.items()}
-    train_state.epoch, train_state.step, train_state.sums = train_state.epoch + 1, 0, {}
-    lr = float(optimizer.param_groups[0]["lr"])
-    row = {"epoch": train_state.epoch, "lr": lr, "loss": means.pop("loss"), "terms": means}
-    if train_state.calibration:
-        row["calibration"] = train_state.calibration
-    train_state.log.append(row)
-    return row
-
-
-def _require_finite(run: Run, train_state: TrainState) -> None:
-    loss = float(train_state.sums.get("loss", torch.zeros(())))
-    if not math.isfinite(loss):
-        kept = (
-            f"the checkpoint of epoch {train_state.epoch} is kept" if train_state.log else "there was no checkpoint yet"
-        )
-        raise TrainingError(
-            f"{run.path}: the loss became {loss} in epoch {train_state.epoch + 1}; {kept}. "
-            "Try a lower --lr, a --warmup epoch, or --clip-norm 1"
-        )
+    accuracies = evaluate(student, validation, [attack], precision=recipe.precision, seed=recipe.seed).accuracies()
+    return {"robust": accuracies[WORST_CASE], "clean": accuracies["clean"]}
 
 
 def _floats(calibration: Calibration) -> dict[str, dict[str, float]]:
-    return {layer: {name: float(value) for name, value in told.items()} for layer, told in calibration.items()}
-
-
-def _save(
-    run: Run, objective: Objective, optimizer: torch.optim.Optimizer, average: Average, train_state: TrainState
-) -> None:
-    _require_finite(run, train_state)
-    networks = {"objective": objective.learned_state(), "average": average.state()}
-    save_state(run.state, {**networks, "optimizer": optimizer.state_dict(), **vars(train_state)})
-
-
-def _resume(
-    run: Run, objective: Objective, optimizer: torch.optim.Optimizer, average: Average, device: torch.device
-) -> TrainState:
-    if not run.state.exists():
-        return TrainState()
-    state = load_state(run.state)
-    try:
-        objective.load_state_dict({**objective.state_dict(), **state.pop("objective")})
-        optimizer.load_state_dict(state.pop("optimizer"))
-        average.load(state.pop("average"))
-        state["sums"] = {name: value.to(device) for name, value in state["sums"].items()}
-        return TrainState(**state)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{run.state} is no state of this run: {str(error).partition(chr(10))[0]}") from None
+    return {layer: {name: float(value) for name, value in values.items()} for layer, values in calibration.items()}

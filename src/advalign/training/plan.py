@@ -1,4 +1,4 @@
-"""What a training will do, worked out and tried before anything is written: the run, and the guests it needs."""
+"""What a training will do, planned and checked before anything is written: the run, and the guests it needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from advalign import models
 from advalign.data import Batches, Dataset, Extra, Images, hold_out, stratified_subset
@@ -20,34 +19,26 @@ from advalign.objectives import Method, Objective, total
 from advalign.objectives.bases.contrast import Contrast
 from advalign.objectives.bases.natural import Natural
 from advalign.objectives.bases.trades import TRADES
-from advalign.runs import Run, Weights, find_weights, require_classes
-from advalign.runs.checkpoint import load_into, load_weights
+from advalign.runs import Run, Weights, find_weights
+from advalign.runs.checkpoint import load_weights
 from advalign.runs.run import setting_digest
 from advalign.runtime.files import digest
 from advalign.runtime.seeds import seeded
+from advalign.training.networks import build_objective
 from advalign.training.recipes import Recipe
 
-# How a guest is made where none is given: by this method, with the student's architecture, data and recipe.
+# The method that trains a guest which the user does not provide, with the student's architecture, data and recipe.
 GUEST_METHODS: dict[str, Callable[[Method], Method]] = {
     "vanilla": lambda method: Method(Natural()),
     "robust": lambda method: Method(TRADES() if "robust" in Method(method.base).guests else method.base),
     "extractor": lambda method: Method(Contrast(vars(method.base)["temperature"])),
 }
-
-
-# What has worked in this process: a study plans the same guests, and every method with every seed, again and again.
-_TRIED: set[tuple[object, ...]] = set()
 ATTACK_FIELDS = ("norm", "eps", "steps", "step_size", "start", "mode")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One run to be; its guests are weights files or plans of their own.
-
-    Raises:
-        UserError: anything that cannot work: unknown names, values out of range, networks that do not fit each other
-            or the data, a folder that holds something else.
-    """
+    """A run to be trained, as a value; `plan` makes one and checks that it can be trained."""
 
     method: Method
     dataset: Dataset
@@ -55,43 +46,17 @@ class Plan:
     recipe: Recipe
     runs: Path
     name: str | None
-    guests: Mapping[str, Weights | Plan | None]  # None: it learns with the student, from scratch
+    guests: Mapping[str, Weights | Plan | None]
+    """By the guest's name: a weights file, a run to be trained before, or None for one that learns with the student."""
     extra: Extra | None = None
-
-    def __post_init__(self) -> None:
-        _ = self.recipe.threat, self.run, self.images
-        r = self.recipe
-        Batches(
-            self.images[0], r.batch_size, augment=r.augment, seed=r.seed, extra=self.extra, extra_share=r.extra_share
-        )
-        given = any(isinstance(guest, Weights) for guest in self.guests.values())  # a file may be another one by now
-        parts = tuple((type(part), str(part)) for part in self.method.parts)
-        trial = (parts, self.model, self.dataset.shape, self.dataset.classes, replace(r, seed=0))
-        if given or trial not in _TRIED:
-            models.check_output(self._blank.student, self.dataset.shape, self.dataset.classes)
-            self._try()
-            _TRIED.add(trial)
-
-    def _try(self) -> None:
-        """Make one training step without its update on blank images, in train mode as the fit will be."""
-        size = min(2, self.recipe.batch_size)
-        x, y = torch.zeros(size, *self.dataset.shape), torch.zeros(size, dtype=torch.long)
-        second = x if self.method.second else None
-        objective, threat = self._blank.train(), self.recipe.threat
-        try:
-            with seeded(0):
-                objective.start_epoch([(x, y)], progress=0.99)  # when everything that begins late has begun
-                x_adv = objective.perturb(x, y, threat, second=second, steps=1, start=self.recipe.start)
-                total(objective(x, x_adv, y, second)).backward()
-        except UserError:
-            raise
-        except Exception as error:  # somebody's forward may raise anything
-            line = str(error).strip().partition("\n")[0]
-            raise UserError(f"{self.method} on {self.model} fails: {type(error).__name__}: {line}") from error
 
     @cached_property
     def run(self) -> Run:
-        """The run's folder, named by its setting."""
+        """The run's folder, named by its setting.
+
+        Raises:
+            UserError: the folder holds another run, or something else.
+        """
         setting = {
             "method": str(self.method),
             "data": self.dataset.name,
@@ -101,14 +66,18 @@ class Plan:
             "images": self.dataset.digest,
             "recipe": asdict(self.recipe),
             "guests": {guest: _identity(source) for guest, source in self.guests.items()},
-            **self._extra,
-            **_own(self.method),
+            **self._extra_digest,
+            **_user_parts(self.method),
         }
         return Run.at(self.runs, json.loads(json.dumps(setting)), self.name)
 
     @cached_property
     def images(self) -> tuple[Images, Images]:
-        """The training images, and the validation images held out of the training set; never the test set."""
+        """The training images, and the validation images held out of the training set; never the test set.
+
+        Raises:
+            UserError: the recipe takes more images than there are.
+        """
         recipe, name = self.recipe, self.dataset.name
         held_out = recipe.validation or max(1, min(1000, len(self.dataset.train) // 10))
         rest, validation = hold_out(self.dataset.train, held_out, recipe.seed)
@@ -124,9 +93,20 @@ class Plan:
         )
         return rest, validation
 
+    def batches(self, images: Images) -> Batches:
+        """Return the batches of the training images, on the device where these lie.
+
+        Raises:
+            UserError: a batch size that leaves no image of one kind to a batch.
+        """
+        r = self.recipe
+        return Batches(
+            images, r.batch_size, augment=r.augment, seed=r.seed, extra=self.extra, extra_share=r.extra_share
+        )
+
     @property
     def card(self) -> dict[str, Any]:
-        """What the weights files say of themselves."""
+        """What is written into the weights files about how they were made."""
         against = {"norm": self.recipe.norm, "eps": self.recipe.eps} if self.method.defends else {}
         return {
             "method": str(self.method),
@@ -140,28 +120,29 @@ class Plan:
             "epochs": self.recipe.epochs,
             "seed": self.recipe.seed,
             "training_images": len(self.images[0]),
-            **self._extra,
+            **self._extra_digest,
             "run": self.run.id,
         }
 
     @property
-    def _extra(self) -> dict[str, str]:
-        """What tells the run from one without extra data, which is to keep its name."""
-        return {} if self.extra is None else {"extra": self.extra.digest}
-
-    @property
     def kind(self) -> str:
-        """What tells the run from others of its method beside the seed: recipe, extra data, own parts, and guests."""
+        """A digest that seeds of one method share: of recipe, extra data, the user's parts, and guests."""
         guests = {name: _kind(source) for name, source in self.guests.items()}
         return setting_digest(
-            {**asdict(self.recipe), "seed": None, **self._extra, **_own(self.method), "guests": guests}
+            {**asdict(self.recipe), "seed": None, **self._extra_digest, **_user_parts(self.method), "guests": guests}
         )
 
     @property
     def space(self) -> int:
         """The bytes on disk: two weights files, the state with momentum, that once more while it is written, a log."""
-        tensors = [value for value in self._blank.learned_state().values() if isinstance(value, torch.Tensor)]
+        state = self.untrained_objective().learned_state()
+        tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
         return 6 * sum(tensor.numel() * tensor.element_size() for tensor in tensors) + (1 << 20)
+
+    @property
+    def _extra_digest(self) -> dict[str, str]:
+        # No key without extra data, so that runs from before there were any keep their names.
+        return {} if self.extra is None else {"extra": self.extra.digest}
 
     def in_order(self) -> list[Plan]:
         """Return what is to be trained: nothing if the run is finished, else unfinished guests first, then the run."""
@@ -170,40 +151,18 @@ class Plan:
         guests = [each for guest in self.guests.values() if isinstance(guest, Plan) for each in guest.in_order()]
         return [*{each.run.id: each for each in guests}.values(), self]  # a guest of two parts is trained once
 
-    def bind(self) -> Objective:
-        """Build the networks, load the guests, and compose the objective."""
-        return self._compose({name: _weights(source) for name, source in self.guests.items()})
+    def objective(self) -> Objective:
+        """Build the networks, load the trained guests, and bind the method to them."""
+        weights = {
+            name: Weights(source.run.weights("best"), source.model) if isinstance(source, Plan) else source
+            for name, source in self.guests.items()
+        }
+        return build_objective(self.method, self.model, self.dataset, self.recipe, weights)
 
-    @cached_property
-    def _blank(self) -> Objective:
-        """The objective as far as it is there: a guest still to be trained is as it was initialised."""
-        return self._compose({k: None if isinstance(source, Plan) else source for k, source in self.guests.items()})
-
-    def _compose(self, weights: Mapping[str, Weights | None]) -> Objective:
-        guests = {name: self._guest(name, source) for name, source in weights.items()}
-        student = self._network("student", self.model)
-        return Objective(self.method, student, guests, self.recipe.label_smoothing).eval()
-
-    def _guest(self, name: str, source: Weights | None) -> nn.Module:
-        if source is None:
-            return self._network(name, self.model)
-        path = source.path
-        state, card = load_weights(path)
-        require_classes(path, card, self.dataset.classes, self.dataset.name)
-        data = card.get("data", self.dataset.name)
-        require(data == self.dataset.name, lambda: f"{path} was trained on {data}, not on {self.dataset.name}")
-        net = self._network(name, source.architecture(card, typed=self.model) or self.model)
-        try:
-            load_into(net, state, str(path))
-        except UserError as error:
-            hint = f"; if its architecture is another, write --{name} MODEL@{path.name}"
-            raise UserError(f"{error}{'' if source.model or card else hint}") from None
-        models.check_output(net, self.dataset.shape, self.dataset.classes)
-        return net
-
-    def _network(self, role: str, model: str) -> nn.Module:
-        with seeded(self.recipe.seed, role):
-            return models.build(model, classes=self.dataset.classes, channels=self.dataset.shape[0])
+    def untrained_objective(self) -> Objective:
+        """Return the objective before any run is trained: guests of runs to come are as they are initialised."""
+        weights = {name: None if isinstance(source, Plan) else source for name, source in self.guests.items()}
+        return build_objective(self.method, self.model, self.dataset, self.recipe, weights)
 
 
 def plan(
@@ -214,58 +173,107 @@ def plan(
     *,
     runs: Path,
     name: str | None = None,
-    given: Mapping[str, str | Path],
+    guests: Mapping[str, str | Path],
     trust_model: bool = False,
     extra: Extra | None = None,
+    tried: set[object] | None = None,
 ) -> Plan:
-    """Plan a run and those of its guests that are not given.
+    """Plan a run and those of its guests that the user does not provide, and check each; nothing is written.
 
     Args:
-        trust_model: whether functions may be called that the given guests' files name as their architecture.
+        guests: run folders or weights files by the guest's name.
+        trust_model: whether functions may be called that the guests' files name as their architecture.
+        tried: what earlier plans have tried, and what this one does; equal trials are made once. For studies, which
+            plan the same guests, and every method with every seed, again and again.
 
     Raises:
-        UserError: as `Plan`, or a guest that the method does not need or that cannot be made.
+        UserError: as `check`, or a guest that the method does not need or that cannot be made.
     """
-    for guest in given:
+    tried = set() if tried is None else tried
+    for guest in guests:
         require(
             guest in method.guests,
             lambda: f"{method} takes no {guest} model; it needs {', '.join(method.guests) or 'none'}",
         )
     if not method.defends:  # what a natural run does not use must not name it, or guests would not be shared
         recipe = replace(recipe, **{f.name: f.default for f in fields(Recipe) if f.name in ATTACK_FIELDS})
-    guests: dict[str, Weights | Plan | None] = {}
+    sources: dict[str, Weights | Plan | None] = {}
     for guest in method.guests:
-        if guest in given:
-            guests[guest] = find_weights(given[guest], trust_model=trust_model)
+        if guest in guests:
+            sources[guest] = find_weights(guests[guest], trust_model=trust_model)
         elif guest in method.learners:
-            guests[guest] = None
+            sources[guest] = None
         else:
             require(guest in GUEST_METHODS, lambda: f"{method} needs a {guest} model, which has to be given")
-            own = GUEST_METHODS[guest](method)
-            guests[guest] = plan(own, dataset, model, recipe, runs=runs, given={}, extra=extra)
-    return Plan(method, dataset, models.canonical(model), recipe, runs, name, guests, extra)
+            guest_method = GUEST_METHODS[guest](method)
+            sources[guest] = plan(guest_method, dataset, model, recipe, runs=runs, guests={}, extra=extra, tried=tried)
+    planned = Plan(method, dataset, models.canonical(model), recipe, runs, name, sources, extra)
+    check(planned, tried)
+    return planned
 
 
-def _own(method: Method) -> dict[str, dict[str, str]]:
-    """Tell the parts that are not ours by their source, which may change under one name."""
-    own = {part.name: type(part) for part in method.parts if not type(part).__module__.startswith("advalign.")}
-    digests = {name: digest(_source(part), digits=10) for name, part in own.items()}
+def check(planned: Plan, tried: set[object]) -> None:
+    """Refuse a plan that cannot be trained, by a look at its folder and its images and by a trial step.
+
+    Args:
+        tried: the trials that need not be made again; this one is added.
+
+    Raises:
+        UserError: values out of range, a folder that holds something else, networks that do not fit each other or the
+            data, or a step that fails.
+    """
+    recipe, dataset = planned.recipe, planned.dataset
+    _ = recipe.threat, planned.run  # each of them refuses what makes no sense
+    planned.batches(planned.images[0])
+    parts = tuple((type(part), str(part)) for part in planned.method.parts)
+    trial = (parts, planned.model, dataset.shape, dataset.classes, replace(recipe, seed=0))
+    has_files = any(isinstance(guest, Weights) for guest in planned.guests.values())  # which may change on the disk
+    if has_files or trial not in tried:
+        try_step(planned)
+        tried.add(trial)
+
+
+def try_step(planned: Plan) -> None:
+    """Make one training step without its update on blank images, in train mode as in the training.
+
+    Raises:
+        UserError: what the step raises, in one line.
+    """
+    objective, recipe, shape = planned.untrained_objective(), planned.recipe, planned.dataset.shape
+    models.check_output(objective.student, shape, planned.dataset.classes)
+    size = min(2, recipe.batch_size)
+    x, y = torch.zeros(size, *shape), torch.zeros(size, dtype=torch.long)
+    second = x if planned.method.second else None
+    objective.train()
+    try:
+        with seeded(0):
+            objective.start_epoch([(x, y)], progress=0.99)  # when everything that begins late has begun
+            x_adv = objective.perturb(x, y, recipe.threat, second=second, steps=1, start=recipe.start)
+            total(objective(x, x_adv, y, second)).backward()
+    except UserError:
+        raise
+    except Exception as error:  # a user's forward may raise anything
+        line = str(error).strip().partition("\n")[0]
+        raise UserError(f"{planned.method} on {planned.model} fails: {type(error).__name__}: {line}") from error
+
+
+def _user_parts(method: Method) -> dict[str, dict[str, str]]:
+    """Identify the parts that are not the library's by their source, which may change under one name."""
+    classes = {part.name: type(part) for part in method.parts if not type(part).__module__.startswith("advalign.")}
+    digests = {name: digest(_source(part), digits=10) for name, part in classes.items()}
     return {"own": digests} if digests else {}
 
 
 def _source(part: type) -> bytes:
-    """Return the file in which a class is written or, of one that is in no file, what tells it from others."""
+    """Return the file in which a class is written or, of one that is in no file, its qualified name."""
     try:
         return Path(inspect.getsourcefile(part) or "").read_bytes()
     except (OSError, TypeError):  # typed into a shell or a notebook
         return f"{part.__module__}:{part.__qualname__}".encode()
 
 
-def _weights(source: Weights | Plan | None) -> Weights | None:
-    return Weights(source.run.weights("best"), source.model) if isinstance(source, Plan) else source
-
-
 def _identity(source: Weights | Plan | None) -> str:
+    """Return what stands for a guest in the setting: a run's id, or the digest of a file."""
     if source is None:
         return "learns"
     if isinstance(source, Plan):
@@ -273,13 +281,13 @@ def _identity(source: Weights | Plan | None) -> str:
     path = source.path
     if path.name == "best.safetensors" and (path.parent / "run.json").exists():
         run = Run.read(path.parent)
-        if run.finished:  # then a guest that is given and one that was trained on the way are the same
+        if run.finished:  # so that a run provided as guest and the same run trained on the way are one
             return run.id
     return digest(path.read_bytes(), source.model or "", digits=10)
 
 
 def _kind(source: Weights | Plan | None) -> list[str | None]:
-    """Tell a guest but for its seed: runs with teachers of one kind are seeds of one method."""
+    """Describe a guest but for its seed: runs with teachers of one kind are seeds of one method."""
     if source is None:
         return ["learns"]
     if isinstance(source, Plan):

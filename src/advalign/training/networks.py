@@ -1,0 +1,61 @@
+"""The networks of a training: the student as its seed initialises it, and guests from files, bound to their method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from advalign import models
+from advalign.data import Dataset
+from advalign.errors import UserError, require
+from advalign.objectives import Method, Objective
+from advalign.runs import Weights, require_classes
+from advalign.runs.checkpoint import load_into, load_weights
+from advalign.runtime.seeds import seeded
+from advalign.training.recipes import Recipe
+
+
+def build_objective(
+    method: Method, model: str, dataset: Dataset, recipe: Recipe, guests: Mapping[str, Weights | None]
+) -> Objective:
+    """Build the student and the guests for a data set, and bind the method to them; in eval mode, on the CPU.
+
+    Args:
+        model: the student's architecture, and that of the guests whose weights do not say another.
+        guests: the weights by the guest's name; None for a network as the recipe's seed initialises it.
+
+    Raises:
+        UserError: weights of another data set, number of classes or architecture, or networks that do not fit.
+    """
+    networks = {
+        name: _network(name, model, dataset, recipe)
+        if weights is None
+        else _load(name, weights, model, dataset, recipe)
+        for name, weights in guests.items()
+    }
+    student = _network("student", model, dataset, recipe)
+    return Objective(method, student, networks, recipe.label_smoothing).eval()
+
+
+def _network(role: str, model: str, dataset: Dataset, recipe: Recipe) -> nn.Module:
+    """Return a network as the recipe's seed and its role initialise it."""
+    with seeded(recipe.seed, role):
+        return models.build(model, classes=dataset.classes, channels=dataset.shape[0])
+
+
+def _load(role: str, weights: Weights, model: str, dataset: Dataset, recipe: Recipe) -> nn.Module:
+    """Return a guest with the weights of a file; its architecture is the student's where nothing names another."""
+    path = weights.path
+    state, card = load_weights(path)
+    require_classes(path, card, dataset.classes, dataset.name)
+    data = card.get("data", dataset.name)
+    require(data == dataset.name, lambda: f"{path} was trained on {data}, not on {dataset.name}")
+    guest = _network(role, weights.architecture(card, typed=model) or model, dataset, recipe)
+    try:
+        load_into(guest, state, str(path))
+    except UserError as error:
+        hint = f"; if its architecture is another, write --{role} MODEL@{path.name}"
+        raise UserError(f"{error}{'' if weights.model or card else hint}") from None
+    models.check_output(guest, dataset.shape, dataset.classes)
+    return guest
