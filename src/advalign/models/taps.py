@@ -56,7 +56,8 @@ class Tapped(nn.Module):
 
     def forward(self, x: Tensor) -> Output:
         """Map images (N, C, H, W) in [0, 1] to logits and features."""
-        self._tape.running = True
+        # A new dict, since a compiled graph would have to return what is written to the old one.
+        self._tape.running, self._tape.seen = True, {}
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
                 logits = self.net(x)
