@@ -1,0 +1,67 @@
+"""`python -m tests.campaign`: one table of what was tried, and `results/campaign.json` with every violation's seed."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import tyro
+
+from advalign.runtime.environment import environment
+from tests.campaign.flips import flip_bits
+from tests.campaign.inputs import malform
+from tests.campaign.kills import kill_commands
+from tests.campaign.tally import KINDS, Tally
+
+
+def campaign(
+    kills: int = 200,
+    flips: int = 500,
+    inputs: int = 1000,
+    minutes: float | None = None,
+    seed: int = 0,
+    out: Path = Path("results/campaign.json"),
+) -> int:
+    """Try the promises that nothing is lost, nothing corrupt is believed, and nothing ends in a traceback.
+
+    Args:
+        kills: commands to stop by SIGKILL, SIGTERM, SIGINT or a full disk, and to let go on.
+        flips: files to damage by a flipped bit or a cut end.
+        inputs: malformed spellings, flags, arrays, images, YAML files and weights to refuse.
+        minutes: stop after this long.
+        seed: of all that is drawn; a violation names the seed that repeats it.
+        out: the file of the counts and the violations.
+    """
+    began, tally = time.monotonic(), Tally()
+
+    def out_of_time() -> bool:
+        return minutes is not None and time.monotonic() - began > 60 * minutes
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for trial, number in ((malform, inputs), (flip_bits, flips), (kill_commands, kills)):
+            if number:
+                trial(number, seed, Path(folder), tally, out_of_time)
+    content = {
+        "seed": seed,
+        "seconds": round(time.monotonic() - began),
+        **tally.content(),
+        "environment": {key: value for key, value in environment().items() if key != "command"},
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"{'':10} {'tried':>6} {'violated':>9}")
+    for kind, what in KINDS.items():
+        print(f"{kind:10} {tally.tried(kind):6} {tally.violated(kind):9}   {what}")
+    for each in tally.violations:
+        print(f"{each['kind']}, {each['name']}, seed {each['seed']}: {each['violation']}")
+    print(f"Written: {out}")
+    return int(bool(tally.violations))
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(campaign))

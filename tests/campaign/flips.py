@@ -1,0 +1,171 @@
+"""Damaged files: a flipped bit or a cut end of any file is refused in a line, said in the report, or without effect."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from tests.campaign.child import Outcome, Trouble, run
+from tests.campaign.kills import differences
+from tests.campaign.tally import Tally
+
+_TINY = [
+    "--model", "small-cnn(width=2)", "--recipe", "digits", "--epochs", "2", "--steps", "1", "--batch-size", "128",
+    "--validation", "20", "--checkpoint-seconds", "0", "--device", "cpu",
+]  # fmt: skip
+_DIGITS = ["--data", "digits", "--subset", "384", *_TINY]
+_HALF = ["train", "trades+lbgat", *_DIGITS, "--average", "ema", "--name", "half"]
+_EVALUATE = ["evaluate", "runs/run", "--attacks", "pgd(steps=3)", "--batch-size", "20", "-n", "60", "--device", "cpu"]
+_SAVED = [*_EVALUATE, "--save-examples"]
+_TRANSFER = [*_EVALUATE, "--surrogate", "runs/other"]
+_REPORT = ["report", "runs", "--out", "page.html", "--maps", "2"]
+_GUEST = ["train", "trades+vfd", *_DIGITS, "--name", "taught", "--vanilla", "runs/other"]
+_FOLDER = ["train", "natural", "--data", "folder:photos", "--image-size", "8", *_TINY, "--name", "photos"]
+_STUDY_FILE = """
+data: digits
+model: small-cnn(width=2)
+recipe: {preset: digits, epochs: 1, steps: 1, batch_size: 256, subset: 384, validation: 40}
+methods: [natural]
+columns: [clean]
+"""
+_STUDY = ["study", "mine.yaml", "--device", "cpu", "--runs", "studied"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Files of one kind, and the commands that read them."""
+
+    name: str
+    files: str
+    """a glob below the prepared folder"""
+    commands: Sequence[Sequence[str]]
+
+
+TARGETS = (
+    Target("training state", "runs/half/state.pt", [_HALF]),
+    Target("weights", "runs/run/best.safetensors", [_EVALUATE]),
+    Target("a guest's weights", "runs/other/best.safetensors", [_GUEST]),
+    Target("a surrogate's weights", "runs/other/best.safetensors", [_TRANSFER]),
+    Target("evaluation state", "runs/run/evaluations/.*.state", [_SAVED]),
+    Target("crafted examples", "runs/other/transfer/*.safetensors", [_TRANSFER]),
+    Target("run.json", "runs/run/run.json", [_EVALUATE, _REPORT]),
+    Target("log.jsonl", "runs/run/log.jsonl", [_REPORT]),
+    Target("records.jsonl", "runs/run/records.jsonl", [_EVALUATE, _REPORT]),
+    Target("results", "runs/run/evaluations/best-*.json", [_REPORT, ["compare", "runs/run", "runs/run"]]),
+    Target("saved examples", "runs/run/evaluations/best-*.npz", [_REPORT]),
+    Target("diagnosis", "runs/run/diagnosis/*.json", [_REPORT]),
+    Target("feature maps", "page-files/features/*.npz", [_REPORT]),
+    Target("image cache", "cache/folder-*.npy", [_FOLDER]),
+    Target("study.json", "studies/mine-tiny/study.json", [_STUDY]),
+)
+
+
+def flip_bits(flips: int, seed: int, folder: Path, tally: Tally, out_of_time: Any) -> None:
+    """Damage files `flips` times, going through the kinds of files in turn, and look at what the commands say."""
+    base = folder / "base"
+    _prepare(base)
+    references: dict[str, tuple[Path, Outcome]] = {}
+    for trial in range(flips):
+        if out_of_time():
+            return
+        target = TARGETS[trial % len(TARGETS)]
+        luck = random.Random(f"{seed}:flip:{trial}")
+        command = luck.choice(target.commands)
+        if (key := " ".join(command)) not in references:
+            reference = folder / f"flip-reference-{len(references)}"
+            shutil.copytree(base, reference)
+            references[key] = reference, run(command, reference)
+        here = folder / "flip"
+        shutil.copytree(base, here)
+        file = luck.choice(sorted(here.glob(target.files)))
+        damage = _damage(file, luck)
+        outcome = run(command, here)
+        wrong = _judge(outcome, file, here, *references[key])
+        tally.count("flips", target.name, f"{seed}:flip:{trial}", f"{command[0]}, {damage}: {wrong}" if wrong else "")
+        shutil.rmtree(here)
+
+
+def _prepare(base: Path) -> None:
+    """Make one of every file."""
+    base.mkdir()
+    (base / "mine.yaml").write_text(_STUDY_FILE)
+    colours = torch.Generator().manual_seed(0)
+    for part, count in (("train", 40), ("test", 6)):
+        for name in ("cat", "dog"):
+            (base / "photos" / part / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = torch.randint(0, 256, (8, 8, 3), generator=colours, dtype=torch.uint8).numpy()
+                Image.fromarray(pixels).save(base / "photos" / part / name / f"{k}.png")
+    for command in (
+        ["train", "at", *_DIGITS, "--name", "run"], ["train", "natural", *_DIGITS, "--name", "other"],
+        _SAVED, _TRANSFER, ["diagnose", "runs/run", "-n", "20", "--device", "cpu"], _REPORT, _FOLDER, _STUDY,
+    ):  # fmt: skip
+        outcome = run(command, base)
+        assert outcome.code == 0, f"{command}: {outcome.err or outcome.out}"
+    _stop_midway(_HALF, base, "runs/half/state.pt")
+    for file in (base / "runs" / "run" / "evaluations").glob("best-*"):
+        file.rename(file.with_name(f"kept-{file.name}"))
+    _stop_midway(_SAVED, base, "runs/run/evaluations/.*.state")
+    for file in (base / "runs" / "run" / "evaluations").glob("kept-*"):
+        file.rename(file.with_name(file.name.removeprefix("kept-")))
+
+
+def _stop_midway(command: Sequence[str], base: Path, state: str) -> None:
+    """Kill a command while its state is on the disk."""
+    for step in range(400):
+        run(command, base, Trouble(signal.SIGKILL, 0.1 + 0.02 * step))
+        if list(base.glob(state)):
+            return
+    raise AssertionError(f"{command} left no {state}")
+
+
+def _damage(file: Path, luck: random.Random) -> str:
+    """Flip one bit, or cut the end off; return what was done."""
+    content = bytearray(file.read_bytes())
+    if luck.random() < 0.2:
+        length = luck.randrange(len(content))
+        file.write_bytes(content[:length])
+        return f"{file.name} cut to {length} of {len(content)} bytes"
+    at, bit = luck.randrange(len(content)), luck.randrange(8)
+    content[at] ^= 1 << bit
+    file.write_bytes(content)
+    return f"bit {bit} of byte {at} of {len(content)} of {file.name} flipped"
+
+
+def _judge(outcome: Outcome, file: Path, here: Path, reference: Path, undamaged: Outcome) -> str:
+    """Return what is wrong with how a command took a damaged file, or the empty string."""
+    if outcome.has_traceback or outcome.code not in (0, 2):
+        return f"traceback or exit code {outcome.code}: {outcome.err[-300:]}"
+    if outcome.code == 2:
+        named = file.name in outcome.err or file.parent.name in outcome.err
+        return (
+            "" if outcome.is_one_line and named else f"refused without naming the file in a line: {outcome.err[-300:]}"
+        )
+    page = here / "page.html"
+    said = file.name in outcome.out + outcome.err or (page.exists() and file.name in _absent(page))
+    same = not list(differences(reference, here)) and _shown(outcome) == _shown(undamaged)
+    same = same and (not page.exists() or _text(page) == _text(reference / "page.html"))
+    return "" if same or said else "silent: another result, and not a word"
+
+
+def _shown(outcome: Outcome) -> str:
+    """Return what a command printed, without times and folders."""
+    return re.sub(r"\d+ s\b|/\S+", "", outcome.out)
+
+
+def _text(page: Path) -> str:
+    return re.sub(r"<[^>]*>", " ", page.read_text())
+
+
+def _absent(page: Path) -> str:
+    """Return the part of a report that says what is not here."""
+    return page.read_text().partition("What is not here")[2]

@@ -1,0 +1,190 @@
+"""Kills, signals and full disks: whenever a command is stopped, the same command goes on to the same result."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from tests.campaign.child import CALM, Outcome, Trouble, run
+from tests.campaign.tally import Tally
+
+_TINY = [
+    "--data", "digits", "--model", "small-cnn(width=2)", "--recipe", "digits", "--epochs", "2", "--steps", "1",
+    "--batch-size", "128", "--subset", "384", "--validation", "40", "--checkpoint-seconds", "0", "--device", "cpu",
+]  # fmt: skip
+_STUDY = """
+data: digits
+model: small-cnn(width=2)
+recipe: {preset: digits, epochs: 1, steps: 1, batch_size: 256, subset: 384, validation: 40}
+methods: [natural, at, trades+vfd]
+columns: [clean, {heading: PGD, attack: pgd(steps=2), n: 100}, {heading: far, attack: fgsm, n: 100, black_box: true}]
+surrogate: {method: natural, model: small-cnn(width=3)}
+"""
+_TROUBLES = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, 0)  # 0: the disk is full
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A command that can be stopped at any time, after commands that make ready for it."""
+
+    name: str
+    command: Sequence[str]
+    before: Sequence[Sequence[str]] = ()
+    files: Sequence[tuple[str, str]] = ()
+    """name and text of files that the command reads"""
+
+
+def _train(method: str, *more: str) -> list[str]:
+    return ["train", method, *_TINY, "--name", "run", *more]
+
+
+_RUN = _train("at")
+_OTHER = ["train", "natural", *_TINY, "--name", "other"]
+SCENARIOS = (
+    Scenario("train, guest on the way", _train("trades+vfd")),
+    Scenario("train, AR-AT and SWA", _train("at+ar-at", "--average", "swa", "--average-start", "0.5")),
+    Scenario("train, learnt guide and EMA", _train("trades+lbgat", "--average", "ema")),
+    Scenario("train, AWP", _train("at+part", "--awp", "0.01")),
+    Scenario("train, two teachers", _train("mtard")),
+    Scenario("train, class means", _train("ikl")),
+    Scenario(
+        "evaluate",
+        ["evaluate", "runs/run", "--attacks", "pgd(steps=3)", "worst(apgd-ce(steps=5), square(queries=20))",
+         "--batch-size", "25", "-n", "200", "--device", "cpu", "--save-examples"],
+        before=[_RUN],
+    ),
+    Scenario(
+        "craft examples",
+        ["evaluate", "runs/run", "--attacks", "pgd(steps=5)", "mim(steps=5)", "--surrogate", "runs/other",
+         "--batch-size", "25", "-n", "200", "--device", "cpu"],
+        before=[_RUN, _OTHER],
+    ),
+    Scenario(
+        "study", ["study", "mine.yaml", "--device", "cpu"], files=[("mine.yaml", _STUDY)],
+    ),
+)  # fmt: skip
+
+
+def kill_commands(kills: int, seed: int, folder: Path, tally: Tally, out_of_time: Any) -> None:
+    """Stop commands `kills` times, going through the scenarios in turn, and compare what they come to."""
+    references: dict[str, tuple[Path, float]] = {}
+    trial = 0
+    while tally.tried("kills") < kills and not out_of_time():
+        scenario = SCENARIOS[trial % len(SCENARIOS)]
+        if scenario.name not in references:
+            references[scenario.name] = _reference(scenario, folder / f"reference-{len(references)}")
+        reference, seconds = references[scenario.name]
+        _trial(scenario, reference, seconds, f"{seed}:{trial}", folder / "trial", kills, tally)
+        trial += 1
+
+
+def _reference(scenario: Scenario, folder: Path) -> tuple[Path, float]:
+    """Run a scenario undisturbed; return its folder and how long the command took."""
+    _make_ready(scenario, folder)
+    outcome = run(scenario.command, folder)
+    assert outcome.code == 0, f"{scenario.name}: {outcome.err or outcome.out}"
+    return folder, outcome.seconds
+
+
+def _make_ready(scenario: Scenario, folder: Path) -> None:
+    folder.mkdir()
+    for name, text in scenario.files:
+        (folder / name).write_text(text)
+    for command in scenario.before:
+        outcome = run(command, folder)
+        assert outcome.code == 0, outcome.err
+
+
+def _trial(
+    scenario: Scenario, reference: Path, seconds: float, seed: str, folder: Path, kills: int, tally: Tally
+) -> None:
+    """Stop one command a few times, let it end, and compare what it made with the undisturbed reference."""
+    luck = random.Random(seed)
+    _make_ready(scenario, folder)
+    for _ in range(luck.randint(2, 6)):
+        if tally.tried("kills") >= kills:
+            break
+        trouble = _draw(luck, seconds)
+        outcome = run(scenario.command, folder, trouble)
+        wrong = _complaint(outcome, trouble)
+        tally.count("kills", scenario.name, seed, f"{trouble}: {wrong}" if wrong else "")
+        if outcome.code == 0 and "Stopped" not in outcome.out:
+            break
+    end = run(scenario.command, folder, CALM)
+    if end.code != 0:
+        tally.count("resumed", scenario.name, seed, f"lost: exit code {end.code}: {(end.err or end.out)[-300:]}")
+    else:
+        differing = list(differences(reference, folder))
+        left = [str(file.relative_to(folder)) for file in leftovers(folder)]
+        wrong = f"unequal: {differing[:3]}" if differing else f"leftovers: {left[:3]}" if left else ""
+        tally.count("resumed", scenario.name, seed, wrong)
+    shutil.rmtree(folder)
+
+
+def _draw(luck: random.Random, seconds: float) -> Trouble:
+    number = luck.choice(_TROUBLES)
+    return Trouble(number, luck.uniform(0, seconds)) if number else Trouble(full_at=luck.randint(1, 12))
+
+
+def _complaint(outcome: Outcome, trouble: Trouble) -> str:
+    """Return what is wrong with how a stopped command ended, or the empty string."""
+    if outcome.has_traceback:
+        return f"traceback: {outcome.err[-300:]}"
+    if outcome.code == 124:
+        return "it did not end"
+    if outcome.code == 2 and not outcome.is_one_line:
+        return f"exit code 2 without one line: {outcome.err[-300:]}"
+    if outcome.code == 2 and trouble.signal:
+        return f"refused after a signal: {outcome.err[-300:]}"
+    return ""
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return the temporary files below a folder; locks are none."""
+    hidden = [file for file in folder.rglob(".*") if file.is_file()]
+    return [file for file in hidden if not file.name.endswith(".lock") and file.name != ".lock"]
+
+
+def differences(reference: Path, folder: Path) -> Iterator[str]:
+    """Yield what of a reference's results is another in a folder: weights, logs, records, outcomes; to the bit."""
+    for file in sorted(reference.rglob("*")):
+        name = file.relative_to(reference)
+        other = folder / name
+        if file.suffix == ".safetensors":
+            if not other.exists() or not _same_tensors(load_file(file), load_file(other)):
+                yield str(name)
+        result = file.suffix == ".json" and file.parent.name == "evaluations"
+        compared = result or file.name in ("log.jsonl", "records.jsonl")
+        if compared and (not other.exists() or _plain(file) != _plain(other)):
+            yield str(name)
+
+
+def _same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+_PASSING = {"seconds", "environment", "commit", "checksum", "command", "compile_seconds"}  # differ by nature
+
+
+def _plain(file: Path) -> Any:
+    """Return the JSON of a file without what differs from one run to the next; records in the order of their names."""
+    text = file.read_text()
+    if file.suffix != ".jsonl":
+        return _without(json.loads(text))
+    rows = [_without(json.loads(line)) for line in text.splitlines()]
+    return sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
+
+
+def _without(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(each) for key, each in value.items() if key not in _PASSING}
+    return [_without(each) for each in value] if isinstance(value, list) else value
