@@ -1,8 +1,11 @@
-"""Methods and attacks of one's own, made known by name: a class in a file of the user's, `package.module:Class`."""
+"""The user's own methods and attacks: a class `package.module:Class` becomes known to `parse` by its name."""
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from advalign.attacks import ATTACKS, Attack
@@ -10,25 +13,32 @@ from advalign.attacks.names import parse_name
 from advalign.errors import UserError, require
 from advalign.models.user import find_function
 from advalign.objectives import BASES, PLUGINS, Base, PlugIn
+from advalign.runtime.files import digest
 from advalign.threats import Linf
 
-# By the class that a part of one's own is derived from: where it is looked up, and how it is made on trial.
+# By the class that a user's class is derived from: its registry, and the arguments of a first instance.
 _KINDS: tuple[tuple[type, dict[str, Any], tuple[object, ...]], ...] = (
     (Base, BASES, ()),
     (PlugIn, PLUGINS, ()),
     (Attack, ATTACKS, (Linf(),)),
 )
-_RESERVED = ("worst", "transfer", "clean", "none", "standard")  # what records and the command line mean by these
+_RESERVED = (
+    "worst",
+    "transfer",
+    "clean",
+    "none",
+    "standard",
+)  # words with a meaning in records and on the command line
 
 
 def register(spelling: str) -> str:
-    """Make a plug-in, base or attack of one's own, `package.module:Class`, known to `parse` under its name.
+    """Make a user's plug-in, base or attack, `package.module:Class`, known to `parse` under its name.
 
     Returns:
         The name.
 
     Raises:
-        UserError: it cannot be imported, is none of these, has an argument without default, or the name of another.
+        UserError: it cannot be imported, is none of these, has an argument without default, or a name already taken.
     """
     module, colon, name = spelling.partition(":")
     require(bool(colon), lambda: f"{spelling!r} must be package.module:Class")
@@ -37,16 +47,7 @@ def register(spelling: str) -> str:
     if kind is None:
         raise UserError(f"{spelling} must be a class derived from advalign.PlugIn, advalign.Base or advalign.Attack")
     _, registry, arguments = kind
-    try:
-        made = part(*arguments)
-        called = isinstance(made, Attack) or "_modules" in vars(made)
-        require(called, lambda: f"{spelling} must call super().__init__() first")
-        str(made)
-    except UserError:
-        raise
-    except Exception as error:  # somebody's constructor may raise anything
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{spelling} cannot be made without arguments: {line}") from error
+    _instantiate(spelling, part, arguments)
     plain = isinstance(part.name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*", part.name)
     require(bool(plain), lambda: f"{spelling} is called {part.name!r}: a name is letters and digits, joined by hyphens")
     taken = ({**ATTACKS, **dict.fromkeys(_RESERVED)} if registry is ATTACKS else BASES | PLUGINS).get(part.name, part)
@@ -56,11 +57,25 @@ def register(spelling: str) -> str:
     return part.name
 
 
-def register_attacks(spelling: str) -> str:
-    """Make the attacks known that a spelling names by their file, and return it with their names in their place.
+def _instantiate(spelling: str, part: Any, arguments: tuple[object, ...]) -> None:
+    """Make one instance with default arguments, so that a class that cannot be spelled is refused early."""
+    try:
+        made = part(*arguments)
+        initialised = isinstance(made, Attack) or "_modules" in vars(made)
+        require(initialised, lambda: f"{spelling} must call super().__init__() first")
+        str(made)
+    except UserError:
+        raise
+    except Exception as error:  # a user's constructor may raise anything
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{spelling} cannot be made without arguments: {line}") from error
 
-    `my_file:MyAttack(steps=5)` becomes `my-attack(steps=5)`; the members of a worst case as well. For spellings that
-    the user has typed: those in files are data, and name no program.
+
+def register_attacks(spelling: str) -> str:
+    """Make the attacks known that a spelling names by their file, and return it with the attacks' names instead.
+
+    `my_file:MyAttack(steps=5)` becomes `my-attack(steps=5)`; so do the members of a worst case. This is for spellings
+    that the user has typed: those in files are data, and must not run a program.
 
     Raises:
         UserError: as `register`.
@@ -70,3 +85,21 @@ def register_attacks(spelling: str) -> str:
         return f"worst({', '.join(map(register_attacks, name.members))})"
     head, bracket, arguments = spelling.partition("(")
     return f"{register(head.strip())}{bracket}{arguments}" if ":" in head else spelling
+
+
+def source_digests(parts: Iterable[Base | PlugIn | Attack]) -> dict[str, str]:
+    """Return, by name, a digest of the source file of each part that is the user's own: it may change under one name.
+
+    The library's own parts have none, since their names identify them. An attack's members count as well.
+    """
+    members = [each for part in parts for each in (part, *(part.members if isinstance(part, Attack) else ()))]
+    classes = {part.name: type(part) for part in members if not type(part).__module__.startswith("advalign.")}
+    return {name: digest(_source(kind), digits=10) for name, kind in classes.items()}
+
+
+def _source(kind: type) -> bytes:
+    """Return the file in which a class is written or, of one that is in no file, its qualified name."""
+    try:
+        return Path(inspect.getsourcefile(kind) or "").read_bytes()
+    except (OSError, TypeError):  # typed into a shell or a notebook
+        return f"{kind.__module__}:{kind.__qualname__}".encode()

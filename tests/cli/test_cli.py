@@ -184,6 +184,13 @@ REFUSALS = {
     "n in words": (["evaluate", "empty", "-n", "all"], "'all' is not a whole number"),
     "normalisation by half": (["evaluate", "linear.pt", "--mean", "0.3"], "--std is missing"),
     "transfer of one": (["transfer", "linear.pt"], "at least two"),
+    "transfer into a file": (["transfer", "linear.pt", "pickle.pt", "--out", "torn.npz"], "torn.npz is not a folder"),
+    "attack plug-in that is missing": (["evaluate", "linear.pt", "--plugin", "my_nest:Attack"], "my_nest"),
+    "attack plug-in that is none": (["evaluate", "linear.pt", "--plugin", "my_nets:make"], "derived from advalign."),
+    "transfer with a missing plug-in": (
+        ["transfer", "linear.pt", "pickle.pt", "--plugin", "x"],
+        "package.module:Class",
+    ),
     "transfer of what stops": (["transfer", "linear.pt", "pickle.pt", "--attack", "square"], "transfer fgsm, pgd, mim"),
     "records": (["report", "empty"], "no records"),
     "lines that are no records": (["report", "three.jsonl"], "three.jsonl: line 1 is no JSON object"),
@@ -404,14 +411,16 @@ FLAGS = {
     "evaluate": {
         "--weights", "--attacks", "--checkpoint", "--data", "--model", "--n", "--norm", "--eps", "--batch-size",
         "--precision", "--seed", "--data-dir", "--image-size", "--surrogate", "--mean", "--std", "--device", "--out",
-        "--save-examples", "--trust-model",
+        "--save-examples", "--trust-model", "--plugin",
     },
     "diagnose": {
         "--weights", "--checkpoint", "--data", "--model", "--n", "--norm", "--eps", "--batch-size", "--seed",
         "--data-dir", "--image-size", "--mean", "--std", "--device", "--out", "--trust-model",
     },
     "compare": {"--checkpoint"},
-    "transfer": {"--attack", "--data", "--n", "--norm", "--eps", "--data-dir", "--device", "--out", "--trust-model"},
+    "transfer": {
+        "--attack", "--data", "--n", "--norm", "--eps", "--data-dir", "--device", "--out", "--trust-model", "--plugin",
+    },
     "report": {"--out", "--data-dir", "--maps", "--trust-model"},
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import torch
 from advalign.data import load as load_data
 from advalign.errors import UserError
 from advalign.evaluation.measure import measure
+from advalign.evaluation.options import AttackOptions, TargetOptions
+from advalign.evaluation.results import Measurement
 from advalign.models import build
 from advalign.runs import Run, load, read_records
 from advalign.training.recipes import digits
@@ -34,8 +36,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train("at", data="digits", model="small-cnn(width=4)", recipe=QUICK, runs=folder, device="cpu")
 
 
+def measure_with(source: Path, **given: Any) -> Measurement:
+    """Measure with options of all kinds."""
+    of_kind = {kind: {f.name for f in fields(kind)} & given.keys() for kind in (TargetOptions, AttackOptions)}
+    target, attack = (kind(**{name: given.pop(name) for name in names}) for kind, names in of_kind.items())
+    return measure(source, target_options=target, attack_options=attack, **given)
+
+
 def test_records_say_what_was_measured(run: Run):
-    result = measure(run.path, ["fgsm"], n=200, device="cpu")
+    result = measure(run.path, ["fgsm"], TargetOptions(n=200, device="cpu"))
     clean, attacked, worst = result.records
     assert (clean.attack, attacked.attack, worst.attack) == ("clean", "fgsm", "worst(fgsm)")
     assert {record.threat for record in result.records} == {"Linf(0.2)"}  # what it was trained against
@@ -51,21 +60,21 @@ def test_clean_accuracy_is_that_of_the_checkpoint_on_the_whole_test_set(run: Run
     for checkpoint in ("best", "last"):
         with torch.no_grad():
             right = load(run.path, checkpoint)(test.floats()).argmax(1) == test.labels
-        (clean,) = measure(run.path, ["none"], checkpoint=checkpoint, device="cpu").records
+        (clean,) = measure(run.path, ["none"], TargetOptions(checkpoint=checkpoint, device="cpu")).records
         assert clean.accuracy == pytest.approx(right.double().mean().item())
         assert clean.n == 500
 
 
 def test_measuring_twice_gives_the_same_images_and_replaces_the_records(run: Run, tmp_path: Path):
-    first = measure(run.path, ["pgd(steps=3)"], n=100, device="cpu", out=tmp_path / "a")
+    first = measure(run.path, ["pgd(steps=3)"], TargetOptions(n=100, device="cpu"), out=tmp_path / "a")
     count = len(read_records(run.path / "records.jsonl"))
-    again = measure(run.path, ["pgd(steps=3)"], n=100, device="cpu", out=tmp_path / "b")
+    again = measure(run.path, ["pgd(steps=3)"], TargetOptions(n=100, device="cpu"), out=tmp_path / "b")
     assert len(read_records(run.path / "records.jsonl")) == count
     assert json.loads(first.path.read_text())["outcomes"] == json.loads(again.path.read_text())["outcomes"]
 
 
 def test_the_subset_is_stratified(run: Run):
-    result = measure(run.path, ["none"], n=100, device="cpu")
+    result = measure(run.path, ["none"], TargetOptions(n=100, device="cpu"))
     assert len(result.evaluation) == 100
 
 
@@ -73,7 +82,7 @@ def test_standard_expands_to_the_usual_attacks(run: Run):
     from advalign.attacks import STANDARD, parse
     from advalign.threats import Linf
 
-    result = measure(run.path, ["standard"], n=20, device="cpu")
+    result = measure(run.path, ["standard"], TargetOptions(n=20, device="cpu"))
     expected = [str(parse(name, threat=Linf())) for name in STANDARD]
     assert [record.attack for record in result.records] == ["clean", *expected, f"worst({', '.join(expected)})"]
     by_attack = {record.attack: record.accuracy for record in result.records}
@@ -82,8 +91,11 @@ def test_standard_expands_to_the_usual_attacks(run: Run):
 
 def test_a_radius_is_never_taken_over_to_another_norm(run: Run):
     with pytest.raises(UserError, match="--norm l2 needs its radius"):
-        measure(run.path, ["fgsm"], norm="l2", n=20, device="cpu")
-    assert measure(run.path, ["fgsm"], norm="l2", eps=0.5, n=20, device="cpu").records[0].threat == "L2(0.5)"
+        measure(run.path, ["fgsm"], TargetOptions(norm="l2", n=20, device="cpu"))
+    assert (
+        measure(run.path, ["fgsm"], TargetOptions(norm="l2", eps=0.5, n=20, device="cpu")).records[0].threat
+        == "L2(0.5)"
+    )
 
 
 def test_images_have_the_size_that_the_model_was_trained_on(tmp_path: Path):
@@ -101,9 +113,9 @@ def test_images_have_the_size_that_the_model_was_trained_on(tmp_path: Path):
         runs=tmp_path / "runs", device="cpu",
     )  # fmt: skip
     assert trained.setting["shape"] == [3, 16, 16]
-    assert measure(trained.path, ["none"], device="cpu").records[0].n == 4
+    assert measure(trained.path, ["none"], TargetOptions(device="cpu")).records[0].n == 4
     with pytest.raises(UserError, match=r"shape \(3, 8, 8\), but .* was trained on \(3, 16, 16\)"):
-        measure(trained.path, ["none"], image_size=8, device="cpu")
+        measure(trained.path, ["none"], TargetOptions(image_size=8, device="cpu"))
 
 
 @pytest.mark.parametrize(
@@ -115,27 +127,27 @@ def test_images_have_the_size_that_the_model_was_trained_on(tmp_path: Path):
         ({"out": "/proc/results"}, "cannot write to /proc/results"),
         ({"n": 0}, "n=0 must be at least 1"),
         ({"mean": (0.3,)}, "--std is missing: give --mean and --std, or neither"),
-        ({"mean": (0.3,), "std": (1.0,)}, "mean and std are for weights from elsewhere"),
+        ({"mean": (0.3,), "std": (1.0,)}, "mean and std are for weights without a training record"),
         ({"attack_names": ["pgd(steps=3"]}, "cannot read 'pgd.steps=3': a bracket is not closed"),
         ({"attack_names": ["wrost(fgsm)"]}, "unknown attack 'wrost': did you mean 'worst'"),
         ({"attack_names": ["worst"]}, "worst needs attacks, as in 'worst"),
     ],
 )
 def test_what_cannot_work_is_refused_before_data_are_loaded(run: Run, options: dict, words: str, monkeypatch):
-    monkeypatch.setattr("advalign.evaluation.measure.load", lambda *_, **__: pytest.fail("data are being loaded"))
+    monkeypatch.setattr("advalign.evaluation.target.load", lambda *_, **__: pytest.fail("data are being loaded"))
     with pytest.raises(UserError, match=words):
-        measure(run.path, **{"attack_names": ["fgsm"], "device": "cpu", **options})
+        measure_with(run.path, **{"attack_names": ["fgsm"], "device": "cpu", **options})
 
 
 @pytest.mark.parametrize("attack", ["pdg", "pgd(stpes=3)", "worst(apgd-ce, sqare)", "worst(cw)"])
 def test_a_misspelt_attack_is_refused_before_data_are_loaded(run: Run, attack: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("advalign.evaluation.measure.load", lambda *_, **__: pytest.fail("data are being loaded"))
+    monkeypatch.setattr("advalign.evaluation.target.load", lambda *_, **__: pytest.fail("data are being loaded"))
     with pytest.raises(UserError, match=r"did you mean|worst"):
-        measure(run.path, ["fgsm", attack], device="cpu")
+        measure(run.path, ["fgsm", attack], TargetOptions(device="cpu"))
 
 
 def test_an_attack_that_is_named_twice_is_run_once(run: Run):
-    result = measure(run.path, ["fgsm", "pgd(steps=20)", "pgd", "fgsm"], n=20, device="cpu")
+    result = measure(run.path, ["fgsm", "pgd(steps=20)", "pgd", "fgsm"], TargetOptions(n=20, device="cpu"))
     assert [record.attack for record in result.records[:3]] == ["clean", "fgsm", "pgd(steps=20)"]
 
 
@@ -149,7 +161,7 @@ def test_results_are_named_by_weights_normalisation_and_surrogate(tmp_path: Path
 
     def named(**options: Any) -> Path:
         how = {"model": "small-cnn(width=4)", "data": "digits", "eps": 0.1, "n": 20, "device": "cpu", **options}
-        return measure(weights, ["fgsm"], **how).path
+        return measure_with(weights, attack_names=["fgsm"], **how).path
 
     surrogates = [f"small-cnn(width=4)@{file}" for file in others]
     variants = [{}, {"mean": (0.1,), "std": (1.0,)}, {"mean": (0.2,), "std": (1.0,)}]
@@ -167,7 +179,7 @@ def test_results_are_named_by_weights_normalisation_and_surrogate(tmp_path: Path
 
 
 def test_the_distance_of_what_no_threat_confines(run: Run):
-    result = measure(run.path, ["cw(steps=30, c=10)", "fgsm"], n=40, device="cpu", save_examples=True)
+    result = measure(run.path, ["cw(steps=30, c=10)", "fgsm"], TargetOptions(n=40, device="cpu"), save_examples=True)
     (name, far), *others = result.distances.items()
     assert (name, others) == ("cw(c=10, steps=30)", [])
     arrays = np.load(result.path.with_suffix(".npz"))
@@ -176,13 +188,17 @@ def test_the_distance_of_what_no_threat_confines(run: Run):
     assert fooled.any()
     assert far == pytest.approx(moved[fooled].mean(), rel=1e-5)
     assert json.loads(result.path.read_text())["distances"] == result.distances
-    assert not measure(run.path, ["cw(steps=30, c=10)"], n=40, device="cpu").path.with_suffix(".npz").exists()
+    assert (
+        not measure(run.path, ["cw(steps=30, c=10)"], TargetOptions(n=40, device="cpu"))
+        .path.with_suffix(".npz")
+        .exists()
+    )
 
 
 def test_a_log_file_shows_life(run: Run, capsys: pytest.CaptureFixture[str]):
     from rich.console import Console
 
-    measure(run.path, ["fgsm"], n=20, batch_size=8, device="cpu", console=Console())
+    measure(run.path, ["fgsm"], TargetOptions(n=20, device="cpu"), AttackOptions(batch_size=8), console=Console())
     assert capsys.readouterr().out.splitlines() == ["clean: 20 of 20 images", "fgsm: 20 of 20 images"]
 
 
@@ -238,7 +254,7 @@ def test_kill_9_and_the_same_command_gives_the_same_outcome_of_every_image(run: 
     again = start(run, out, *attacks)
     output, _ = again.communicate(timeout=120)
     assert again.returncode == 0, output
-    assert "goes on where it was interrupted" in output
+    assert "resuming an interrupted" in output
     same(finished(out), finished(tmp_path / "whole"))
     assert not list(out.glob(".*"))
 
@@ -265,7 +281,7 @@ def test_kill_9_while_the_surrogates_examples_are_made(run: Run, tmp_path: Path)
     again = start(run, out, *attack, surrogate)
     output, _ = again.communicate(timeout=120)
     assert again.returncode == 0, output
-    assert "goes on where it was interrupted" in output
+    assert "resuming an interrupted" in output
     same(finished(out), finished(tmp_path / "whole"))
     ours, theirs = ((tmp_path / folder / "transfer").glob("*.safetensors") for folder in (out.name, "whole"))
     assert next(ours).read_bytes() == next(theirs).read_bytes()
@@ -282,6 +298,6 @@ def test_an_unfinished_run_is_recorded_with_the_epochs_it_has(tmp_path: Path, ca
             "at", data="digits", model="small-cnn(width=4)", recipe=recipe, runs=tmp_path, device="cpu", time_budget=0.5
         )
     assert not stopped.finished
-    (clean,) = measure(stopped.path, ["none"], n=50, device="cpu", console=Console()).records
+    (clean,) = measure(stopped.path, ["none"], TargetOptions(n=50, device="cpu"), console=Console()).records
     assert clean.epochs == len(stopped.log) < 10_000
     assert "is not finished" in capsys.readouterr().out.replace("\n", " ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from advalign.data import Images, load
 from advalign.errors import UserError
 from advalign.evaluation.accuracy import WORST_CASE, PrecomputedExamples, evaluate
 from advalign.evaluation.measure import measure
+from advalign.evaluation.options import AttackOptions, TargetOptions
 from advalign.evaluation.transfer import craft_examples, transferable
 from advalign.evaluation.transfer_matrix import transfer_matrix
 from advalign.models import build
+from advalign.report.transfer_matrix import matrix_table, write_matrix
 from advalign.runs import load as load_run
 from advalign.runs.checkpoint import save_weights
 from advalign.threats import Linf
@@ -37,14 +40,14 @@ def images() -> Images:
 def test_all_images_are_attacked_to_the_last_step(tmp_path: Path):
     """Also those that the surrogate gets wrong, and none stops at its boundary."""
     net, given = tiny(0).eval(), images()
-    made = craft_examples(net, given, FGSM(BUDGET), batch_size=7, precision="fp32", seed=0, file=tmp_path / "a")
+    made = craft_examples(net, given, FGSM(BUDGET), AttackOptions(batch_size=7), file=tmp_path / "a")
     x = given.floats()
     torch.testing.assert_close(made, FGSM(BUDGET)(net, x, given.labels), atol=1e-6, rtol=0)
     attack = PGD(BUDGET, steps=3, start="clean")
     assert transferable(attack) == replace(attack, until_fooled=False)
     assert transferable(MIM(BUDGET)) == MIM(BUDGET, until_fooled=False)
     assert transferable(FGSM(BUDGET)) == FGSM(BUDGET)
-    made = craft_examples(net, given, attack, batch_size=7, precision="fp32", seed=0, file=tmp_path / "b")
+    made = craft_examples(net, given, attack, AttackOptions(batch_size=7), file=tmp_path / "b")
     expected = replace(attack, until_fooled=False)(net, x, given.labels)
     torch.testing.assert_close(made, expected, atol=1e-6, rtol=0)
     assert (made != x).flatten(1).any(1).all()
@@ -52,13 +55,13 @@ def test_all_images_are_attacked_to_the_last_step(tmp_path: Path):
 
 def test_examples_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     net, given, file = tiny(0).eval(), images(), tmp_path / "kept"
-    first = craft_examples(net, given, PGD(BUDGET, steps=2), batch_size=9, precision="fp32", seed=0, file=file)
+    first = craft_examples(net, given, PGD(BUDGET, steps=2), AttackOptions(batch_size=9), file=file)
     monkeypatch.setattr(PGD, "__call__", None)
-    again = craft_examples(net, given, PGD(BUDGET, steps=2), batch_size=9, precision="fp32", seed=0, file=file)
+    again = craft_examples(net, given, PGD(BUDGET, steps=2), AttackOptions(batch_size=9), file=file)
     assert torch.equal(again, first)
     file.write_bytes(b"no tensors")
     with pytest.raises(UserError, match="damaged: remove it"):
-        craft_examples(net, given, PGD(BUDGET, steps=2), batch_size=9, precision="fp32", seed=0, file=file)
+        craft_examples(net, given, PGD(BUDGET, steps=2), AttackOptions(batch_size=9), file=file)
 
 
 def test_given_examples_are_judged_by_the_target_on_what_it_gets_right():
@@ -87,7 +90,9 @@ def test_from_the_command_the_same_examples_serve_every_target(tmp_path: Path):
         train("natural", data="digits", model=model, recipe=recipe, runs=tmp_path, device="cpu") for model in models
     )
     found = [
-        measure(run.path, ["fgsm", "pgd(steps=3)"], surrogate=surrogate.path, eps=0.1, n=100, device="cpu")
+        measure(
+            run.path, ["fgsm", "pgd(steps=3)"], TargetOptions(eps=0.1, n=100, device="cpu"), surrogate=surrogate.path
+        )
         for run in targets
     ]
     kept = list((surrogate.path / "transfer").iterdir())
@@ -110,19 +115,25 @@ def test_from_the_command_the_same_examples_serve_every_target(tmp_path: Path):
 def test_saved_examples_and_normalised_weights_from_elsewhere(tmp_path: Path):
     data, net = load("digits"), build("small-cnn(width=4)", classes=10, channels=1).eval()
     torch.save(net.state_dict(), tmp_path / "theirs.pt")
-    result = measure(
-        tmp_path / "theirs.pt", ["fgsm"], model="small-cnn(width=4)", data="digits", n=50, eps=0.1, mean=(0.3,),
-        std=(0.2,), save_examples=True, device="cpu",
-    )  # fmt: skip
+    target = TargetOptions(
+        model="small-cnn(width=4)", data="digits", n=50, eps=0.1, mean=(0.3,), std=(0.2,), device="cpu"
+    )
+    result = measure(tmp_path / "theirs.pt", ["fgsm"], target, save_examples=True)
     arrays = np.load(result.path.with_suffix(".npz"))
     x, x_adv = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["x_adv fgsm"])
     right = net((x_adv - 0.3) / 0.2).argmax(1).numpy() == arrays["y"]
     assert (right == arrays["correct fgsm"]).all()
     assert float((x_adv - x).abs().max()) <= 0.1 + 1e-6
     with pytest.raises(UserError, match="one value for each channel each"):
-        measure(tmp_path / "theirs.pt", model="small-cnn(width=4)", data="digits", mean=(0.3, 0.3), std=(0.2,))
+        measure(
+            tmp_path / "theirs.pt",
+            target_options=TargetOptions(model="small-cnn(width=4)", data="digits", mean=(0.3, 0.3), std=(0.2,)),
+        )
     with pytest.raises(UserError, match="one value for each of 1 channels"):
-        measure(tmp_path / "theirs.pt", model="small-cnn(width=4)", data="digits", mean=(0.3, 0.3), std=(0.2, 1))
+        measure(
+            tmp_path / "theirs.pt",
+            target_options=TargetOptions(model="small-cnn(width=4)", data="digits", mean=(0.3, 0.3), std=(0.2, 1)),
+        )
     assert data.shape == (1, 8, 8)
 
 
@@ -131,30 +142,33 @@ def test_the_matrix_shows_every_pair(tmp_path: Path):
     models = [f"small-cnn(width={width})" for width in (4, 8)]
     trained = [train("natural", data="digits", model=m, recipe=recipe, runs=tmp_path, device="cpu") for m in models]
     runs = [run.path for run in trained]
-    matrix = transfer_matrix(runs, "pgd(steps=3)", n=60, eps=0.1, device="cpu", out=tmp_path / "out")
-    table = matrix.table
+    matrix = transfer_matrix(runs, "pgd(steps=3)", TargetOptions(n=60, eps=0.1, device="cpu"))
+    table = matrix_table(matrix)
     assert not any((run / "records.jsonl").exists() for run in runs)  # no columns in later reports
     assert table.columns == ("made on", runs[0].name, runs[1].name)
     assert [row[0] for row in table.rows] == [runs[0].name, runs[1].name, "(clean images)"]
     for i, surrogate in enumerate(runs):
         for j, target in enumerate(runs):
-            (_, shown, *_) = measure(target, ["pgd(steps=3)"], surrogate=surrogate, n=60, eps=0.1, device="cpu").records
+            (_, shown, *_) = measure(
+                target, ["pgd(steps=3)"], TargetOptions(n=60, eps=0.1, device="cpu"), surrogate=surrogate
+            ).records
             assert table.rows[i][j + 1] == f"{100 * shown.accuracy:.1f}"
-    content = json.loads(matrix.path.read_text())
+    file = write_matrix(matrix, tmp_path / "out")
+    content = json.loads(file.read_text())
     for i, surrogate in enumerate(runs):
         for j, target in enumerate(runs):
             outcome = content["outcomes"][str(target)][str(surrogate)]
             assert table.rows[i][j + 1] == f"{100 * outcome.count('1') / 60:.1f}"
     assert (content["threat"], content["n"]) == ("Linf(0.1)", 60)
-    assert matrix.path.with_suffix(".md").read_text().startswith("| made on |")
-    assert matrix.path.with_suffix(".tex").exists()
+    assert file.with_suffix(".md").read_text().startswith("| made on |")
+    assert file.with_suffix(".tex").exists()
     with pytest.raises(UserError, match="at least two"):
         transfer_matrix(runs[:1], "fgsm")
     with pytest.raises(UserError, match="named twice"):
         transfer_matrix([runs[0], runs[0]], "fgsm")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="not a folder"):
-        transfer_matrix(runs, "fgsm", out=tmp_path / "file")
+    with pytest.raises(UserError, match="cannot write"):
+        write_matrix(matrix, tmp_path / "file")
 
 
 def saved(path: Path, **card: object) -> Path:
@@ -167,10 +181,10 @@ def test_all_cells_of_a_matrix_are_of_one_threat(tmp_path: Path):
     torch.manual_seed(0)
     weak, strong = (saved(tmp_path / f"{eps}.safetensors", norm="linf", eps=eps) for eps in (0.1, 0.2))
     natural, l2 = saved(tmp_path / "n.safetensors", seed=0), saved(tmp_path / "l2.safetensors", norm="l2", eps=0.5)
-    how = {"attack": "fgsm", "n": 30, "device": "cpu", "out": tmp_path / "out"}
 
-    def threat_of(*sources: Path, **more: object) -> str:
-        return json.loads(transfer_matrix(sources, **{**how, **more}).path.read_text())["threat"]
+    def threat_of(*sources: Path, **more: Any) -> str:
+        matrix = transfer_matrix(sources, "fgsm", TargetOptions(n=30, device="cpu", **more))
+        return json.loads(write_matrix(matrix, tmp_path / "out").read_text())["threat"]
 
     with pytest.raises(UserError, match=r"0\.1\.saf.* with Linf\(0\.1\), .*0\.2\.saf.* with Linf\(0\.2\): .*--eps"):
         threat_of(weak, strong)
@@ -192,17 +206,17 @@ def test_weights_from_elsewhere_are_surrogates_and_cells_of_a_matrix(tmp_path: P
     net = build("small-cnn(width=6)", classes=10, channels=1).eval()
     torch.save(net.state_dict(), theirs)
     spelled = f"small-cnn(width=6)@{theirs}"
-    result = measure(target, ["fgsm"], surrogate=spelled, n=40, device="cpu", save_examples=True)
+    result = measure(target, ["fgsm"], TargetOptions(n=40, device="cpu"), surrogate=spelled, save_examples=True)
     assert result.records[1].attack.startswith("transfer(fgsm, from theirs.pt small-cnn(width=6) ")
     arrays = np.load(result.path.with_suffix(".npz"))
     x, y = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
     x_adv = torch.from_numpy(arrays[f"x_adv {result.records[1].attack}"])
     torch.testing.assert_close(x_adv, FGSM(Linf(0.1))(net, x, y), atol=1e-6, rtol=0)
-    matrix = transfer_matrix([target, spelled], "fgsm", n=40, device="cpu", out=tmp_path / "out")
-    assert matrix.table.rows[1][1] == f"{100 * result.records[1].accuracy:.1f}"
+    matrix = transfer_matrix([target, spelled], "fgsm", TargetOptions(n=40, device="cpu"))
+    assert matrix_table(matrix).rows[1][1] == f"{100 * result.records[1].accuracy:.1f}"
     for call in (
-        lambda: measure(target, ["fgsm"], surrogate=theirs, n=40, device="cpu"),
-        lambda: transfer_matrix([target, theirs], "fgsm", n=40, device="cpu", out=tmp_path / "out"),
+        lambda: measure(target, ["fgsm"], TargetOptions(n=40, device="cpu"), surrogate=theirs),
+        lambda: transfer_matrix([target, theirs], "fgsm", TargetOptions(n=40, device="cpu")),
     ):
         with pytest.raises(UserError, match=r"theirs\.pt does not say its model: write MODEL@.*theirs\.pt"):
             call()
@@ -223,8 +237,8 @@ def test_crafting_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.M
     """Stopped after the second of four batches; a random start tells whether the third has its own seed."""
     monkeypatch.setattr("advalign.evaluation.accuracy.SAVE_SECONDS", -1.0)
     net, given, attack = tiny(0).eval(), images(), PGD(BUDGET, steps=2)
-    how = {"batch_size": 7, "precision": "fp32", "seed": 3}
-    whole = craft_examples(net, given, attack, **how, file=tmp_path / "whole")
+    how = AttackOptions(batch_size=7, seed=3)
+    whole = craft_examples(net, given, attack, how, file=tmp_path / "whole")
     done: list[int] = []
 
     def stop(images: int) -> None:
@@ -233,9 +247,9 @@ def test_crafting_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.M
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        craft_examples(net, given, attack, **how, file=tmp_path / "parts", advance=stop)
+        craft_examples(net, given, attack, how, file=tmp_path / "parts", advance=stop)
     assert not (tmp_path / "parts").exists()
     again: list[int] = []
-    assert torch.equal(craft_examples(net, given, attack, **how, file=tmp_path / "parts", advance=again.append), whole)
+    assert torch.equal(craft_examples(net, given, attack, how, file=tmp_path / "parts", advance=again.append), whole)
     assert again == [14, 7, 3]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["parts", "whole"]

@@ -1,4 +1,4 @@
-"""The command line: one dict from command to its options and what it does. torch is imported only where it works."""
+"""The command line: one dict from command to its options and function. torch is imported only by what needs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -20,6 +20,7 @@ from advalign.cli.options import (
     DiagnoseOptions,
     EvaluateOptions,
     ListOptions,
+    ModelOptions,
     ReportOptions,
     StudyOptions,
     TrainOptions,
@@ -29,9 +30,12 @@ from advalign.errors import TrainingError, UserError, unknown
 from advalign.spelling import parse_number, spell_number
 from advalign.training.recipes import RECIPES, Recipe
 
+if TYPE_CHECKING:
+    from advalign.evaluation.options import AttackOptions, TargetOptions
+
 
 def run_train(options: TrainOptions) -> None:
-    """Train, and say how to go on."""
+    """Train, and print the next command."""
     from advalign.models import function_of
     from advalign.registration import register
     from advalign.runs.tensorboard import tensorboard_sink
@@ -42,7 +46,7 @@ def run_train(options: TrainOptions) -> None:
     preset, chosen = RECIPES[options.recipe](), options.settings
     if chosen.norm != preset.norm and chosen.eps == preset.eps:
         raise UserError(
-            f"--norm {chosen.norm} needs its radius, --eps: that of recipe {options.recipe} is of {preset.norm}"
+            f"--norm {chosen.norm} needs its radius, --eps: that of recipe {options.recipe} is for {preset.norm}"
         )
     for spelling in options.plugin:
         register(spelling)
@@ -72,95 +76,54 @@ def run_train(options: TrainOptions) -> None:
 
 
 def run_evaluate(options: EvaluateOptions) -> None:
-    """Evaluate, print the table, and write JSON, Markdown and HTML."""
+    """Evaluate, print the table, and write JSON, Markdown, LaTeX and HTML."""
     from advalign.evaluation.measure import measure
-    from advalign.report.card import robustbench_card
-    from advalign.report.page import write_page
+    from advalign.registration import register
+    from advalign.report.evaluation import remarks, write_evaluation
     from advalign.report.tables import accuracy_table, print_table
-    from advalign.runtime.environment import environment
-    from advalign.runtime.files import write_atomically, write_json
     from advalign.runtime.progress import say
 
     if options.source is None and options.weights is None:
         for swallowed in filter(os.path.exists, options.attacks):
-            raise UserError(f"--attacks takes all that follow it: put {swallowed!r} before --attacks")
-    source = _source(options, "evaluate")
-    result = measure(
-        source, options.attacks, checkpoint=options.checkpoint, data=options.data, model=options.model,
-        n=options.n, norm=options.norm, eps=options.eps, batch_size=options.batch_size, precision=options.precision,
-        seed=options.seed, device=options.device, data_dir=options.data_dir, image_size=options.image_size,
-        mean=options.mean, std=options.std, surrogate=options.surrogate, trust_model=options.trust_model,
-        out=options.out, save_examples=options.save_examples, console=_console(),
+            raise UserError(f"--attacks takes all words that follow it: put {swallowed!r} before --attacks")
+    source, console = _source_of(options, "evaluate"), _console()
+    for spelling in options.plugin:
+        register(spelling)
+    measured = measure(
+        source, options.attacks, _target_options(options, options.n), _attack_options(options, options.precision),
+        surrogate=options.surrogate, out=options.out, save_examples=options.save_examples, console=console,
     )  # fmt: skip
-    table = accuracy_table(result.records)
-    print_table(_console(), table)
-    write_atomically(result.path.with_suffix(".md"), table.markdown() + "\n")
-    write_atomically(result.path.with_suffix(".tex"), table.latex() + "\n")
-    known = "" if result.trained_here else "Weights from elsewhere: what they were trained on is not known."
-    introduction = [*filter(None, [known]), *result.evaluation.warnings]
-    write_page(result.path.with_suffix(".html"), f"Evaluation of {source}", introduction, table, [], environment())
-    written = [".md", ".tex", ".html"]
-    if any(record.attack == "autoattack" for record in result.records):
-        card = robustbench_card(result.records, extra_data=result.extra_data)
-        write_json(result.path.with_suffix(".robustbench.json"), card)
-        written.append(".robustbench.json")
-    if options.save_examples:
-        written.append(".npz")
-    for warning in result.evaluation.warnings:
-        say(_console(), f"warning: {warning}")
-    for name in filter(result.evaluation.unbounded.__contains__, result.evaluation.correct):
-        far = result.distances.get(name)
-        lie = "no image fools" if far is None else f"the images that fool lie at a mean L2 distance of {far:.3f}"
-        say(_console(), f"{name}: {lie}; not confined to the threat model, so no part of the worst case")
-    for name, (forward, backward) in result.evaluation.passes.items():
-        n = len(result.evaluation)
-        say(_console(), f"{name}: {forward / n:.1f} forward and {backward / n:.1f} backward passes an image")
-    say(_console(), f"Written: {result.path} (per image), {', '.join(written)}")
+    print_table(console, accuracy_table(measured.records))
+    written = write_evaluation(measured, source) + ([".npz"] if options.save_examples else [])
+    for line in remarks(measured):
+        say(console, line)
+    say(console, f"Written: {measured.path} (per image), {', '.join(written)}")
 
 
 def run_diagnose(options: DiagnoseOptions) -> None:
     """Diagnose, print the verdicts, and write JSON and HTML."""
-
-    from advalign.evaluation.diagnose import diagnose
-    from advalign.evaluation.measure import load_target
+    from advalign.evaluation.diagnose_source import diagnose_source
     from advalign.report.diagnosis import summary, verdict_table, write_diagnosis
     from advalign.report.tables import print_table
-    from advalign.runs import find_weights
     from advalign.runtime.environment import environment
-    from advalign.runtime.files import digest, require_writable, write_json
     from advalign.runtime.progress import say
 
-    console = _console()
-    source = _source(options, "diagnose")
-    weights = find_weights(source, options.checkpoint, model=options.model, trust_model=options.trust_model)
-    folder = options.out or weights.path.parent / "diagnosis"
-    require_writable(folder)
-    subject = load_target(
-        weights, data=options.data, norm=options.norm, eps=options.eps, device=options.device,
-        data_dir=options.data_dir, image_size=options.image_size, mean=options.mean, std=options.std, console=console,
-    )  # fmt: skip
-    with console.status("") as status:
-        diagnosis = diagnose(
-            subject.net, subject.images, subject.threat, n=options.n, batch_size=options.batch_size,
-            seed=options.seed, advance=lambda what: status.update(f"diagnosing: {what}"),
-        )  # fmt: skip
-    print_table(console, verdict_table(diagnosis))
-    setting = {
-        "source": str(subject.path), "model": subject.model, "data": subject.dataset.name,
-        "images": subject.dataset.digest, "seed": options.seed, "batch_size": options.batch_size,
-    }  # fmt: skip
-    made = repr([*setting.values(), diagnosis.n, diagnosis.threat])
-    file = folder / f"{subject.path.stem}-{digest(made, digits=8)}.json"
-    write_json(file, {**setting, **diagnosis.content(), "environment": environment()})
-    introduction = [f"{subject.model} on {subject.dataset.name}.", *filter(None, [subject.dataset.note])]
-    page = file.with_suffix(".html")
-    write_diagnosis(page, f"Diagnosis of {source}", introduction, diagnosis, environment())
-    say(console, f"{summary(diagnosis)}\nWritten: {file}, .html")
+    source, console = _source_of(options, "diagnose"), _console()
+    found = diagnose_source(
+        source, _target_options(options, options.n), _attack_options(options), out=options.out, console=console
+    )
+    print_table(console, verdict_table(found.diagnosis))
+    dataset = found.target.dataset
+    introduction = [f"{found.target.model} on {dataset.name}.", *filter(None, [dataset.note])]
+    page = found.path.with_suffix(".html")
+    write_diagnosis(page, f"Diagnosis of {source}", introduction, found.diagnosis, environment())
+    say(console, f"{summary(found.diagnosis)}\nWritten: {found.path}, .html")
 
 
 def run_compare(options: CompareOptions) -> None:
     """Print the table of differences."""
-    from advalign.evaluation.compare import compare, comparison_table
+    from advalign.evaluation.compare import compare
+    from advalign.report.comparison import comparison_table
     from advalign.report.tables import print_table
 
     comparison = compare(options.first, options.second, options.checkpoint)
@@ -169,21 +132,28 @@ def run_compare(options: CompareOptions) -> None:
 
 def run_transfer(options: TransferOptions) -> None:
     """Print the transfer matrix, and write it as JSON, Markdown and LaTeX."""
+    from advalign.evaluation.options import TargetOptions
     from advalign.evaluation.transfer_matrix import transfer_matrix
+    from advalign.registration import register
     from advalign.report.tables import print_table
+    from advalign.report.transfer_matrix import matrix_table, write_matrix
+    from advalign.runtime.files import require_writable
     from advalign.runtime.progress import say
 
-    matrix = transfer_matrix(
-        options.sources, options.attack, data=options.data, n=options.n, norm=options.norm, eps=options.eps,
-        data_dir=options.data_dir, device=options.device, trust_model=options.trust_model, out=options.out,
-        console=_console(),
+    for spelling in options.plugin:
+        register(spelling)
+    require_writable(options.out)
+    target_options = TargetOptions(
+        data=options.data, n=options.n, norm=options.norm, eps=options.eps, data_dir=options.data_dir,
+        device=options.device, trust_model=options.trust_model,
     )  # fmt: skip
-    print_table(_console(), matrix.table)
-    say(_console(), f"Written: {matrix.path} (per image), .md, .tex")
+    matrix = transfer_matrix(options.sources, options.attack, target_options, console=_console())
+    print_table(_console(), matrix_table(matrix))
+    say(_console(), f"Written: {write_matrix(matrix, options.out)} (per image), .md, .tex")
 
 
 def run_study(options: StudyOptions) -> None:
-    """Carry out the study, print its table, and say where the rest is; exit code 1 if a cell failed."""
+    """Run the study, print its table, and say where the files are; exit code 1 if a cell failed."""
     from advalign.registration import register
     from advalign.report.tables import print_table
     from advalign.runtime.interrupts import parse_duration
@@ -242,7 +212,7 @@ def run_report(options: ReportOptions) -> None:
 
 
 def run_list(options: ListOptions) -> None:
-    """Print names, each with a line on what it is."""
+    """Print names, each with a line of description."""
     from advalign.cli.listing import LISTS, layers_of
 
     if options.what == "layers":
@@ -254,7 +224,7 @@ def run_list(options: ListOptions) -> None:
     else:
         raise unknown("list", options.what, [*LISTS, "layers"])
     if options.model is not None and options.what != "layers":
-        raise UserError(f"list {options.what} takes nothing more, but {options.model!r} was given")
+        raise UserError(f"list {options.what} takes no further argument, not {options.model!r}")
     width = max(len(name) for name, _ in rows)
     for name, description in rows:
         print(f"{name:<{width}}  {description}".rstrip())
@@ -274,17 +244,17 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; exit with 2 and one line for bad input, with 1 for a run that broke down."""
+    """Run a command; exit with 2 and one line for bad input, with 1 for training that failed."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _dispatch(arguments)
     except UserError as error:
         print(f"advalign: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # `| head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        print("advalign: stopped at once; the same command goes on from what was saved last", file=sys.stderr)
+        print("advalign: stopped at once; the same command resumes from what was saved last", file=sys.stderr)
         sys.exit(130)
     except TrainingError as error:
         print(f"advalign: {error}", file=sys.stderr)
@@ -294,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = [f"  {name:<9} {(options.__doc__ or '').strip()}" for name, (options, _) in COMMANDS.items()]
-        print("usage: advalign COMMAND [options]\n\n" + "\n".join(lines) + "\n\nadvalign COMMAND --help tells more.")
+        print("usage: advalign COMMAND [options]\n\n" + "\n".join(lines) + "\n\nSee also: advalign COMMAND --help.")
         return
     if arguments[0] in ("-V", "--version"):
         from importlib.metadata import version
@@ -312,7 +282,7 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _preset(arguments: list[str]) -> Recipe:
-    """Find --recipe before the other flags are read: its values are their defaults."""
+    """Read --recipe before the other flags, whose defaults are the values of that recipe."""
     name = "common"
     for i, argument in enumerate(arguments):
         if argument == "--recipe" and i + 1 < len(arguments):
@@ -334,7 +304,7 @@ def _parse(options: type, program: str, arguments: list[str], **defaults: Any) -
         return PrimitiveConstructorSpec(
             nargs=1,
             metavar="NUMBER",
-            instance_from_str=lambda given: parse_number(given[0]),
+            instance_from_str=lambda words: parse_number(words[0]),
             is_instance=lambda value: isinstance(value, float | int),
             str_from_instance=lambda value: [spell_number(value)],
         )
@@ -349,7 +319,7 @@ def _parse(options: type, program: str, arguments: list[str], **defaults: Any) -
         raise
 
 
-# What tyro says of an option that has no default, in its own terms.
+# tyro's message about an option that may be left out.
 _OPTIONAL = re.compile(
     r"Error parsing (\S+): no type matching \{None\}\|(NUMBER|INT) could be instantiated from \['(.*)'\]"
 )
@@ -357,21 +327,37 @@ _KINDS = {"NUMBER": "a number: write a decimal or a fraction, as in 8/255", "INT
 
 
 def _one_line(box: str) -> str:
-    """Return what a box of tyro's says before its first rule, and the option that it takes to be meant."""
+    """Return the text above the first rule of tyro's message box, and the option that it suggests."""
     lines = [line.strip(" │|") for line in box.splitlines()]
     texts = ["" if re.fullmatch(r"[^\w]*[─-]{8,}[^\w]*", line) else line for line in lines]
-    texts = texts[1 if lines[0][:1] in "╭─" else 2 :]  # without the title, which plain terminals rule off as well
+    texts = texts[1 if lines[0][:1] in "╭─" else 2 :]  # without the title, which on plain terminals has a rule below it
     message = " ".join(texts[: texts.index("")])
-    message = _OPTIONAL.sub(lambda found: f"{found[1]}: {found[3]!r} is not {_KINDS[found[2]]}", message)
+    message = _OPTIONAL.sub(lambda match: f"{match[1]}: {match[3]!r} is not {_KINDS[match[2]]}", message)
     near = next((text.split()[0] for text in texts if text.startswith("--")), "") if "Perhaps" in box else ""
     return message.rstrip(".") + (f"; did you mean {near}?" if near else "")
 
 
-def _source(options: EvaluateOptions | DiagnoseOptions, verb: str) -> str:
-    """Return what is named once: by its place, or by --weights."""
+def _source_of(options: ModelOptions, verb: str) -> str:
+    """Return the run or weights file, which must be named once: as an argument, or by --weights."""
     if (options.source is None) == (options.weights is None):
         raise UserError(f"name what to {verb} once: a run folder or weights file, or --weights FILE")
     return str(options.source or options.weights)
+
+
+def _target_options(options: ModelOptions, n: int | None) -> TargetOptions:
+    from advalign.evaluation.options import TargetOptions
+
+    return TargetOptions(
+        checkpoint=options.checkpoint, data=options.data, model=options.model, n=n, norm=options.norm, eps=options.eps,
+        data_dir=options.data_dir, image_size=options.image_size, mean=options.mean, std=options.std,
+        device=options.device, trust_model=options.trust_model,
+    )  # fmt: skip
+
+
+def _attack_options(options: ModelOptions, precision: str = "fp32") -> AttackOptions:
+    from advalign.evaluation.options import AttackOptions
+
+    return AttackOptions(batch_size=options.batch_size, precision=precision, seed=options.seed)
 
 
 def _with_width(model: str, width: int | None) -> str:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from advalign.attacks import Attack
 
 Rows = list[tuple[str, str]]
 
@@ -16,12 +20,18 @@ def methods() -> Rows:
 
 
 def attacks() -> Rows:
-    """List attacks."""
+    """List attacks with what they use, whether they transfer, and whether they may leave the threat model."""
     from advalign.attacks import ATTACKS, STANDARD
 
-    rows = [(name, _first_line(attack)) for name, attack in ATTACKS.items()]
-    worst = ("worst(ATTACK, ...)", "Several, one after another: an image that one of them fools is spared the others.")
+    rows = [(name, f"{_first_line(attack)} [{', '.join(_properties(attack))}]") for name, attack in ATTACKS.items()]
+    worst = ("worst(ATTACK, ...)", "The worst case over several, each run on the images that withstand those before.")
     return [*rows, worst, ("standard", f"= {' '.join(STANDARD)}")]
+
+
+def _properties(attack: type[Attack]) -> list[str]:
+    """Return what an attack says of itself, in words."""
+    uses = "gradients" if attack.uses_gradients else "queries"
+    return [uses, *(["transfers"] if attack.transfers else []), *([] if attack.bounded else ["not bounded"])]
 
 
 def models() -> Rows:
@@ -47,7 +57,7 @@ def recipes() -> Rows:
 
 
 def studies() -> Rows:
-    """List the papers' tables and figures."""
+    """List the studies: tables and figures of papers."""
     from advalign.studies import STUDIES
 
     own = ("FILE.yaml, FILE.py", "your own; or package.module:function")

@@ -1,4 +1,4 @@
-"""What each command takes: its flags, their defaults and help; the settings of `train` are the recipe's fields."""
+"""The flags of each command, with their defaults and help; the settings of `train` are the recipe's fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from advalign.training.recipes import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Train a method, and first the guests it needs; a run that was stopped goes on."""
+    """Train a method, and first the guests it needs; a run that was stopped is resumed."""
 
     method: Annotated[Positional[str], tyro.conf.arg(metavar="METHOD")]
     """base and plug-ins, such as 'trades(beta=6)+vfd(weight=0.02)'; see `advalign list methods`"""
@@ -30,8 +30,8 @@ class TrainOptions:
     vanilla: str | None = None
     """run folder or weights of the vanilla model, where the method needs one; trained first if not given"""
     robust: str | None = None
-    """run folder or weights of the robust teacher, MODEL@FILE for those of another architecture; the base (TRADES for
-    distillation), trained first, if not given"""
+    """run folder or weights of the robust teacher, MODEL@FILE for those of another architecture; by default the base
+    (TRADES for distillation), trained first"""
     extractor: str | None = None
     """run folder or weights of `contrast`, where the method is afa; trained first if not given"""
     trust_model: bool = False
@@ -46,112 +46,92 @@ class TrainOptions:
     name: str | None = None
     """this run's folder below it; named by its content if not given"""
     data_dir: Path | None = None
-    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
+    """folder of the CIFAR files; ADVALIGN_DATA, then the download cache, if not given"""
     image_size: int = 32
     """side to which folder:PATH resizes its images"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     time_budget: str | None = None
-    """stop in good order after this long, such as 9m or 1h30m; the same command goes on"""
+    """stop in an orderly way after this long, such as 9m or 1h30m; the same command resumes"""
     checkpoint_seconds: float = 120.0
     """longest time between two saved states"""
     cuda_graphs: bool = False
-    """on a GPU: record attack and update as CUDA graphs, the same kernels without the time to launch each"""
+    """on a GPU: record attack and update as CUDA graphs, which saves the time of launching each kernel"""
     tensorboard: bool = False
     """also write the log for TensorBoard, into the run folder"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """Measure clean and robust accuracy of a run or of a weights file."""
+class ThreatOptions:
+    """What `evaluate`, `diagnose` and `transfer` share: data, threat model, device."""
 
-    source: Annotated[Positional[str | None], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")] = None
-    """run folder, weights file (.safetensors, .pt), or MODEL@FILE of weights that do not name their architecture"""
-    weights: str | None = None
-    """the weights file, where one would rather write it as a flag beside --model"""
-    attacks: tuple[str, ...] = ("standard",)
-    """attacks, to be written after the run: fgsm 'pgd(steps=20, restarts=5)'; standard: the usual ones; none: clean
-    accuracy only"""
-    checkpoint: str = "best"
-    """best or last, of a run folder"""
     data: str | None = None
     """data set; what the model was trained on if not given"""
-    model: str | None = None
-    """architecture of a weights file that does not name it"""
-    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
-    """test images, a stratified draw that is the same for every model; all if not given"""
     norm: str | None = None
     """linf or l2; what the model was trained against, else linf"""
     eps: float | None = None
     """radius; what the model was trained against, else 8/255"""
-    batch_size: int = 512
-    """images attacked at once"""
-    precision: str = "fp32"
-    """fp32, bf16 or fp16 for the attacks; the verdict is always fp32"""
-    seed: int = 0
-    """seed of the attacks' random starts"""
     data_dir: Path | None = None
-    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
-    image_size: int | None = None
-    """side to which folder:PATH resizes its images; what the model was trained on if not given"""
-    surrogate: str | None = None
-    """run folder, weights or MODEL@FILE of another model: the attacks (fgsm, pgd, mim, cw) are made on it (black box by
-    transfer) and kept for others"""
+    """folder of the CIFAR files; ADVALIGN_DATA, then the download cache, if not given"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
     trust_model: bool = False
     """call the function that a weights file names as its network;
     such a file is refused otherwise, since it would run a program"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(ThreatOptions):
+    """What `evaluate` and `diagnose` share: one model, and how it is attacked."""
+
+    source: Annotated[Positional[str | None], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")] = None
+    """run folder, weights file (.safetensors, .pt), or MODEL@FILE of weights that do not name their architecture"""
+    weights: str | None = None
+    """the weights file, as a flag instead of an argument"""
+    checkpoint: str = "best"
+    """best or last, of a run folder"""
+    model: str | None = None
+    """architecture of a weights file that does not name it"""
+    batch_size: int = 512
+    """images attacked at once"""
+    seed: int = 0
+    """seed of the attacks' random starts"""
+    image_size: int | None = None
+    """side to which folder:PATH resizes its images; what the model was trained on if not given"""
     mean: tuple[float, ...] = ()
-    """mean of each channel, for weights from elsewhere whose network reads normalised images; not of --surrogate, which
-    has to bring its own"""
+    """mean of each channel, for weights without a training record whose network reads normalised images"""
     std: tuple[float, ...] = ()
     """standard deviation of each channel, as for --mean"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps"""
     out: Path | None = None
-    """folder of the results; evaluations/ beside the weights if not given"""
+    """folder of the results; evaluations/ or diagnosis/ beside the weights if not given"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ModelOptions):
+    """Measure clean and robust accuracy of a run or of a weights file."""
+
+    attacks: tuple[str, ...] = ("standard",)
+    """attacks, to be written after the run: fgsm 'pgd(steps=20, restarts=5)'; standard: the usual ones; none: clean
+    accuracy only"""
+    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
+    """test images, a stratified draw that is the same for every model; all if not given"""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16 for the attacks; whether an image withstands them is always decided in fp32"""
+    surrogate: str | None = None
+    """run folder, weights or MODEL@FILE of another model on which the attacks are made, and kept for other models; only
+    attacks that transfer (see `advalign list attacks`); --mean and --std do not apply to it"""
+    plugin: tuple[str, ...] = ()
+    """attacks of your own that --attacks may name, as package.module:Class"""
     save_examples: bool = False
     """also write the adversarial images, as .npz"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiagnoseOptions:
-    """Tell whether attacks on a run or on a weights file are to be believed: gradient masking and its kin."""
+class DiagnoseOptions(ModelOptions):
+    """Check whether attacks on a run or on a weights file can be believed: gradient masking and similar failures."""
 
-    source: Annotated[Positional[str | None], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")] = None
-    """run folder, weights file (.safetensors, .pt), or MODEL@FILE of weights that do not name their architecture"""
-    weights: str | None = None
-    """the weights file, where one would rather write it as a flag beside --model"""
-    checkpoint: str = "best"
-    """best or last, of a run folder"""
-    data: str | None = None
-    """data set; what the model was trained on if not given"""
-    model: str | None = None
-    """architecture of a weights file that does not name it"""
     n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 500
     """test images at most, a stratified draw that is the same for every model"""
-    norm: str | None = None
-    """linf or l2; what the model was trained against, else linf"""
-    eps: float | None = None
-    """radius; what the model was trained against, else 8/255"""
-    batch_size: int = 512
-    """images attacked at once"""
-    seed: int = 0
-    """seed of the attacks' random starts"""
-    data_dir: Path | None = None
-    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
-    image_size: int | None = None
-    """side to which folder:PATH resizes its images; what the model was trained on if not given"""
-    trust_model: bool = False
-    """call the function that the weights file names as its network;
-    such a file is refused otherwise, since it would run a program"""
-    mean: tuple[float, ...] = ()
-    """mean of each channel, for weights from elsewhere whose network reads normalised images"""
-    std: tuple[float, ...] = ()
-    """standard deviation of each channel, as for --mean"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps"""
-    out: Path | None = None
-    """folder of the results; diagnosis/ beside the weights if not given"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,65 +143,54 @@ class CompareOptions:
     second: Annotated[Positional[Path], tyro.conf.arg(metavar="B")]
     """run folder, or result file of `advalign evaluate`"""
     checkpoint: str = "best"
-    """best or last, of run folders; a result file speaks for itself"""
+    """best or last, of run folders; a result file holds its own"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferOptions:
+class TransferOptions(ThreatOptions):
     """Show every model the adversarial images made on every other: the transfer matrix."""
 
     sources: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")]
     """run folders, weights files, or MODEL@FILE of weights that do not name their architecture; at least two"""
     attack: str = "pgd(steps=20)"
-    """the attack (fgsm, pgd, mim or cw); it goes on to its last step"""
-    data: str | None = None
-    """data set; what the models were trained on if not given"""
+    """an attack that transfers (see `advalign list attacks`); it runs to its last step"""
     n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
     """test images, a stratified draw that is the same for every model; all if not given"""
-    norm: str | None = None
-    """linf or l2; what the models were trained against, else linf"""
-    eps: float | None = None
-    """radius, the same in all cells; what the models were trained against, else 8/255"""
-    trust_model: bool = False
-    """call the function that a weights file names as its network;
-    such a file is refused otherwise, since it would run a program"""
-    data_dir: Path | None = None
-    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps"""
+    plugin: tuple[str, ...] = ()
+    """attacks of your own that --attack may name, as package.module:Class"""
     out: Path = Path("transfer")
     """folder of the matrix as JSON, Markdown and LaTeX"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions:
-    """Train and measure all models of a table or figure: the papers' (`advalign list studies`) or your own."""
+    """Train and measure all models of a table or figure: a paper's (`advalign list studies`) or your own."""
 
     study: Annotated[Positional[str], tyro.conf.arg(metavar="NAME-OR-FILE")]
     """a name, a .yaml file, a .py file with a function study(scale), or package.module:function"""
     scale: str = "tiny"
     """paper: the papers' setting, days on a GPU; short: minutes a row on a GPU; tiny: for two CPU cores"""
     seeds: int | None = None
-    """how many training seeds, from 0 on; what the scale or the study says if not given"""
+    """number of training seeds, from 0 on; that of the study or scale if not given"""
     time_budget: str | None = None
-    """stop in good order after this long, such as 9m or 1h30m; the same command goes on"""
+    """stop in an orderly way after this long, such as 9m or 1h30m; the same command resumes"""
     executor: str = "local"
-    """local: one cell after another; ray: each where the cluster has room"""
+    """local: one cell after another; ray: as many at a time as the cluster has room for"""
     gpus: float | None = None
     """with ray: share of a GPU for each cell; a whole one, where the cluster has any, if not given"""
     plugin: tuple[str, ...] = ()
-    """plug-ins of your own that methods may name, as package.module:Class"""
+    """methods and attacks of your own that the study may name, as package.module:Class"""
     trust_model: bool = False
     """call the function that the YAML file names as its network;
     such a file is refused otherwise, since it would run a program"""
     dry_run: bool = False
-    """only show how far each cell is"""
+    """only show the progress of each cell"""
     out: Path | None = None
     """folder of the table, the figures and the records; studies/NAME-SCALE if not given"""
     runs: Path = Path("runs")
     """folder of the run folders"""
     data_dir: Path | None = None
-    """where CIFAR lies; ADVALIGN_DATA, then the download cache, if not given"""
+    """folder of the CIFAR files; ADVALIGN_DATA, then the download cache, if not given"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
 
@@ -235,7 +204,7 @@ class DemoOptions:
     seed: int = 0
     """seed of every run"""
     time_budget: str | None = None
-    """stop in good order after this long; the same command goes on"""
+    """stop in an orderly way after this long; the same command resumes"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +216,7 @@ class ReportOptions:
     out: Path = Path("report.html")
     """the page; tables (.md, .tex, .csv) and figures (.svg, .pdf, .png) go into PAGE-files/ beside it"""
     data_dir: Path | None = None
-    """where CIFAR lies, for labels and test images; ADVALIGN_DATA, then the download cache, if not given"""
+    """folder of the CIFAR files, for labels and test images; ADVALIGN_DATA, then the download cache, if not given"""
     maps: int = 4
     """models in a map of clean and adversarial features (t-SNE); 0 for none, as large networks take minutes on a CPU"""
     trust_model: bool = False
@@ -257,7 +226,7 @@ class ReportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """List what there is to choose from."""
+    """List the names that methods, attacks, models and the other options may have."""
 
     what: Annotated[Positional[str], tyro.conf.arg(metavar="WHAT")]
     """methods, attacks, models, data, recipes, studies or layers"""

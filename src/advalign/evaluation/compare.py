@@ -1,4 +1,4 @@
-"""Models on the same images: which is better, and whether the images are enough to say so."""
+"""Two models on the same images: which is better, and whether there are enough images to say so."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from advalign.attacks.names import parse_name, worst_cases_among
-from advalign.errors import UserError, require, unknown
-from advalign.report.tables import Table
+from advalign.errors import require, unknown
 from advalign.runtime.files import digest_of_file, read_json
 
-# What two outcomes must share, or an image's two answers would be to two questions.
+# What two outcomes must share to be comparable image by image.
 _SAME = ("data", "images", "threat", "n", "attack_seed", "precision", "batch_size")
 _NORMAL = 1.959964  # the standard normal's 97.5 % quantile
 
@@ -25,16 +24,16 @@ class Difference:
     """Accuracy of the first model, in [0, 1]."""
     second: float
     only_first: int
-    """Images that only the first model gets right."""
+    """Images that only the first model classifies correctly."""
     only_second: int
     n: int
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of second - first, without 0 just where the p-value is below 0.05.
+        """The 95 % confidence interval of second - first, which excludes 0 if and only if the p-value is below 0.05.
 
-        The differences that Tango's score test for paired proportions (1998) does not reject; 0 is judged by McNemar's
-        exact test instead, which is the more cautious of the two.
+        It holds the differences that Tango's score test for paired proportions (1998) does not reject; 0 is decided by
+        McNemar's exact test instead, which is the more cautious of the two.
         """
         from scipy.optimize import brentq
 
@@ -43,7 +42,7 @@ class Difference:
 
     @property
     def p_value(self) -> float:
-        """The exact two-sided p-value of McNemar's test: that the images they differ on fall as a coin would."""
+        """The exact two-sided p-value of McNemar's test that both models are equally accurate."""
         from scipy.stats import binomtest
 
         differ = self.only_first + self.only_second
@@ -54,13 +53,13 @@ class Difference:
         return (self.only_second - self.only_first) / self.n
 
     def _off_gap(self, end: float) -> float:
-        """Return a point just beside the gap, where the score is 0 if the models never differ."""
+        """Return a point just beside the gap, since at the gap itself the score is 0 if the models never differ."""
         return self._gap + 1e-9 * (end - self._gap)
 
     def _score(self, gap: float) -> float:
-        """Return how far a difference is rejected: negative inside the interval, 0 at its ends."""
+        """Return how clearly the score test rejects a difference: negative inside the interval, 0 at its ends."""
         b, c, n = self.only_second, self.only_first, self.n
-        # The likeliest share of images that only the first gets right, if the difference is `gap`.
+        # The likeliest share of images that only the first classifies correctly, if the difference is `gap`.
         linear = -b - c + (2 * n - b + c) * gap
         share = (max(linear**2 + 8 * n * c * gap * (1 - gap), 0.0) ** 0.5 - linear) / (4 * n)
         return n * (self._gap - gap) ** 2 - _NORMAL**2 * (2 * share + gap * (1 - gap))
@@ -74,7 +73,7 @@ class Comparison(NamedTuple):
     second: str
     differences: list[Difference]
     worst: str
-    """The attacks that the worst case is over; empty where the two have none in common."""
+    """The worst case by its name; empty if the two have none in common."""
 
 
 class _Key(NamedTuple):
@@ -92,11 +91,11 @@ class _Outcome(NamedTuple):
 def compare(first: str | Path, second: str | Path, checkpoint: str = "best") -> Comparison:
     """Compare two models under every attack that both were evaluated with on the same images.
 
-    Where that is so on several numbers of images, on the largest of them.
+    If there are such evaluations on several numbers of images, the largest number counts.
 
     Args:
         first, second: run folders, or result files (`.json`) of `advalign evaluate`.
-        checkpoint: `best` or `last`, of run folders; a file speaks for itself.
+        checkpoint: `best` or `last`, of run folders; a result file holds its own.
 
     Raises:
         UserError: no such folder or file, no common evaluation, or several with different answers.
@@ -105,29 +104,11 @@ def compare(first: str | Path, second: str | Path, checkpoint: str = "best") -> 
         raise unknown("checkpoint", checkpoint, ("best", "last"))
     ours, theirs = _outcomes(Path(first), checkpoint), _outcomes(Path(second), checkpoint)
     common = _comparable([key for key in ours if key in theirs], f"{first} and {second}")
-    a, b = ([_only(found[key], key.attack) for key in common] for found in (ours, theirs))
+    a, b = ([_only(outcomes[key], key.attack) for key in common] for outcomes in (ours, theirs))
     names = ["worst case" if key.worst else key.attack for key in common]
     differences = [_difference(name, x.images, y.images) for name, x, y in zip(names, a, b, strict=True)]
     worst = next((key.attack for key in common if key.worst), "")
     return Comparison(f"{first} ({a[0].checkpoint})", f"{second} ({b[0].checkpoint})", differences, worst)
-
-
-def comparison_table(comparison: Comparison) -> Table:
-    """Tabulate differences in points, each with its interval and p-value."""
-    first, second, differences, worst = comparison
-    rows = []
-    for d in differences:
-        low, high = (100 * bound for bound in d.interval)
-        gap = f"{100 * (d.second - d.first):+.1f} [{low:+.1f}, {high:+.1f}]"
-        split = f"{d.only_first} / {d.only_second}"
-        rows.append((d.attack, f"{100 * d.first:.1f}", f"{100 * d.second:.1f}", gap, split, f"{d.p_value:.2g}"))
-    caption = (
-        f"A: {first}; B: {second}; accuracy in % on the same {differences[0].n} test images. B - A in points with its "
-        "95 % confidence interval for paired outcomes; images that A alone and B alone gets right; p of McNemar's "
-        "exact test. It speaks of these two trained models and the choice of test images, not of another training seed."
-        + (f" Worst case: {worst}." if worst else "")
-    )
-    return Table(("attack", "A", "B", "B - A", "only A / only B", "p"), tuple(rows), frozenset(), caption)
 
 
 def _difference(attack: str, first: str, second: str) -> Difference:
@@ -139,7 +120,7 @@ def _difference(attack: str, first: str, second: str) -> Difference:
 
 
 def _comparable(common: list[_Key], sources: str) -> list[_Key]:
-    """Return the keys of one setting, that with most images; of the worst cases the one over most attacks, last."""
+    """Return the keys of the setting with most images; of the worst cases only that over most attacks, last."""
     require(
         bool(common),
         lambda: (
@@ -164,52 +145,62 @@ def _comparable(common: list[_Key], sources: str) -> list[_Key]:
     return [*(key for key in common if not key.worst), *(key for key in common if key.worst and key.attack in worst)]
 
 
-def _only(found: list[_Outcome], attack: str) -> _Outcome:
+def _only(outcomes: list[_Outcome], attack: str) -> _Outcome:
     """Return the outcome that all of a model's results agree on."""
-    other = next((each for each in found if each.images != found[0].images), None)
-    if other is not None:
-        raise UserError(f"{found[0].file} and {other.file} differ in {attack}: name one of them instead of the folder")
-    return found[0]
+    first, *others = outcomes
+    for other in others:
+        require(
+            other.images == first.images,
+            lambda: f"{first.file} and {other.file} differ in {attack}: name one of them instead of the folder",
+        )
+    return first
 
 
 def _outcomes(source: Path, checkpoint: str) -> dict[_Key, list[_Outcome]]:
-    """Return the outcomes of a file, or of those in a run folder that are of this checkpoint as it is now."""
-    if source.is_file():
-        results = {source: read_json(source)}
-        require(_is_result(results[source]), lambda: f"{source} is no result of advalign evaluate")
-    else:
-        every = {file: read_json(file) for file in sorted((source / "evaluations").glob("*.json"))}
-        every = {file: content for file, content in every.items() if _is_result(content)}
-        require(bool(every), lambda: f"no evaluations in {str(source)!r}: run advalign evaluate first")
-        weights = source / f"{checkpoint}.safetensors"
-        now = digest_of_file(weights) if weights.exists() else ""
-        results = {
-            file: content
-            for file, content in every.items()
-            if content["records"][0]["checkpoint"] == checkpoint and (not now or content.get("weights", now) == now)
-        }
-        there = ", ".join(sorted({content["records"][0]["checkpoint"] for content in every.values()}))
-        require(
-            bool(results),
-            lambda: (
-                f"no evaluation in {str(source)!r} is of checkpoint {checkpoint} as it is now, but of {there}: "
-                "run advalign evaluate, or name a result file"
-            ),
-        )
-    found: dict[_Key, list[_Outcome]] = {}
-    for file, content in results.items():
+    """Return the outcomes in a result file, or in those of a run folder."""
+    outcomes: dict[_Key, list[_Outcome]] = {}
+    for file, content in _results(source, checkpoint).items():
         first, last = content["records"][0], content["records"][-1]
         setting = tuple(first[key] for key in _SAME)
         for attack, images in content["outcomes"].items():
-            found.setdefault(_Key(False, attack, setting), []).append(_Outcome(images, first["checkpoint"], file))
+            outcomes.setdefault(_Key(False, attack, setting), []).append(_Outcome(images, first["checkpoint"], file))
         name = parse_name(last["attack"])
         if name.is_worst_case and content["outcomes"].keys() >= {*name.members}:
-            kept = zip(*(content["outcomes"][each] for each in ("clean", *name.members)), strict=True)
-            images = "".join(min(image) for image in kept)
-            found.setdefault(_Key(True, last["attack"], setting), []).append(
-                _Outcome(images, first["checkpoint"], file)
-            )
-    return found
+            columns = zip(*(content["outcomes"][each] for each in ("clean", *name.members)), strict=True)
+            worst = _Outcome("".join(map(min, columns)), first["checkpoint"], file)
+            outcomes.setdefault(_Key(True, last["attack"], setting), []).append(worst)
+    return outcomes
+
+
+def _results(source: Path, checkpoint: str) -> dict[Path, Any]:
+    """Read a result file, or those of a run folder that are of the checkpoint's present weights.
+
+    Raises:
+        UserError: there are none.
+    """
+    if source.is_file():
+        content = read_json(source)
+        require(_is_result(content), lambda: f"{source} is no result of advalign evaluate")
+        return {source: content}
+    every = {file: read_json(file) for file in sorted((source / "evaluations").glob("*.json"))}
+    every = {file: content for file, content in every.items() if _is_result(content)}
+    require(bool(every), lambda: f"no evaluations in {str(source)!r}: run advalign evaluate first")
+    weights = source / f"{checkpoint}.safetensors"
+    now = digest_of_file(weights) if weights.exists() else ""
+    results = {
+        file: content
+        for file, content in every.items()
+        if content["records"][0]["checkpoint"] == checkpoint and (not now or content.get("weights", now) == now)
+    }
+    evaluated = ", ".join(sorted({content["records"][0]["checkpoint"] for content in every.values()}))
+    require(
+        bool(results),
+        lambda: (
+            f"no evaluation in {str(source)!r} is of checkpoint {checkpoint} as it is now, but of {evaluated}: "
+            "run advalign evaluate, or name a result file"
+        ),
+    )
+    return results
 
 
 def _is_result(content: Any) -> bool:

@@ -1,94 +1,125 @@
-"""Transfer: adversarial images made on one network, kept in a file, and shown to others."""
+"""Transfer attacks: adversarial images made on a surrogate, kept in a file, and shown to other networks."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from filelock import FileLock
+from rich.console import Console
 from torch import Tensor, nn
 
 from advalign.attacks import ATTACKS, Attack
 from advalign.data import Images
 from advalign.errors import UserError, require
-from advalign.evaluation import accuracy as evaluation
+from advalign.evaluation import accuracy
+from advalign.evaluation.accuracy import PrecomputedExamples
+from advalign.evaluation.options import AttackOptions
+from advalign.evaluation.target import Target
 from advalign.models.fold import Folded
 from advalign.models.modes import evaluating
+from advalign.registration import source_digests
 from advalign.runs.checkpoint import load_state, save_state
 from advalign.runtime.device import autocast
 from advalign.runtime.files import digest, write_atomically
+from advalign.runtime.progress import counting, say
 from advalign.runtime.seeds import seeded
+
+
+def transfer_examples(
+    surrogate: Target, attacks: Sequence[Attack], options: AttackOptions, console: Console
+) -> dict[str, PrecomputedExamples]:
+    """Return the surrogate's adversarial images by the spelling of the attack, made now or read from their files.
+
+    Raises:
+        UserError: as `craft_examples`.
+    """
+    examples = {}
+    tasks = {str(attack): f"{attack!s} on {surrogate.label}" for attack in attacks}
+    with counting(console, list(tasks.values()), len(surrogate.images)) as advance:
+        for attack in attacks:
+            spelling = str(attack)
+            file = examples_path(surrogate.path, surrogate.model, attack, surrogate.images, options)
+            if state_path(file).exists():
+                say(console, f"resuming an interrupted attack: {state_path(file)}")
+            x_adv = craft_examples(
+                surrogate.net, surrogate.images, attack, options, file=file,
+                advance=lambda done, task=tasks[spelling]: advance(task, done),
+            )  # fmt: skip
+            examples[spelling] = PrecomputedExamples(x_adv, attack.threat if attack.bounded else None)
+    return examples
 
 
 def craft_examples(
     surrogate: nn.Module,
     images: Images,
     attack: Attack,
+    options: AttackOptions,
     *,
-    batch_size: int,
-    precision: str,
-    seed: int,
     file: Path,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """Return adversarial images (N, C, H, W) made on a surrogate, from the file if they were made before.
+    """Return adversarial images (N, C, H, W) in [0, 1] of a surrogate, on the CPU; from the file if it exists.
 
-    All images are attacked, also those that the surrogate gets wrong, and to the last step: an attack that stops at the
-    surrogate's boundary would not carry over it. On the CPU. What is made is saved every ten seconds, and a second
-    call goes on from there, to the same bits. What another process is making is waited for.
+    All images are attacked, also those that the surrogate misclassifies, and to the last step: an attack that stops at
+    the surrogate's decision boundary would not carry over to another network. Progress is saved every ten seconds, and
+    a second call resumes from there, to the same bits. If another process is making the same examples, it is awaited.
+
+    Args:
+        advance: called with the number of images just finished.
 
     Raises:
-        UserError: the attack has no last step to go on to, or the file is damaged.
+        UserError: the attack's examples do not carry over, or the file is damaged.
     """
     from safetensors.torch import save
 
     attack, lock = transferable(attack), file.with_name(f".{file.name}.lock")
-    there = file.exists()
-    if not there:
+    exists = file.exists()
+    if not exists:
         with FileLock(lock):
-            if not (there := file.exists()):  # else another process was at it
-                examples = _make(surrogate, images, attack, batch_size, precision, seed, state_path(file), advance)
+            if not (exists := file.exists()):  # another process may have written it while this one waited
+                examples = _make(surrogate, images, attack, options, state_path(file), advance)
                 write_atomically(file, save({"x_adv": examples}))
                 state_path(file).unlink(missing_ok=True)
-        lock.unlink(missing_ok=True)  # whoever still waits for it finds the file
-    if there:
+        lock.unlink(missing_ok=True)  # a process that still waits for it then finds the file
+    if exists:
         advance(len(images))
     return _read(file, len(images))
 
 
 def _make(
-    surrogate: nn.Module, images: Images, attack: Attack, batch_size: int, precision: str, seed: int, state: Path,
+    surrogate: nn.Module,
+    images: Images,
+    attack: Attack,
+    options: AttackOptions,
+    state: Path,
     advance: Callable[[int], None],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     made: list[Tensor] = load_state(state, ("made",))["made"] if state.exists() else []
     saved = time.monotonic()
     advance(sum(map(len, made)))
     with evaluating(surrogate):
-        fast = Folded(surrogate)
-        batches = torch.arange(len(images), device=images.labels.device).split(batch_size)
+        folded = Folded(surrogate)
+        batches = torch.arange(len(images), device=images.labels.device).split(options.batch_size)
         for k, rows in list(enumerate(batches))[len(made) :]:
             x, y = images.floats(rows), images.labels[rows]
-            with seeded(seed, str(attack), k), autocast(x.device, precision):
-                made.append(attack(fast, x, y).float().cpu())
-            if time.monotonic() - saved > evaluation.SAVE_SECONDS:
+            with seeded(options.seed, str(attack), k), autocast(x.device, options.precision):
+                made.append(attack(folded, x, y).float().cpu())
+            if time.monotonic() - saved > accuracy.SAVE_SECONDS:
                 save_state(state, {"made": made})
                 saved = time.monotonic()
             advance(len(rows))
     return torch.cat(made).contiguous()
 
 
-def state_path(file: Path) -> Path:
-    """Return where the examples are kept while they are being made."""
-    return file.with_name(f".{file.name}.state")
-
-
 def transferable(attack: Attack) -> Attack:
-    """Return the attack that goes on after an image is fooled, where it has the choice.
+    """Return the attack in the form that continues after an image is misclassified, if it has the choice.
 
     Raises:
-        UserError: its examples would not carry over to another model; those that do are named.
+        UserError: its examples would not carry over to another network; the attacks whose examples do are named.
     """
     names = [name for name, kind in ATTACKS.items() if kind.transfers]
     require(
@@ -101,12 +132,19 @@ def transferable(attack: Attack) -> Attack:
     return attack.to_the_end
 
 
-def examples_path(weights: Path, model: str, attack: Attack, images: Images, **how: str | int) -> Path:
+def examples_path(weights: Path, model: str, attack: Attack, images: Images, options: AttackOptions) -> Path:
     """Return the file of the examples, beside the surrogate's weights and named by all that they depend on."""
     pixels = images.pixels.cpu().contiguous().numpy().data
-    made_by = repr((model, str(transferable(attack)), str(attack.threat), sorted(how.items())))
-    name = f"{weights.stem}-{attack.name}-{digest(weights.read_bytes(), pixels, made_by, digits=10)}.safetensors"
+    made_by = (model, str(transferable(attack)), str(attack.threat), sorted(asdict(options).items()))
+    user_sources = sorted(source_digests([attack]).items())  # none of the library's own attacks
+    parts = (*made_by, user_sources) if user_sources else made_by
+    name = f"{weights.stem}-{attack.name}-{digest(weights.read_bytes(), pixels, repr(parts), digits=10)}.safetensors"
     return weights.parent / "transfer" / name
+
+
+def state_path(file: Path) -> Path:
+    """Return the file in which unfinished examples are kept."""
+    return file.with_name(f".{file.name}.state")
 
 
 def _read(file: Path, n: int) -> Tensor:

@@ -1,0 +1,134 @@
+"""What is measured: a trained network, loaded with the test images and the threat model that it is measured in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor, nn
+
+from advalign import models
+from advalign.data import Dataset, Images, load, stratified_subset
+from advalign.errors import UserError, require
+from advalign.evaluation.options import TargetOptions
+from advalign.runs import Run, Weights, find_weights, require_classes
+from advalign.runs.checkpoint import load_into, load_weights
+from advalign.runtime.device import pick_device, to_device
+from advalign.runtime.files import digest_of_file
+from advalign.runtime.progress import say
+from advalign.threats import Threat, make_threat
+
+SUBSET_SEED = 0  # one subset of the test set for all models, or their accuracies could not be compared
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A network in eval mode with the test images and the threat model that it is measured in, all on one device."""
+
+    net: nn.Module
+    images: Images
+    threat: Threat
+    dataset: Dataset
+    model: str
+    """The architecture's spelling."""
+    card: dict[str, Any]
+    """What the weights file says about itself; of an unfinished run, with the number of epochs trained so far."""
+    path: Path
+    """The weights file."""
+    digest: str
+    """Of the weights file."""
+
+    @property
+    def label(self) -> str:
+        """Method, architecture, and the run's id with its progress if unfinished, or the digest of the weights."""
+        return f"{self.method} {self.model} {self.card.get('run', self.digest[:10])}{self.card.get('stands', '')}"
+
+    @property
+    def method(self) -> str:
+        """What the network was trained with, or the file's name."""
+        return self.card.get("method", self.path.name)
+
+
+def load_target(
+    source: str | Path | Weights, options: TargetOptions | None = None, *, console: Console | None = None
+) -> Target:
+    """Load a network, its test images and its threat model.
+
+    Args:
+        source: a run folder, a weights file, or `MODEL@FILE`.
+        console: where to print what the user should know about the run or the data.
+
+    Raises:
+        UserError: the parts do not fit together, or one is missing.
+    """
+    options, console = options or TargetOptions(), console or Console(quiet=True)
+    weights = find_weights(source, options.checkpoint, model=options.model, trust_model=options.trust_model)
+    path = weights.path
+    state, card = load_weights(path)
+    model = _architecture(weights, card)
+    require(
+        not (options.mean and card),
+        lambda: f"{path} was trained on images in [0, 1]: mean and std are for weights without a training record",
+    )
+    threat, device = _threat(options, card), pick_device(options.device)
+    dataset = _load_dataset(options, path, card)
+    net = _build(model, state, path, dataset, options)
+    total = len(dataset.test)
+    within = options.n is None or options.n <= total
+    require(within, lambda: f"n={options.n} must be in 1 to {total}, the test images of {dataset.name}")
+    images = dataset.test if options.n is None else stratified_subset(dataset.test, options.n, SUBSET_SEED)
+    if "run" in card and (path.parent / "run.json").exists() and not (run := Run.read(path.parent)).finished:
+        card["epochs"], planned = len(run.log), card["epochs"]
+        card["stands"] = f" at epoch {card['epochs']}"
+        say(console, f"{path.parent} is not finished: {card['epochs']} of {planned} epochs are done")
+    if dataset.note:
+        say(console, f"{dataset.name}: {dataset.note}")
+    return Target(
+        to_device(net, device).eval(), images.to(device), threat, dataset, model, card, path, digest_of_file(path)
+    )
+
+
+def _architecture(weights: Weights, card: dict[str, Any]) -> str:
+    model, path = weights.architecture(card), weights.path
+    if model is None:
+        raise UserError(f"{path} does not say its model: write MODEL@{path}, as in resnet18@{path}, or --model MODEL")
+    return models.canonical(model)
+
+
+def _threat(options: TargetOptions, card: dict[str, Any]) -> Threat:
+    """Return the threat model asked for; without a radius, that of training, if it has the same norm."""
+    trained = card.get("norm", "linf")
+    if options.eps is None and options.norm not in (None, trained):
+        raise UserError(f"--norm {options.norm} needs its radius, --eps: the model was trained in {trained}")
+    return make_threat(options.norm or trained, card.get("eps", 8 / 255) if options.eps is None else options.eps)
+
+
+def _load_dataset(options: TargetOptions, path: Path, card: dict[str, Any]) -> Dataset:
+    """Load the data set, unless it is at hand, and compare it with what the network was trained on."""
+    shape = tuple(card.get("shape", ()))
+    dataset = options.data or card.get("data")
+    if dataset is None:
+        raise UserError(f"{path} does not say its data: name them with --data")
+    if not isinstance(dataset, Dataset):
+        size = options.image_size or (shape[1] if shape else 32)
+        dataset = load(str(dataset), directory=options.data_dir, image_size=size)
+    require(
+        not shape or shape == dataset.shape,
+        lambda: f"images of {dataset.name} have shape {dataset.shape}, but {path} was trained on {shape}",
+    )
+    require_classes(path, card, dataset.classes, dataset.name)
+    return dataset
+
+
+def _build(model: str, state: dict[str, Tensor], path: Path, dataset: Dataset, options: TargetOptions) -> nn.Module:
+    """Build the network, which reads images in [0, 1], and try it on one."""
+    channels, mean = dataset.shape[0], tuple(options.mean)
+    net = models.build(model, classes=dataset.classes, channels=channels)
+    load_into(net, state, str(path))
+    if mean:
+        require(len(mean) == channels, lambda: f"mean={mean} must have one value for each of {channels} channels")
+        net = models.Normalized(net, mean, options.std)
+    models.check_output(net, dataset.shape, dataset.classes)
+    return net

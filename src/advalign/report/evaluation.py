@@ -1,0 +1,55 @@
+"""A measurement as files to read: tables, an HTML page, a RobustBench card; and what to say about it in lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from advalign.evaluation.results import Measurement
+from advalign.report.card import robustbench_card
+from advalign.report.page import write_page
+from advalign.report.tables import accuracy_table
+from advalign.runtime.environment import environment
+from advalign.runtime.files import write_atomically, write_json
+
+
+def write_evaluation(measured: Measurement, source: str) -> list[str]:
+    """Write Markdown, LaTeX, HTML and, where AutoAttack was run, a card for RobustBench beside the result.
+
+    Args:
+        source: what was measured, for the page's title.
+
+    Returns:
+        The suffixes of the files.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    path, table = measured.path, accuracy_table(measured.records)
+    write_atomically(path.with_suffix(".md"), table.markdown() + "\n")
+    write_atomically(path.with_suffix(".tex"), table.latex() + "\n")
+    unknown = [] if measured.has_training_record else ["Weights without a training record."]
+    introduction = [*unknown, *measured.evaluation.warnings]
+    write_page(path.with_suffix(".html"), f"Evaluation of {source}", introduction, table, [], environment())
+    if not any(record.attack == "autoattack" for record in measured.records):
+        return [".md", ".tex", ".html"]
+    card = robustbench_card(measured.records, extra_data=measured.extra_data)
+    write_json(path.with_suffix(".robustbench.json"), card)
+    return [".md", ".tex", ".html", ".robustbench.json"]
+
+
+def remarks(measured: Measurement) -> Iterator[str]:
+    """Yield what the table does not show: warnings, distances of unbounded attacks, and what each attack has cost."""
+    evaluation = measured.evaluation
+    for warning in evaluation.warnings:
+        yield f"warning: {warning}"
+    for name in filter(evaluation.unbounded.__contains__, evaluation.correct):
+        distance = measured.distances.get(name)
+        result = (
+            "no image fools"
+            if distance is None
+            else f"the images that fool lie at a mean L2 distance of {distance:.3f}"
+        )
+        yield f"{name}: {result}; not confined to the threat model, so no part of the worst case"
+    n = len(evaluation)
+    for name, (forward, backward) in evaluation.passes.items():
+        yield f"{name}: {forward / n:.1f} forward and {backward / n:.1f} backward passes an image"
