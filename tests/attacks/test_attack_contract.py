@@ -580,7 +580,7 @@ def test_a_step_that_crosses_the_ball_is_refused(name: str, x_y):
     parse(f"{name}(step_size=2)", threat=L2(1.0))(sharp(), x, y)
 
 
-@pytest.mark.parametrize("scale", [1, 3, 10])
+@pytest.mark.parametrize("scale", [3, *(pytest.param(scale, marks=pytest.mark.slow) for scale in (1, 10))])
 def test_fp16_is_as_strong_as_fp32(scale: float, target):
     """A natural network is so sure that the gradient of its softmax is below what fp16 holds."""
     net = nn.Sequential(target.model, Scaled(4 * scale))

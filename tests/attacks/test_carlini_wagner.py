@@ -74,7 +74,7 @@ def linear_case(scale: float = 3.0, n: int = 12) -> tuple[Linear, Tensor, Tensor
 
 def test_binary_search_reaches_the_boundary_of_a_linear_model():
     model, x, y, distance = linear_case()
-    x_adv = CarliniWagner(ANYWHERE, c=0.01, steps=300, lr=0.01, search=9)(model, x, y)
+    x_adv = CarliniWagner(ANYWHERE, c=0.01, steps=200, lr=0.01, search=8)(model, x, y)
     found, length = verdicts(model, x_adv, x, y)
     assert found.all()
     assert (length >= distance - 1e-9).all()

@@ -96,7 +96,7 @@ def test_called_on_a_batch_it_gives_one_fooling_example_each(target: Target):
     assert float(BUDGET.distance(x_adv, x).max()) <= BUDGET.eps + 1e-6
 
 
-def reference(target: Target, n: int, seed: int, names: Sequence[str]) -> int:
+def reference(target: Target, n: int, seed: int, names: Sequence[str], steps: int = 100) -> int:
     """The images that the reference's attacks break, one after another on what is left, as its standard does."""
     pytest.importorskip("pyautoattack")
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
@@ -106,9 +106,9 @@ def reference(target: Target, n: int, seed: int, names: Sequence[str]) -> int:
     given: dict[str, Any] = {"norm": "Linf", "eps": BUDGET.eps, "seed": seed}
     model = target.model
     attacks = {
-        "apgd-ce": lambda: APGDAttack(model, n_iter=100, n_restarts=1, loss="ce", **given),
-        "apgd-t": lambda: APGDAttack_targeted(model, n_iter=100, n_restarts=1, n_target_classes=9, **given),
-        "fab-t": lambda: FABAttack_PT(model, n_iter=100, n_restarts=1, n_target_classes=9, targeted=True, **given),
+        "apgd-ce": lambda: APGDAttack(model, n_iter=steps, n_restarts=1, loss="ce", **given),
+        "apgd-t": lambda: APGDAttack_targeted(model, n_iter=steps, n_restarts=1, n_target_classes=9, **given),
+        "fab-t": lambda: FABAttack_PT(model, n_iter=steps, n_restarts=1, n_target_classes=9, targeted=True, **given),
         "square": lambda: SquareAttack(model, n_queries=5000, n_restarts=1, resc_schedule=False, **given),
     }
     x, y = target.x[:n], target.y[:n]
@@ -122,10 +122,12 @@ def reference(target: Target, n: int, seed: int, names: Sequence[str]) -> int:
     return n - len(y)
 
 
-def test_as_strong_as_the_reference_in_a_short_form(target: Target):
+@pytest.mark.parametrize("steps", [25, pytest.param(100, marks=pytest.mark.slow)])
+def test_as_strong_as_the_reference_in_a_short_form(steps: int, target: Target):
     n = 100
-    theirs = reference(target, n, 0, ["apgd-ce", "apgd-t"])
-    ours = evaluate(target.model, images(target, n), [Worst(BUDGET, (APGDCE(BUDGET), APGDT(BUDGET)))])
+    theirs = reference(target, n, 0, ["apgd-ce", "apgd-t"], steps)
+    members = (APGDCE(BUDGET, steps=steps), APGDT(BUDGET, steps=steps))
+    ours = evaluate(target.model, images(target, n), [Worst(BUDGET, members)])
     (name,) = set(ours.correct) - {"clean"}
     assert abs(int((~ours.correct[name]).sum()) - theirs) <= 1
 

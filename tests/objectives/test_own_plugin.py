@@ -41,13 +41,18 @@ def train(folder: Path) -> Run:
     return max((Run.read(path) for path in (folder / "runs").glob("trades*")), key=lambda run: run.path.stat().st_mtime)
 
 
-def test_the_example_trains_from_the_command_line_and_its_source_is_part_of_the_run(tmp_path: Path):
+def test_the_example_trains_from_the_command_line(tmp_path: Path):
     (tmp_path / "my_plugin.py").write_text(EXAMPLE.read_text())
     run = train(tmp_path)
     assert run.finished
     assert run.setting["method"] == "trades+guided(weight=0.5)"
     assert set(run.log[0]["terms"]) == {"clean", "kl", "guided"}
-    again = train(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_source_of_a_plug_in_is_part_of_the_run(tmp_path: Path):
+    (tmp_path / "my_plugin.py").write_text(EXAMPLE.read_text())
+    run, again = train(tmp_path), train(tmp_path)
     assert again.id == run.id
     (tmp_path / "my_plugin.py").write_text(EXAMPLE.read_text().replace("F.mse_loss", "F.l1_loss"))
     changed = train(tmp_path)
@@ -128,8 +133,8 @@ def test_what_is_no_plug_in_is_refused_in_one_line(registries: Path, spelling: s
 
 def test_a_base_of_ones_own_is_registered_too(registries: Path):
     (registries / "own_base.py").write_text(
-        HEAD + "class Own(Base):\n    name = 'own'\n    teaches = ('adv',)\n"
-        "    def terms(self, outs, y): return {'own': Term(1.0, outs[ADV].logits.mean(), teaches='adv')}\n"
+        HEAD + "class Own(Base):\n    name = 'own'\n    supervises = ('adv',)\n"
+        "    def terms(self, outs, y): return {'own': Term(1.0, outs[ADV].logits.mean(), supervises='adv')}\n"
     )
     register("own_base:Own")
     register("own_base:Own")  # twice is once

@@ -136,7 +136,7 @@ def test_importing_recipes_is_quick():
 
 
 def test_the_documented_table_is_the_code():
-    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
     presets = {row[0].split("`")[1]: row[1:] for row in rows if len(row) == 6}
     assert presets.keys() == RECIPES.keys()

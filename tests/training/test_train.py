@@ -98,6 +98,7 @@ def killed(folder: Path, states: int) -> bool:
     return not Run.read(folder / "robust").finished
 
 
+@pytest.mark.slow
 def test_kill_9_at_a_random_step_and_resume_gives_the_same_bits(uninterrupted: Path, tmp_path: Path):
     states = random.randint(2, 12)
     # On a busy machine this process may sleep through the end of the other: then earlier, in a folder of its own.
@@ -109,6 +110,7 @@ def test_kill_9_at_a_random_step_and_resume_gives_the_same_bits(uninterrupted: P
     assert_same_run(folder / "robust", uninterrupted)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_0_with_how_to_go_on(uninterrupted: Path, tmp_path: Path):
     process = start(tmp_path, "--checkpoint-seconds", "0")
     state = tmp_path / "robust" / "state.pt"
@@ -262,6 +264,7 @@ def test_a_run_that_another_process_trains_is_refused(tmp_path: Path):
     assert not (folder / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_a_guest_that_another_process_trains_is_waited_for_and_shared(tmp_path: Path):
     """Two methods that share a vanilla model start together, as in any sweep: both end well, it is trained once."""
     (tmp_path / "runs").mkdir()
