@@ -121,8 +121,8 @@ def _prepare(base: Path) -> None:
 
 def _stop_midway(command: Sequence[str], base: Path, state: str) -> None:
     """Kill a command while its state is on the disk."""
-    for step in range(400):
-        run(command, base, Trouble(signal.SIGKILL, 0.1 + 0.02 * step))
+    for step in range(60):
+        run(command, base, Trouble(signal.SIGKILL, 0.2 * 1.1**step))
         if list(base.glob(state)):
             return
     raise AssertionError(f"{command} left no {state}")

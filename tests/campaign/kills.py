@@ -159,9 +159,9 @@ def differences(reference: Path, folder: Path) -> Iterator[str]:
     for file in sorted(reference.rglob("*")):
         name = file.relative_to(reference)
         other = folder / name
-        if file.suffix == ".safetensors":
-            if not other.exists() or not _same_tensors(load_file(file), load_file(other)):
-                yield str(name)
+        weights = file.suffix == ".safetensors"
+        if weights and (not other.exists() or not _same_tensors(load_file(file), load_file(other))):
+            yield str(name)
         result = file.suffix == ".json" and file.parent.name == "evaluations"
         compared = result or file.name in ("log.jsonl", "records.jsonl")
         if compared and (not other.exists() or _plain(file) != _plain(other)):
