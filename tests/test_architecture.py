@@ -17,6 +17,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "advalign"
 FLOORS = (
     ("errors",),
     ("spelling",),
+    ("shapes",),
     ("threats",),
     ("runtime",),
     ("models", "data"),

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from advalign.errors import UserError, require, unknown
+from advalign.shapes import PerImage
 from advalign.spelling import parse_number, spell_number
 
 Pixels = Float[Tensor, "N *shape"]
-PerImage = Float[Tensor, "N"]
 Norm = Literal["linf", "l2"]
 Projection = Callable[[Tensor], Tensor]
 

@@ -61,6 +61,7 @@ def parse(spelling: str, *, threat: Threat) -> Attack:
     name = parse_name(spelling)
     if name.is_worst_case:
         require(all(name.members), f"cannot read {spelling!r}: an attack is missing beside a comma")
-        worst = Worst(threat, tuple(parse(each, threat=threat) for each in name.members))
-        return worst if len(worst.members) > 1 else worst.members[0]  # which can go on after an image is fooled
+        members = [parse(each, threat=threat) for each in name.members]
+        worst = Worst(threat, tuple(members))
+        return worst if len(members) > 1 else members[0]  # one alone can go on after an image is fooled
     return build("attack", parse_call(spelling), ATTACKS, threat=threat)

@@ -14,6 +14,7 @@ from advalign.attacks.ascent import AttackLoss, value_and_grad
 from advalign.attacks.classification import fooled_in
 from advalign.attacks.contract import Attack, attack_survivors
 from advalign.attacks.losses import cross_entropy, dlr, targeted_dlr
+from advalign.shapes import ImageBatch, Labels
 from advalign.threats import L2, Projection, Threat
 
 
@@ -32,7 +33,7 @@ class APGDCE(Attack):
     steps: int = 100
     restarts: int = 1
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
         return _in_turn(model, [AttackLoss(model, cross_entropy, y)] * self.restarts, x, y, self.threat, self.steps)
 
@@ -49,7 +50,7 @@ class APGDDLR(Attack):
     steps: int = 100
     restarts: int = 1
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
         return _in_turn(model, [AttackLoss(model, dlr, y)] * self.restarts, x, y, self.threat, self.steps)
 
@@ -71,7 +72,7 @@ class APGDT(Attack):
     targets: int = 9
     restarts: int = 1
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
         return _in_turn(model, self._attack_losses(model, x, y), x, y, self.threat, self.steps)
 
@@ -129,7 +130,7 @@ class _Images(NamedTuple):
     step_size: Tensor
 
 
-def climb(attack_loss: AttackLoss, x: Tensor, labels: Tensor, threat: Threat, *, steps: int) -> Tensor:
+def climb(attack_loss: AttackLoss, x: ImageBatch, labels: Labels, threat: Threat, *, steps: int) -> ImageBatch:
     """Climb a goal from a random start, in `steps` + 1 forward and backward passes. Croce and Hein 2020, algorithm 1.
 
     An image that leaves its class is climbed no further, which changes nothing for the others. Costs one

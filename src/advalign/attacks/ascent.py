@@ -11,6 +11,7 @@ from torch import Tensor
 
 from advalign.attacks.classification import fooled_in
 from advalign.errors import require, unknown
+from advalign.shapes import ImageBatch, Labels
 from advalign.threats import Threat
 
 Start = Literal["uniform", "gaussian", "clean"]
@@ -36,7 +37,7 @@ class ValueAndGrad(NamedTuple):
     grad: Tensor  # (N, C, H, W): the gradient of the loss, in fp16 up to a positive factor for each image; finite
 
 
-def value_and_grad(attack_loss: AttackLoss, x_adv: Tensor) -> ValueAndGrad:
+def value_and_grad(attack_loss: AttackLoss, x_adv: ImageBatch) -> ValueAndGrad:
     """Return a goal's outputs, loss and gradient at images (N, C, H, W).
 
     Where the gradient is not finite, or the graph is cut, it counts as zero: the attack goes on with what it has.
@@ -86,7 +87,7 @@ def _mended(attack_loss: AttackLoss, x_adv: Tensor, found: ValueAndGrad) -> Valu
     )
 
 
-def start_point(x: Tensor, threat: Threat, start: Start) -> Tensor:
+def start_point(x: ImageBatch, threat: Threat, start: Start) -> ImageBatch:
     """Return a new tensor where the climb begins: uniform in the ball, x + 0.001 gaussian (TRADES), or x itself.
 
     Raises:
@@ -103,15 +104,15 @@ def start_point(x: Tensor, threat: Threat, start: Start) -> Tensor:
 
 def projected_gradient_ascent(
     attack_loss: AttackLoss,
-    x: Tensor,
+    x: ImageBatch,
     threat: Threat,
     *,
     steps: int,
     step_size: float,
     start: Start,
     momentum: float = 0.0,
-    labels: Tensor | None = None,
-) -> Tensor:
+    labels: Labels | None = None,
+) -> ImageBatch:
     """Climb the goal inside the threat model around x, in `steps` forward and backward passes.
 
     Args:

@@ -13,6 +13,7 @@ from advalign.attacks.classification import fooled_in
 from advalign.attacks.contract import Attack
 from advalign.attacks.losses import margin
 from advalign.errors import require
+from advalign.shapes import ImageBatch, Labels
 
 CHECKS = 10
 """How often in a run `abort` looks for progress, as in the authors' code."""
@@ -56,7 +57,7 @@ class CarliniWagner(Attack):
         require(self.lr > 0, lambda: f"cw: lr={self.lr} must be above 0")
         require(self.search >= 0, lambda: f"cw: search={self.search} must be at least 0")
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
         x_adv, nearest = x.clone(), x.new_full((len(x),), torch.inf)
         c, low, high = x.new_full((len(x),), self.c), x.new_zeros(len(x)), x.new_full((len(x),), torch.inf)

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from advalign.attacks.pass_counter import PassCounter
+from advalign.shapes import ImageBatch, Labels, Logits, Mask
 
 
-def fooled_in(network: Callable[[Tensor], Tensor], outputs: Tensor, x_adv: Tensor, labels: Tensor) -> Tensor:
+def fooled_in(network: Callable[[Tensor], Tensor], logits: Logits, x_adv: ImageBatch, labels: Labels) -> Mask:
     """Tell which images have left their class; where numbers are coarse, the network confirms it in plain fp32.
 
     Else climbs would end too early, at images that only seem to fool: under autocast, and with TF32 on a GPU.
     """
-    fooled = ~classified(outputs, labels)
+    fooled = ~classified(logits, labels)
     if (torch.is_autocast_enabled(x_adv.device.type) or _has_tf32(x_adv.device)) and fooled.any():
         rows = fooled.nonzero().squeeze(1)
         exact = network.exact if isinstance(network, PassCounter) else network
@@ -26,15 +27,15 @@ def fooled_in(network: Callable[[Tensor], Tensor], outputs: Tensor, x_adv: Tenso
     return fooled
 
 
-def misclassified(network: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> Tensor:
+def misclassified(network: Callable[[Tensor], Tensor], x: ImageBatch, labels: Labels) -> Mask:
     """Tell which images (N, C, H, W) the network takes for another class than their labels (N,), in fp32."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         return fooled_in(network, network(x), x, labels)
 
 
-def classified(outputs: Tensor, labels: Tensor) -> Tensor:
+def classified(logits: Logits, labels: Labels) -> Mask:
     """Tell which rows (N,) of logits (N, K) are finite and have the label's as their largest."""
-    return outputs.isfinite().all(1) & (outputs.argmax(1) == labels)
+    return logits.isfinite().all(1) & (logits.argmax(1) == labels)
 
 
 @contextmanager

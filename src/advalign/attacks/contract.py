@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Self, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from advalign.attacks.classification import misclassified
 from advalign.errors import require
 from advalign.models.modes import evaluating
+from advalign.shapes import ImageBatch, Labels
 from advalign.spelling import check_arguments, spell
 from advalign.threats import Threat, check_images, require_inside
 
@@ -59,14 +60,14 @@ class Attack(ABC):
             require(count >= 1, lambda: f"{self.name}: {argument}={count} must be at least 1")
 
     @abstractmethod
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Return adversarial images for x (N, C, H, W) in [0, 1] with labels y (N,); N is at least 1.
 
         The model is in eval mode, its parameters ask for no gradient, and x is a copy.
         """
 
     @final
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack images x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images, detached.
 
         Gradients are on inside, so that an attack also works in a caller's `torch.no_grad()`.
@@ -93,7 +94,7 @@ class Attack(ABC):
         return (self,)
 
     @property
-    def to_the_end(self) -> Self:
+    def to_the_end(self) -> Attack:
         """The attack that goes on after an image is fooled, where it has the choice."""
         if any(field.name == "until_fooled" for field in fields(self)):
             return replace(self, until_fooled=False)  # pyright: ignore[reportCallIssue] (the field is of a subclass)
@@ -102,12 +103,12 @@ class Attack(ABC):
 
 def attack_survivors(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: ImageBatch,
+    y: Labels,
     attempts: Iterable[Callable[[Tensor], Tensor]],
     *,
     first_on_all: bool = False,
-) -> Tensor:
+) -> ImageBatch:
     """Make one attempt after another, each on the images that none before has turned to another class.
 
     Args:

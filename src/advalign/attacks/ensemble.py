@@ -15,6 +15,7 @@ from advalign.attacks.fab import FABT
 from advalign.attacks.names import worst_case_name
 from advalign.attacks.square import Square
 from advalign.errors import require
+from advalign.shapes import ImageBatch, Labels
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Worst(Attack):
         """The attacks in their order."""
         return self.attacks
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
         return _one_after_another(self.members, model, x, y)
 
@@ -69,7 +70,7 @@ class AutoAttack(Attack):
         """The four attacks in their order."""
         return tuple(make(self.threat) for make in (APGDCE, APGDT, FABT, Square))
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
         return _one_after_another(self.members, model, x, y)
 

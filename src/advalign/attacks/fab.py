@@ -15,6 +15,7 @@ from advalign.attacks.ascent import warn_of_no_gradient
 from advalign.attacks.classification import misclassified
 from advalign.attacks.contract import Attack, attack_survivors
 from advalign.errors import require
+from advalign.shapes import ImageBatch, Labels, PerImage
 from advalign.threats import PixelLinf, Threat
 
 
@@ -45,7 +46,7 @@ class FAB(Attack):
         super().__post_init__()
         _check(self)
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return images within eps, clean ones where it fails."""
         return _attack(self, model, x, y, lambda rivals: [rivals])
 
@@ -74,7 +75,7 @@ class FABT(Attack):
         super().__post_init__()
         _check(self)
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return images within eps, clean ones where it fails."""
         return _attack(self, model, x, y, lambda rivals: rivals[:, : self.targets].split(1, 1))
 
@@ -179,7 +180,7 @@ def _nearest_boundary(
     return w, gap
 
 
-def onto_plane(threat: Threat, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:
+def onto_plane(threat: Threat, x: ImageBatch, w: ImageBatch, gap: PerImage) -> ImageBatch:
     """Return the nearest point z to x in [0, 1] with <w, z - x> = gap; where there is none, the corner nearest to that.
 
     The nearest point lies on the path along the steepest direction that each coordinate leaves at its wall:

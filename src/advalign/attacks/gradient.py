@@ -12,6 +12,7 @@ from advalign.attacks.ascent import AttackLoss, Start, projected_gradient_ascent
 from advalign.attacks.contract import Attack, attack_survivors
 from advalign.attacks.losses import cross_entropy, kl_divergence, margin
 from advalign.errors import require
+from advalign.shapes import ImageBatch, Labels
 from advalign.threats import Threat
 
 
@@ -39,7 +40,7 @@ class FGSM(Attack):
     name: ClassVar[str] = "fgsm"
     transfers: ClassVar[bool] = True
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
         attack_loss = AttackLoss(model, cross_entropy, y)
         return projected_gradient_ascent(attack_loss, x, self.threat, steps=1, step_size=self.threat.eps, start="clean")
@@ -75,7 +76,7 @@ class PGD(Attack):
         stuck = self.loss == "kl" and self.start == "clean"
         require(not stuck, "pgd: the kl loss is flat at the clean image; start=clean needs another loss")
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
 
         def attempt(rows: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ class MIM(Attack):
         _check_step_size(self.name, self.step_size)
         require(self.decay >= 0, lambda: f"mim: decay={self.decay} must be at least 0")
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
         return projected_gradient_ascent(
             AttackLoss(model, cross_entropy, y),

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor
 
-Logits = Float[Tensor, "N K"]
-Labels = Int[Tensor, "N"]
-PerImage = Float[Tensor, "N"]
+from advalign.shapes import Labels, Logits, PerImage
 
 
 def cross_entropy(logits: Logits, y: Labels) -> PerImage:

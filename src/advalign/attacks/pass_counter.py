@@ -7,6 +7,7 @@ from typing import final
 from torch import Tensor, nn
 
 from advalign.models.fold import Folded
+from advalign.shapes import ImageBatch
 
 
 @final
@@ -24,11 +25,11 @@ class PassCounter(nn.Module):
             self.net = net
         self.counts = [0, 0]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: ImageBatch) -> Tensor:
         """Map images (N, C, H, W) in [0, 1] to logits (N, K) by the twin."""
         return self._counted(self.net(x), len(x))
 
-    def exact(self, x: Tensor) -> Tensor:
+    def exact(self, x: ImageBatch) -> Tensor:
         """Map the images by the network itself."""
         return self._counted(self.original(x), len(x))
 

@@ -16,6 +16,7 @@ from advalign.attacks.classification import fooled_in
 from advalign.attacks.contract import Attack, attack_survivors
 from advalign.attacks.losses import cross_entropy, margin
 from advalign.errors import require
+from advalign.shapes import ImageBatch, Labels
 from advalign.threats import L2, Linf
 
 SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -54,7 +55,7 @@ class Square(Attack):
         require(0 < self.p_init <= 1, lambda: f"square: p_init={self.p_init} must be above 0 and at most 1")
         require(isinstance(self.threat, Linf | L2), lambda: f"square attacks in Linf and L2, not in {self.threat}")
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
 
         def attempt(rows: Tensor) -> Tensor:

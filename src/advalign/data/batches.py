@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 import torch
+from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from advalign.data.extra import Extra
 from advalign.data.images import Images, to_unit
 from advalign.errors import require, unknown
+from advalign.shapes import Mask
 
 AUGMENTATIONS = {
     "none": "images as they are",
@@ -155,7 +157,9 @@ class Epoch:
         return self.batches.epoch(self.epoch)
 
 
-def _flip_and_crop(pixels: Tensor, flipped: Tensor, corners: Tensor, pad: int) -> Tensor:
+def _flip_and_crop(
+    pixels: UInt8[Tensor, "N C H W"], flipped: Mask, corners: Int[Tensor, "N 2"], pad: int
+) -> UInt8[Tensor, "N C H W"]:
     """Crop each image at its corner of the zero-padded frame, mirror it if flipped: one gather, no loop, no sync."""
     size, _, height, width = pixels.shape
     down = corners[:, :1] + torch.arange(height, device=pixels.device)

@@ -13,10 +13,9 @@ from shutil import copyfileobj
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from advalign.data.cache import cache_folder
-from advalign.data.images import Images
+from advalign.data.images import Images, Rows
 from advalign.errors import UserError, require
 from advalign.runtime.files import digest_of_stream, written_atomically
 
@@ -39,7 +38,7 @@ class Extra:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: Tensor) -> Images:
+    def take(self, rows: Rows) -> Images:
         """Return a copy of the images with these row numbers (n,), in this order, on the CPU."""
         rows = rows.cpu()
         ascending = rows.argsort(stable=True)  # a disk likes to read forwards

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from jaxtyping import Float32, Int, UInt8
 from torch import Tensor
 
 from advalign.errors import require
 from advalign.runtime.files import digest
+from advalign.shapes import ImageBatch, Labels
+
+Rows = Int[Tensor, "_"]  # row numbers
 
 SPLIT_SEED = 20_000
 """Seed of every split that belongs to the data set: the same test images in every run, whatever the run's seed."""
@@ -41,7 +45,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: Tensor | list[int]) -> Images:
+    def take(self, rows: Rows | list[int]) -> Images:
         """Return a copy of the images with these row numbers, in this order."""
         rows = torch.as_tensor(rows, dtype=torch.int64, device=self.labels.device)
         return Images(self.pixels[rows], self.labels[rows])
@@ -50,7 +54,7 @@ class Images:
         """Return the images on a device; nothing is copied if they are there."""
         return Images(self.pixels.to(device), self.labels.to(device))
 
-    def floats(self, rows: slice | Tensor | None = None) -> Tensor:
+    def floats(self, rows: slice | Tensor | None = None) -> ImageBatch:
         """Return the images, or some of them, as (N, C, H, W) float32 in [0, 1]."""
         return to_unit(self.pixels if rows is None else self.pixels[rows])
 
@@ -87,13 +91,13 @@ class Dataset:
         return digest(*parts)
 
 
-def to_unit(pixels: Tensor) -> Tensor:
+def to_unit(pixels: UInt8[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
     """Turn uint8 pixels of any shape into float32 in [0, 1]."""
     # By a tensor on the device: given a number, CUDA multiplies by its reciprocal, and other bits come out.
     return pixels.float().div_(torch.full((), 255.0, device=pixels.device))
 
 
-def stratified_split(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
+def stratified_split(labels: Labels, size: int, seed: int) -> tuple[Rows, Rows]:
     """Draw row numbers without replacement so that every class keeps its share, to within one image.
 
     The largest remainders are rounded up (Hamilton's method), so that the shares sum to `size` exactly.
@@ -153,12 +157,12 @@ def stratified_subset(images: Images, size: int, seed: int) -> Images:
     return images.take(stratified_split(images.labels, size, seed)[1])
 
 
-def split_for_test(labels: Tensor, where: str) -> tuple[Tensor, Tensor]:
+def split_for_test(labels: Labels, source: str) -> tuple[Rows, Rows]:
     """Draw the fixed fifth that serves as test set where none was brought along.
 
     Args:
         labels: (N,) int64, each class from 0 present.
-        where: the data, as named in the error.
+        source: the name of the data in the error.
 
     Returns:
         Row numbers (train, test), each ascending.
@@ -168,7 +172,7 @@ def split_for_test(labels: Tensor, where: str) -> tuple[Tensor, Tensor]:
     """
     require(
         len(labels) >= 5 and int(labels.bincount().min()) >= 2,
-        lambda: f"{where}: too few images to hold out a test set: at least 5, and 2 of each class, are needed",
+        lambda: f"{source}: too few images to hold out a test set: at least 5, and 2 of each class, are needed",
     )
     return stratified_split(labels, len(labels) // 5, SPLIT_SEED)
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from advalign.data.images import Dataset, Images
 from advalign.errors import UserError, require
+from advalign.shapes import ImageBatch
 
 HINTS: dict[type, str] = {
     DataLoader: "; of a DataLoader: x, y = (torch.cat(parts) for parts in zip(*loader))",
@@ -30,7 +31,7 @@ class Pair:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def floats(self, rows: slice | Tensor | None = None) -> Tensor:
+    def floats(self, rows: slice | Tensor | None = None) -> ImageBatch:
         """Return the images, or some of them, as they were given."""
         return self.x if rows is None else self.x[rows]
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from advalign.models.taps import Tapped
 from advalign.models.winograd import Winograd
+from advalign.shapes import ImageBatch
 
 
 class _Pair(NamedTuple):
@@ -47,7 +48,7 @@ class Folded(nn.Module):
         """Stay in eval mode."""
         return super().train(False)
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: ImageBatch) -> Any:
         """Map images (N, C, H, W) in [0, 1], best in channels_last, to what the network gives: logits, or `Output`."""
         return self.twin(x)
 

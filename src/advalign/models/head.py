@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from advalign.errors import require
+from advalign.shapes import Logits
 
 
 @final
@@ -18,7 +20,7 @@ class Head(nn.Linear):
     difference of two nearly equal distributions.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Float[Tensor, "N features"]) -> Logits:
         """Map pooled features (N, C) to logits (N, classes)."""
         if input.is_meta:  # a device without autocast
             return super().forward(input)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advalign.errors import require
+from advalign.shapes import ImageBatch
 
 
 @final
@@ -33,6 +34,6 @@ class Normalized(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: ImageBatch) -> Tensor:
         """Map images (N, C, H, W) in [0, 1] to logits (N, classes)."""
         return self.net((x - self.mean) / self.std)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advalign.models.head import Head, check_sizes
+from advalign.shapes import ImageBatch, Logits
 
 
 @final
@@ -56,7 +57,7 @@ class PreActResNet(nn.Module):
         self.bn = nn.BatchNorm2d(8 * width)
         self.fc = Head(8 * width, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: ImageBatch) -> Logits:
         """Map images (N, C, H, W) to logits (N, classes)."""
         out = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
         return self.fc(F.relu(self.bn(out)).mean((2, 3)))

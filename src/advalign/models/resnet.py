@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advalign.models.head import Head, check_sizes
+from advalign.shapes import ImageBatch, Logits
 
 
 @final
@@ -54,7 +55,7 @@ class ResNet(nn.Module):
         self.layer4 = _stage(4 * width, 8 * width, 2, blocks[3])
         self.fc = Head(8 * width, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: ImageBatch) -> Logits:
         """Map images (N, C, H, W) to logits (N, classes)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))

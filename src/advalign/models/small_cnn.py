@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, final
 
-from torch import Tensor, nn
+from torch import nn
 
 from advalign.models.head import Head, check_sizes
+from advalign.shapes import ImageBatch, Logits
 
 
 @final
@@ -29,7 +30,7 @@ class SmallCNN(nn.Module):
         self.layer3 = _stage(2 * width, 4 * width, stride=2)
         self.fc = Head(4 * width, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: ImageBatch) -> Logits:
         """Map images (N, C, H, W) to logits (N, classes)."""
         return self.fc(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
 

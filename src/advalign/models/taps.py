@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from advalign.errors import UserError, require, unknown
 from advalign.models.normalize import Normalized
+from advalign.shapes import ImageBatch
 
 
 class Output(NamedTuple):
@@ -54,7 +55,7 @@ class Tapped(nn.Module):
         """Set the mode, as every module does; a frozen one stays in eval mode."""
         return super().train(mode and not self.frozen)
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: ImageBatch) -> Output:
         """Map images (N, C, H, W) in [0, 1] to logits and features."""
         # A new dict, since a compiled graph would have to return what is written to the old one.
         self._tape.running, self._tape.seen = True, {}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, final
 
-from torch import Tensor, nn
+from torch import nn
 
 from advalign.models.head import Head, check_sizes
+from advalign.shapes import ImageBatch, Logits
 
 
 @final
@@ -33,7 +34,7 @@ class VGG16(nn.Module):
         self.layer5 = _block(8 * width, 8 * width, convs=3)
         self.fc = Head(8 * width, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: ImageBatch) -> Logits:
         """Map images (N, C, H, W), H and W at least 32, to logits (N, classes)."""
         out = self.layer5(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
         return self.fc(out.mean((2, 3)))

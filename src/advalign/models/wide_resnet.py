@@ -6,10 +6,11 @@ from math import sqrt
 from typing import ClassVar, final
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from advalign.models.head import Head, check_sizes
 from advalign.models.preact_resnet import preact_stage
+from advalign.shapes import ImageBatch, Logits
 
 
 @final
@@ -43,7 +44,7 @@ class WideResNet(nn.Module):
                 nn.init.normal_(module.weight, 0, sqrt(2 / fan_out))
         nn.init.zeros_(self.fc.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: ImageBatch) -> Logits:
         """Map images (N, C, H, W) to logits (N, classes)."""
         out = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         return self.fc(F.relu(self.bn(out)).mean((2, 3)))

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from advalign.attacks.losses import Labels, Logits, PerImage, rival
+from advalign.attacks.losses import rival
+from advalign.shapes import Labels, Logits, PerImage
 
 Scalar = Float[Tensor, ""]
 Anchors = Float[Tensor, "N D"]

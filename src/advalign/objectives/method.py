@@ -27,6 +27,7 @@ from advalign.objectives.contract import (
     Views,
     union,
 )
+from advalign.shapes import ImageBatch, Labels
 from advalign.spelling import spell
 from advalign.threats import Threat
 
@@ -75,7 +76,7 @@ class Part(nn.Module, ABC):
         """
 
     @abstractmethod
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the named terms of the loss from the declared passes and the labels (N,)."""
 
 
@@ -86,7 +87,7 @@ class Base(Part):
     training_attack: TrainingAttack | None = TrainingAttack(start="gaussian")  # None: no adversarial examples
     standalone_reason: str = ""  # why no plug-in joins it; any may if empty
 
-    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
+    def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:
         """Return the loss that the attack maximises; cross entropy unless the method defines another.
 
         Args:
@@ -96,7 +97,7 @@ class Base(Part):
         """
         return AttackLoss(lambda x_adv: nets["student"](x_adv).logits, cross_entropy, y)
 
-    def views(self, x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
+    def views(self, x: ImageBatch, x_adv: ImageBatch) -> dict[str, Tensor]:
         """Return the views of the batch by name, from images x and x_adv (N, C, H, W)."""
         return {"clean": x, "adv": x_adv}
 
@@ -120,11 +121,11 @@ class PlugIn(Part):
             UserError: the reason.
         """
 
-    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
+    def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:
         """Return the loss that the attack maximises, for plug-ins that replace the base's; as `Base.attack_loss`."""
         raise NotImplementedError(f"{self.name} replaces no attack loss")
 
-    def attack_threat(self, student: Network, x: Tensor, threat: Threat) -> Threat:
+    def attack_threat(self, student: Network, x: ImageBatch, threat: Threat) -> Threat:
         """Return the threat model for images x (N, C, H, W), for plug-ins that replace the threat."""
         return threat
 

@@ -20,6 +20,7 @@ from advalign.models.split_norm import SplitNorm, using_norms
 from advalign.models.taps import Output, Tapped
 from advalign.objectives.contract import Calibration, Need, Network, Term, Terms, union
 from advalign.objectives.method import Base, Method, PlugIn
+from advalign.shapes import ImageBatch, Labels
 from advalign.threats import Threat, check_images
 
 
@@ -84,16 +85,16 @@ class Objective(nn.Module):
 
     def perturb(
         self,
-        x: Tensor,
-        y: Tensor,
+        x: ImageBatch,
+        y: Labels,
         threat: Threat,
         *,
-        second: Tensor | None = None,
+        second: ImageBatch | None = None,
         steps: int | None = None,
         step_size: float | None = None,
         start: Start | None = None,
         mode: Literal["eval", "train"] | None = None,
-    ) -> Tensor:
+    ) -> ImageBatch:
         """Make the method's adversarial examples for images x (N, C, H, W) in [0, 1] with labels y (N,).
 
         What is not given is the method's own; the step size is then a quarter of the radius. Inputs, modes and
@@ -134,7 +135,7 @@ class Objective(nn.Module):
                 start=start or training_attack.start,
             )
 
-    def forward(self, x: Tensor, x_adv: Tensor, y: Tensor, second: Tensor | None = None) -> Terms:
+    def forward(self, x: ImageBatch, x_adv: ImageBatch, y: Labels, second: ImageBatch | None = None) -> Terms:
         """Run every declared pass once and return the named terms of the loss; `total` sums them.
 
         Args:
@@ -148,7 +149,9 @@ class Objective(nn.Module):
         """
         return self._terms(self._passes(x, x_adv, second), y)
 
-    def calibrate(self, x: Tensor, x_adv: Tensor, y: Tensor, second: Tensor | None = None) -> dict[str, Calibration]:
+    def calibrate(
+        self, x: ImageBatch, x_adv: ImageBatch, y: Labels, second: ImageBatch | None = None
+    ) -> dict[str, Calibration]:
         """Return what each plug-in tells of itself on one batch, by layer and name; nothing is changed.
 
         Outside of autocast, which would cut the graph between the features and the logits.

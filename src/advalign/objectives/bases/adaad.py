@@ -12,6 +12,7 @@ from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
 from advalign.objectives.contract import ADV, CLEAN, Need, Networks, Outputs, Term, Terms, Views
 from advalign.objectives.method import Base
+from advalign.shapes import Labels
 
 
 @final
@@ -38,7 +39,7 @@ class AdaAD(Base):
         if alpha < 1:
             self.needs = (CLEAN, ADV, self.TEACHER_CLEAN, self.TEACHER_ADV)
 
-    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
+    def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:
         """Return the KL divergence from the teacher's prediction of the same adversarial image."""
 
         def both(x_adv: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ class AdaAD(Base):
 
         return AttackLoss(both, lambda logits, _: kl_divergence(logits[:, 0], logits[:, 1]), y)
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the KLs to the teacher on the adversarial images and, with alpha below 1, on the clean ones."""
         terms = {"soft_adv": Term(self.alpha, kl_divergence(outs[ADV].logits, outs[self.TEACHER_ADV].logits).mean())}
         if self.alpha < 1:

@@ -12,6 +12,7 @@ from advalign.errors import require
 from advalign.models import last_linear
 from advalign.objectives.contract import ADV, CLEAN, Outputs, Term, Terms, TrainingAttack
 from advalign.objectives.method import Base
+from advalign.shapes import Labels
 
 
 @final
@@ -51,7 +52,7 @@ class LinearAFA(Base):
         assert isinstance(student, _Still)
         return copy.deepcopy(student.net).requires_grad_(True)
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the cross entropy."""
         view, need = ("adv", ADV) if self.adversarial else ("clean", CLEAN)
         return {view: Term(1.0, F.cross_entropy(outs[need].logits, y), supervises=view)}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import final
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from advalign.errors import require
 from advalign.objectives.contract import ADV, CLEAN, Outputs, Term, Terms
 from advalign.objectives.method import Base
+from advalign.shapes import Labels
 
 
 @final
@@ -35,7 +35,7 @@ class ALP(Base):
         if mix:
             self.supervises = ("adv", "clean")
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return cross entropy on the adversarial (and clean) images, and the logit pairing."""
         clean, adv = outs[CLEAN].logits, outs[ADV].logits
         terms = {

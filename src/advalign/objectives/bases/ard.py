@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import final
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
 from advalign.objectives.contract import ADV, CLEAN, Need, Outputs, Term, Terms, TrainingAttack
 from advalign.objectives.method import Base
+from advalign.shapes import Labels
 
 
 @final
@@ -39,7 +39,7 @@ class ARD(Base):
         if alpha < 1:
             self.supervises, self.needs = ("clean",), (CLEAN, ADV, self.TEACHER)
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the KL to the teacher, and with alpha below 1 cross entropy on the clean images."""
         t = self.temperature
         soft = t**2 * kl_divergence(outs[ADV].logits / t, outs[self.TEACHER].logits / t)

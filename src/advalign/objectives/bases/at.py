@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import final
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from advalign.objectives.contract import ADV, Outputs, Term, Terms, TrainingAttack
 from advalign.objectives.method import Base
+from advalign.shapes import Labels
 
 
 @final
@@ -24,6 +24,6 @@ class AT(Base):
     training_attack = TrainingAttack(start="uniform")
     needs = (ADV,)
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return cross entropy on the adversarial images."""
         return {"adv": Term(1.0, F.cross_entropy(outs[ADV].logits, y), supervises="adv")}

@@ -15,6 +15,7 @@ from advalign.models import Output, last_linear
 from advalign.objectives.contract import ADV, CLEAN, SECOND, Networks, Outputs, Term, Terms, TrainingAttack, Views
 from advalign.objectives.distances import supervised_contrast
 from advalign.objectives.method import Base
+from advalign.shapes import Labels
 
 
 @final
@@ -60,7 +61,7 @@ class Contrast(Base):
         """Return the penultimate layer."""
         return ("penultimate",)
 
-    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
+    def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:
         """Return the contrast of the adversarial features with the clean ones of both views."""
         student = nets["student"]
         with torch.no_grad():
@@ -72,13 +73,13 @@ class Contrast(Base):
             y,
         )
 
-    def loss(self, outs: Outputs, y: Tensor) -> Tensor:
+    def loss(self, outs: Outputs, y: Labels) -> Tensor:
         """Return L_AFA, a scalar."""
         clean, second, adv = (_unit(outs[need]) for need in (CLEAN, SECOND, ADV))
         others, labels = torch.cat([clean, second, adv]), torch.cat([y, y, y])
         return supervised_contrast(adv, y, others, labels, self.temperature, left_out=len(y)).mean()
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the contrast, and the probe's cross entropy."""
         return {
             "contrast": Term(1.0, self.loss(outs, y)),

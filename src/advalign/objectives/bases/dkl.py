@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import final
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from advalign.attacks.ascent import AttackLoss
 from advalign.errors import require
@@ -13,6 +12,7 @@ from advalign.objectives.bases.trades import from_clean
 from advalign.objectives.contract import ADV, CLEAN, Networks, Outputs, Term, Terms, Views
 from advalign.objectives.distances import pairwise_gap
 from advalign.objectives.method import Base
+from advalign.shapes import Labels
 
 
 @final
@@ -37,11 +37,11 @@ class DKL(Base):
         require(beta >= 0, lambda: f"dkl: beta={beta:g} must be at least 0")
         self.alpha, self.beta = alpha, beta
 
-    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
+    def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:
         """Return TRADES' goal."""
         return from_clean(nets["student"], views["clean"])
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return cross entropy on the clean images and the two sides of the KL."""
         clean, adv = outs[CLEAN].logits, outs[ADV].logits
         p = clean.detach().softmax(1)

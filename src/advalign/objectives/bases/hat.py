@@ -12,6 +12,7 @@ from advalign.errors import require
 from advalign.objectives.bases.trades import TRADES
 from advalign.objectives.contract import ADV, CLEAN, Need, Networks, Outputs, Term, Terms, Views
 from advalign.objectives.method import Base
+from advalign.shapes import ImageBatch, Labels
 
 
 @final
@@ -38,15 +39,15 @@ class HAT(Base):
         self.beta, self.gamma, self.reach = beta, gamma, reach
         self.trades = TRADES(beta)
 
-    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
+    def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:
         """Return TRADES' goal."""
         return self.trades.attack_loss(nets, views, y)
 
-    def views(self, x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
+    def views(self, x: ImageBatch, x_adv: ImageBatch) -> dict[str, Tensor]:
         """Return the clean, adversarial and helper views."""
         return {"clean": x, "adv": x_adv, "helper": x + self.reach * (x_adv - x)}
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return TRADES' terms and the helper's cross entropy."""
         labels = outs[self.LABELS].logits.argmax(1)
         helper = Term(self.gamma, F.cross_entropy(outs[self.HELPER].logits, labels))

@@ -13,6 +13,7 @@ from advalign.errors import require
 from advalign.models.taps import Tapped
 from advalign.objectives.contract import ADV, CLEAN, Need, Outputs, Term, Terms, TrainingAttack
 from advalign.objectives.method import Base
+from advalign.shapes import Labels, Logits, PerImage
 
 
 @final
@@ -45,7 +46,7 @@ class IAD(Base):
         """Note whether introspection has begun."""
         self.begun.fill_(progress >= self.begin)
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the KL to the teacher and, weighted by the doubt in it, to the student's own clean prediction."""
         adv = outs[ADV].logits
         doubt = self.begun * (1 - trust(outs[self.GUIDE].logits, y, self.power))
@@ -55,6 +56,6 @@ class IAD(Base):
         }
 
 
-def trust(teacher: Tensor, y: Tensor, power: float) -> Tensor:
+def trust(teacher: Logits, y: Labels, power: float) -> PerImage:
     """Return the teacher's probability of each true class, raised to a power: (N,) from logits (N, K)."""
     return teacher.softmax(1).gather(1, y[:, None]).squeeze(1) ** power

@@ -15,6 +15,7 @@ from advalign.models.taps import Tapped
 from advalign.objectives.bases.iad import trust
 from advalign.objectives.contract import ADV, CLEAN, Need, Outputs, Term, Terms, TrainingAttack
 from advalign.objectives.method import Base
+from advalign.shapes import Labels
 
 
 @final
@@ -48,7 +49,7 @@ class IAD2(Base):
         """Note whether introspection has begun."""
         self.begun.fill_(progress >= self.begin)
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return cross entropy and the KLs to both teachers and to the student itself, all on adversarial images."""
         adv, robust = outs[ADV].logits, outs[self.ROBUST].logits
         doubt = self.begun * (1 - trust(robust, y, self.power))

@@ -17,6 +17,7 @@ from advalign.objectives.bases.trades import from_clean
 from advalign.objectives.contract import ADV, CLEAN, Networks, Outputs, Term, Terms, Views
 from advalign.objectives.distances import pairwise_gap
 from advalign.objectives.method import Base
+from advalign.shapes import Labels
 
 
 @final
@@ -67,11 +68,11 @@ class IKL(Base):
         require(counts.ndim > 0, "ikl averages its predictions over the epoch's batches, and there are none")
         self.means = torch.where(counts > 0, sums / counts.clamp_min(1), 1 / len(counts))
 
-    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
+    def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:
         """Return TRADES' goal."""
         return from_clean(nets["student"], views["clean"])
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return cross entropy on the clean images and the two parts of the divergence."""
         clean, adv = outs[CLEAN].logits, outs[ADV].logits
         q = self.means[y] if len(self.means) else torch.full_like(clean, 1 / clean.shape[1])

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from torch import Tensor
 
 from advalign.errors import require
 from advalign.objectives.contract import ADV, CLEAN, Outputs, Term, Terms
 from advalign.objectives.distances import boosted_cross_entropy
 from advalign.objectives.method import Base
+from advalign.shapes import Labels
 
 
 @final
@@ -32,7 +32,7 @@ class MART(Base):
         require(beta >= 0, lambda: f"mart: beta={beta:g} must be at least 0")
         self.beta = beta
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the boosted cross entropy on the adversarial images and the weighted KL."""
         p, p_adv = outs[CLEAN].logits.softmax(1), outs[ADV].logits.softmax(1)
         kl = (p * (p.clamp_min(torch.finfo(p.dtype).tiny).log() - torch.log(p_adv + 1e-12))).sum(1)

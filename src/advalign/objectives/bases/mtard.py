@@ -13,6 +13,7 @@ from advalign.errors import require
 from advalign.models.taps import Tapped
 from advalign.objectives.contract import ADV, CLEAN, Need, Outputs, Term, Terms
 from advalign.objectives.method import Base
+from advalign.shapes import Labels
 
 
 @final
@@ -49,7 +50,7 @@ class MTARD(Base):
         """Lower the rate after the authors' drops of the learning rate."""
         self.decay.fill_(0.1 ** sum(progress >= drop for drop in self.DROPS))
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the KLs to the robust teacher on adversarial images and to the vanilla one on clean images."""
         adv = kl_divergence(outs[ADV].logits, outs[self.ROBUST].logits).mean()
         clean = kl_divergence(outs[CLEAN].logits, outs[self.VANILLA].logits).mean()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import final
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from advalign.objectives.contract import CLEAN, Outputs, Term, Terms
 from advalign.objectives.method import Base
+from advalign.shapes import Labels
 
 
 @final
@@ -20,6 +20,6 @@ class Natural(Base):
     training_attack = None
     needs = (CLEAN,)
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return cross entropy on the clean images."""
         return {"clean": Term(1.0, F.cross_entropy(outs[CLEAN].logits, y), supervises="clean")}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from torch import Tensor
 
 from advalign.attacks.ascent import AttackLoss
 from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
 from advalign.objectives.contract import ADV, CLEAN, Need, Networks, Outputs, Term, Terms, Views
 from advalign.objectives.method import Base
+from advalign.shapes import Labels
 
 
 @final
@@ -36,13 +36,13 @@ class RSLAD(Base):
         require(0 <= weight <= 1, lambda: f"rslad: weight={weight:g} must be in [0, 1]")
         self.weight = weight
 
-    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
+    def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:
         """Return the KL divergence from the teacher's clean prediction."""
         with torch.no_grad():
             teacher = nets["robust"](views["clean"]).logits
         return AttackLoss(lambda x_adv: nets["student"](x_adv).logits, kl_divergence, teacher)
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the KLs of the adversarial and of the clean images to the teacher on clean ones."""
         teacher = outs[self.TEACHER].logits
         return {

@@ -6,13 +6,13 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from advalign.attacks.ascent import AttackLoss
 from advalign.attacks.losses import kl_divergence
 from advalign.errors import require
 from advalign.objectives.contract import ADV, CLEAN, Network, Networks, Outputs, Term, Terms, Views
 from advalign.objectives.method import Base
+from advalign.shapes import ImageBatch, Labels
 
 
 @final
@@ -35,11 +35,11 @@ class TRADES(Base):
         require(beta >= 0, lambda: f"trades: beta={beta:g} must be at least 0")
         self.beta = beta
 
-    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
+    def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:
         """Return the KL divergence from the clean prediction."""
         return from_clean(nets["student"], views["clean"])
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return cross entropy on the clean images and the KL that ties the adversarial ones to them."""
         clean, adv = outs[CLEAN].logits, outs[ADV].logits
         return {
@@ -48,7 +48,7 @@ class TRADES(Base):
         }
 
 
-def from_clean(student: Network, x: Tensor) -> AttackLoss:
+def from_clean(student: Network, x: ImageBatch) -> AttackLoss:
     """Return the KL divergence from the student's prediction of the clean images x, a constant of the attack."""
     with torch.no_grad():
         clean = student(x).logits

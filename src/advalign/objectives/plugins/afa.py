@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, final
 
-from torch import Tensor, nn
+from torch import nn
 
 from advalign.attacks.ascent import AttackLoss
 from advalign.errors import require
 from advalign.objectives.bases.contrast import Contrast
 from advalign.objectives.contract import ADV, CLEAN, SECOND, Networks, Outputs, Term, Terms, Views
 from advalign.objectives.method import PlugIn
+from advalign.shapes import Labels
 
 
 @final
@@ -45,10 +46,10 @@ class AFA(PlugIn):
         """Return the penultimate layer."""
         return self.contrast.layers(student)
 
-    def attack_loss(self, nets: Networks, views: Views, y: Tensor) -> AttackLoss:
+    def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:
         """Return the contrast, which the attack climbs instead of the base's goal."""
         return self.contrast.attack_loss(nets, views, y)
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the contrast."""
         return {"afa": Term(self.weight, self.contrast.loss(outs, y))}

@@ -17,6 +17,7 @@ from advalign.models import Tapped, find_layer, last_linear, last_stage, named_l
 from advalign.models.split_norm import merged, split_norms, using_norms
 from advalign.objectives.contract import ADV, CLEAN, Network, Outputs, Term, Terms, without_labels
 from advalign.objectives.method import PlugIn
+from advalign.shapes import ImageBatch, Labels
 from advalign.threats import Linf, Projection, Threat
 
 MEASURED = 8  # batches, as in the authors' code
@@ -94,7 +95,7 @@ class ARAT(PlugIn):
         require(bool(right), "ar-at measures its share on the epoch's batches, and there are none")
         self.share.copy_(torch.cat(right).float().mean())
 
-    def attack_threat(self, student: Network, x: Tensor, threat: Threat) -> Threat:
+    def attack_threat(self, student: Network, x: ImageBatch, threat: Threat) -> Threat:
         """Return the ball around the noisy images, if they are to be noisy."""
         if not self.noisy_clean:
             return threat
@@ -113,7 +114,7 @@ class ARAT(PlugIn):
         """Drop what teaches the hard labels."""
         return without_labels(base)
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the balanced cross entropies and the invariance of the features."""
         gaps = []
         for i, layer in enumerate(self.aligned):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import final
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from advalign.errors import require
 from advalign.objectives.contract import ADV, Need, Outputs, Term, Terms, without_labels
 from advalign.objectives.method import PlugIn
+from advalign.shapes import Labels
 
 
 @final
@@ -40,6 +40,6 @@ class BGAT(PlugIn):
         """Drop what teaches the hard labels."""
         return base if self.additive else without_labels(base)
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the squared distance of adversarial logits to the guide's clean ones."""
         return {"bgat": Term(self.weight, F.mse_loss(outs[ADV].logits, outs[self.GUIDE].logits))}

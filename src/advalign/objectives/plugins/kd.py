@@ -10,6 +10,7 @@ from torch import Tensor
 from advalign.errors import require
 from advalign.objectives.contract import ADV, Need, Outputs, Term, Terms
 from advalign.objectives.method import PlugIn
+from advalign.shapes import Labels
 
 
 @final
@@ -45,7 +46,7 @@ class KD(PlugIn):
         kept = max(0.0, 1 - self.robust - self.vanilla)
         return {k: term._replace(weight=kept * term.weight) if term.supervises else term for k, term in base.items()}
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the soft cross entropies towards the two teachers."""
         student = outs[ADV].logits
         return {

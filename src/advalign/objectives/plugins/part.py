@@ -7,6 +7,7 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from advalign.errors import require
@@ -14,6 +15,7 @@ from advalign.models import last_stage
 from advalign.models.taps import Tapped
 from advalign.objectives.contract import ADV, Network, Outputs, Terms
 from advalign.objectives.method import PlugIn
+from advalign.shapes import ImageBatch, Labels
 from advalign.threats import Linf, PixelLinf, Threat
 
 
@@ -73,7 +75,7 @@ class PART(PlugIn):
         """Note whether the epoch belongs to the warm-up."""
         self.warming = progress < self.warmup
 
-    def attack_threat(self, student: Network, x: Tensor, threat: Threat) -> Threat:
+    def attack_threat(self, student: Network, x: ImageBatch, threat: Threat) -> Threat:
         """Return the box around images (N, C, H, W): the whole radius where they are important or it is early."""
         require(
             isinstance(threat, Linf),
@@ -85,7 +87,7 @@ class PART(PlugIn):
         radii.masked_fill_(important(self._map(student, x), x.shape), threat.eps)
         return PixelLinf(threat.eps, radii)
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return nothing: the base's loss is taken as it is, on other examples."""
         return {}
 
@@ -106,7 +108,7 @@ class PART(PlugIn):
         return (grad.mean((2, 3), keepdim=True) * maps.detach()).sum(1).relu()
 
 
-def important(maps: Tensor, shape: torch.Size) -> Tensor:
+def important(maps: Float[Tensor, "N h w"], shape: torch.Size) -> Bool[Tensor, "N channels H W"]:
     """Tell which pixels of images of a shape (N, C, H, W) their maps (N, h, w), each at least 0, mark as important.
 
     Returns:
@@ -121,7 +123,7 @@ def important(maps: Tensor, shape: torch.Size) -> Tensor:
     return (values - mean > std) & (highest > lowest)[:, None]
 
 
-def jet(values: Tensor) -> Tensor:
+def jet(values: Float[Tensor, "N 1 H W"]) -> Float[Tensor, "N 3 H W"]:
     """Colour values in [0, 1], (N, 1, H, W), from dark blue over green and yellow to dark red: matplotlib's `jet`."""
     v = values.clamp(0, 1)
     red = torch.minimum((v - 0.35) / 0.31, 1 - (v - 0.89) / 0.22)

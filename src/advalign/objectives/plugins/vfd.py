@@ -13,6 +13,7 @@ from advalign.models import last_stage
 from advalign.objectives.contract import ADV, CLEAN, Calibration, Need, Outputs, Term, Terms
 from advalign.objectives.distances import DISTANCES
 from advalign.objectives.method import Base, PlugIn
+from advalign.shapes import Labels
 
 
 @final
@@ -74,7 +75,7 @@ class VFD(PlugIn):
         """Return the layers that are aligned."""
         return self.aligned
 
-    def terms(self, outs: Outputs, y: Tensor) -> Terms:
+    def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the distance of the student's clean and adversarial features to the vanilla model's clean ones."""
         terms = {"vfd": Term(self.weight, torch.stack([clean + adv for clean, adv in self._gaps(outs).values()]).sum())}
         if self.eq6:

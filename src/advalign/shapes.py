@@ -1,0 +1,12 @@
+"""The shapes that signatures state: N images of C channels and H x W pixels, K classes. Only tests check them."""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+ImageBatch = Float[Tensor, "N C H W"]
+Labels = Int[Tensor, "N"]
+Logits = Float[Tensor, "N K"]
+PerImage = Float[Tensor, "N"]
+Mask = Bool[Tensor, "N"]
