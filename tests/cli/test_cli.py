@@ -328,6 +328,7 @@ def test_weights_from_elsewhere(here: Path, capsys: pytest.CaptureFixture[str]):
     assert content["records"][0]["accuracy"] == pytest.approx(clean)
 
 
+@pytest.mark.slow
 def test_compare_reads_results_and_not_the_cards_beside_them(
     here: Path, trained: Run, capsys: pytest.CaptureFixture[str]
 ):

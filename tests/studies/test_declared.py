@@ -122,6 +122,7 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 DOCS = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_documentation_run_as_shown(tmp_path: Path):
     (yaml,) = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
     (python,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)

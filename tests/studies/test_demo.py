@@ -45,6 +45,7 @@ def test_it_writes_the_page_the_pictures_and_the_records(tmp_path: Path):
     assert not re.search(r"https?://", page)
 
 
+@pytest.mark.slow
 def test_a_second_call_trains_nothing(tmp_path: Path):
     quiet = Console(quiet=True)
     demo_module.demo(tmp_path, console=quiet)
@@ -53,6 +54,7 @@ def test_a_second_call_trains_nothing(tmp_path: Path):
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_a_time_budget_stops_it_in_good_order(tmp_path: Path):
     quiet = Console(quiet=True)
     assert not demo_module.demo(tmp_path, time_budget=1e-6, console=quiet)

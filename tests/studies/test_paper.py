@@ -35,7 +35,13 @@ def jobs_of(study: Study, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list
     return plan_jobs(study, 1, runs=folder, data_dir=None)
 
 
-@pytest.mark.parametrize(("scale", "name"), EVERY)
+# Each tries a step of every method that it trains, which takes seconds: the default tests do so for Table 1.
+LONG = [("tiny", name) for name in ("table2", "vgg16", "figure2", "arat")]
+
+
+@pytest.mark.parametrize(
+    ("scale", "name"), [pytest.param(*pair, marks=pytest.mark.slow) if pair in LONG else pair for pair in EVERY]
+)
 def test_every_study_plans_with_runs_of_its_own(scale: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     if scale != "tiny":  # a step of each large network takes minutes in all: see the slow test
         monkeypatch.setattr(planning, "try_step", lambda plan: None)

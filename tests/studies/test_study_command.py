@@ -66,6 +66,7 @@ def test_a_dry_run_refuses_what_the_run_would(wrong: list[str], here: Path, caps
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_sigterm_stops_in_good_order_and_the_same_command_goes_on(here: Path):
     write(here, epochs=400)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
