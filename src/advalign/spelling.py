@@ -78,7 +78,7 @@ def parse_number(text: str) -> float:
 
 
 def spell_number(value: float) -> str:
-    """Spell a number shortly, and exactly, for it keys records: `8/255`, `0.02`, `6`."""
+    """Spell a number exactly and as short as that allows, since it keys records: `8/255`, `0.02`, `6`."""
     if value == int(value):
         return str(int(value))
     of_255 = round(value * 255)
@@ -87,7 +87,7 @@ def spell_number(value: float) -> str:
     return repr(value)
 
 
-def build(what: str, call: Call, registry: Mapping[str, Callable[..., T]], **given: Any) -> T:
+def build(what: str, call: Call, registry: Mapping[str, Callable[..., T]], **hidden: Any) -> T:
     """Construct the registered object a call names, its arguments checked against the constructor's annotations.
 
     Raises:
@@ -96,7 +96,7 @@ def build(what: str, call: Call, registry: Mapping[str, Callable[..., T]], **giv
     if call.name not in registry:
         raise unknown(what, call.name, registry)
     make = registry[call.name]
-    return make(**check_arguments(f"{what} {call.name!r}", make, call.arguments, hidden=given), **given)
+    return make(**check_arguments(f"{what} {call.name!r}", make, call.arguments, hidden=hidden), **hidden)
 
 
 def check_arguments(
@@ -132,7 +132,7 @@ def spell(name: str, make: Callable[..., Any], values: Mapping[str, Any], *, hid
     Args:
         values: by name; what is missing, or is no argument, counts as default.
         hidden: the argument that is never spelled.
-        always: the argument that is spelled though it be the default.
+        always: the argument that is spelled even where it is the default.
     """
     shown = []
     for parameter in inspect.signature(make).parameters.values():
@@ -152,8 +152,8 @@ _QUOTED_OR_JOINED = re.compile(
 def _joined_words(text: str) -> str:
     """Make Python of hyphens (small-cnn) and dots (layer4.1.conv2) in words; one that is a value is put in quotes."""
 
-    def python(found: re.Match[str]) -> str:
-        quoted, before, word, argument = found.group("quoted", "before", "word", "argument")
+    def python(match: re.Match[str]) -> str:
+        quoted, before, word, argument = match.group("quoted", "before", "word", "argument")
         if quoted:
             return quoted
         if before is None and argument is None:

@@ -78,7 +78,7 @@ def test_the_student_may_begin_as_the_vanilla_model():
     assert terms["vfd"].value < 1e-4
     total(terms).backward()  # the gradient at distance 0 is finite
     assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
-    with pytest.raises(UserError, match=r"the student begins as the vanilla.*one architecture"):
+    with pytest.raises(UserError, match=r"the vanilla initialises the student.*one architecture"):
         compose(parse("trades+vfd(init=vanilla)"), student=tiny(0), vanilla=tiny(0, classes=5))
 
 
@@ -108,7 +108,7 @@ def test_calibration_is_what_finite_differences_say_and_changes_nothing():
     assert (told["distance_clean"] + told["distance_adv"]).item() == pytest.approx(terms["vfd"].value.item(), rel=1e-9)
 
 
-def test_calibration_has_no_ratio_where_nothing_teaches_labels(x_y):
+def test_calibration_has_no_ratio_where_no_term_supervises(x_y):
     x, y = x_y
     objective = compose(parse("rslad+vfd"), student=tiny(0), vanilla=tiny(7), robust=tiny(8)).train()
     told = objective.calibrate(x, x, y)["vfd"]["layer2"]

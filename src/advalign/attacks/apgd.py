@@ -94,7 +94,7 @@ def _in_turn(
     """Maximise one loss after another, each with the images that are still classified correctly."""
 
     def attempt(attack_loss: AttackLoss, rows: Tensor) -> Tensor:
-        return climb(attack_loss._replace(target=attack_loss.target[rows]), x[rows], y[rows], threat, steps=steps)
+        return auto_pgd(attack_loss._replace(target=attack_loss.target[rows]), x[rows], y[rows], threat, steps=steps)
 
     return attack_survivors(model, x, y, (partial(attempt, attack_loss) for attack_loss in attack_losses))
 
@@ -102,20 +102,20 @@ def _in_turn(
 def checkpoints(steps: int) -> dict[int, int]:
     """Return after which steps the step sizes are reconsidered, each with the number of steps since the last time."""
     period, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
-    found, step = {}, period
+    periods, step = {}, period
     while step <= steps:
-        found[step] = period
+        periods[step] = period
         period = max(period - shrink, least)
         step += period
-    return found
+    return periods
 
 
 class _Images(NamedTuple):
-    """The N images that still withstand, and all that the climb knows of them; rows do not depend on each other."""
+    """The N images that still withstand, their iterates, losses and step sizes; rows do not depend on each other."""
 
     rows: Tensor  # (N,) their place in the batch
     labels: Tensor  # (N,)
-    target: Tensor  # (N, ...) of the goal
+    target: Tensor  # (N, ...) of the attack loss
     x: Tensor  # (N, C, H, W), clean; so are the next five
     x_adv: Tensor
     earlier: Tensor  # the iterate before x_adv
@@ -130,10 +130,10 @@ class _Images(NamedTuple):
     step_size: Tensor
 
 
-def climb(attack_loss: AttackLoss, x: ImageBatch, labels: Labels, threat: Threat, *, steps: int) -> ImageBatch:
-    """Climb a goal from a random start, in `steps` + 1 forward and backward passes. Croce and Hein 2020, algorithm 1.
+def auto_pgd(attack_loss: AttackLoss, x: ImageBatch, labels: Labels, threat: Threat, *, steps: int) -> ImageBatch:
+    """Maximise a loss from a random start, in `steps` + 1 forward and backward passes. Croce and Hein 2020, algorithm 1.
 
-    An image that leaves its class is climbed no further, which changes nothing for the others. Costs one
+    An image that leaves its class is left out, which changes nothing for the others. Costs one
     synchronisation a step.
 
     Args:

@@ -1,4 +1,4 @@
-"""The one projected-gradient loop. Training and every gradient attack of the evaluation climb through it."""
+"""Projected gradient ascent: the loop of training, FGSM, PGD and MIM, and the loss and gradient of a single step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Start = Literal["uniform", "gaussian", "clean"]
 
 
 class AttackLoss(NamedTuple):
-    """What an attack climbs: `loss(network(x_adv), target)`, one value per image."""
+    """The loss that an attack maximises: `loss(network(x_adv), target)`, one value per image."""
 
     network: Callable[[Tensor], Tensor]  # (N, C, H, W) -> outputs (N, ...); a row must not depend on the others
     loss: Callable[[Tensor, Tensor], Tensor]  # (outputs, target) -> (N,)
@@ -30,7 +30,7 @@ class NoGradient(UserWarning):
 
 
 class ValueAndGrad(NamedTuple):
-    """A goal at some images: what an attack sees of it in one forward and one backward pass."""
+    """An attack loss at some images, with its gradient: one forward and one backward pass."""
 
     outputs: Tensor  # (N, ...), in fp32 at least, without a graph
     loss: Tensor  # (N,)
@@ -38,7 +38,7 @@ class ValueAndGrad(NamedTuple):
 
 
 def value_and_grad(attack_loss: AttackLoss, x_adv: ImageBatch) -> ValueAndGrad:
-    """Return a goal's outputs, loss and gradient at images (N, C, H, W).
+    """Return the outputs, the loss and its gradient at images (N, C, H, W) in [0, 1].
 
     Where the gradient is not finite, or the graph is cut, it counts as zero: the attack goes on with what it has.
     """
@@ -61,34 +61,34 @@ def value_and_grad(attack_loss: AttackLoss, x_adv: ImageBatch) -> ValueAndGrad:
     else:
         (grad,) = torch.autograd.grad(loss.sum(), x_adv, allow_unused=True)
     grad = torch.zeros_like(x_adv) if grad is None else grad
-    found = ValueAndGrad(outputs.detach(), loss.detach(), grad)
+    values = ValueAndGrad(outputs.detach(), loss.detach(), grad)
     if _autocasts_to(x_adv.device, torch.float16):
-        found = _mended(attack_loss, x_adv.detach(), found)
-    return found._replace(grad=found.grad.nan_to_num(0.0, 0.0, 0.0))
+        values = _mended(attack_loss, x_adv.detach(), values)
+    return values._replace(grad=values.grad.nan_to_num(0.0, 0.0, 0.0))
 
 
 def warn_of_no_gradient() -> None:
-    """Tell who calls an attack by himself; an evaluation says it among its warnings."""
+    """Warn a caller of the attack itself; an evaluation reports it among its own warnings."""
     text = "the model's outputs have no gradient by the image: an attack that needs one stays at its start"
     warnings.warn(text, NoGradient, stacklevel=4)
 
 
-def _mended(attack_loss: AttackLoss, x_adv: Tensor, found: ValueAndGrad) -> ValueAndGrad:
-    """Take in fp32 what fp16 could not hold: gradients that are zero or not finite."""
-    grad = found.grad.flatten(1)
+def _mended(attack_loss: AttackLoss, x_adv: Tensor, values: ValueAndGrad) -> ValueAndGrad:
+    """Compute again in fp32 the gradients that fp16 could not hold: those that are zero or not finite."""
+    grad = values.grad.flatten(1)
     lost = ~(grad.isfinite().all(1) & (grad != 0).any(1))
     if not lost.any():
-        return found
+        return values
     rows = lost.nonzero().squeeze(1)
     with torch.autocast(x_adv.device.type, enabled=False):
         again = value_and_grad(attack_loss._replace(target=attack_loss.target[rows]), x_adv[rows])
     return ValueAndGrad(
-        *(whole.index_copy(0, rows, part.to(whole.dtype)) for whole, part in zip(found, again, strict=True))
+        *(whole.index_copy(0, rows, part.to(whole.dtype)) for whole, part in zip(values, again, strict=True))
     )
 
 
 def start_point(x: ImageBatch, threat: Threat, start: Start) -> ImageBatch:
-    """Return a new tensor where the climb begins: uniform in the ball, x + 0.001 gaussian (TRADES), or x itself.
+    """Return the start of an attack, a new tensor: uniform in the ball, x + 0.001 gaussian (TRADES), or x itself.
 
     Raises:
         UserError: another start.
@@ -113,16 +113,16 @@ def projected_gradient_ascent(
     momentum: float = 0.0,
     labels: Labels | None = None,
 ) -> ImageBatch:
-    """Climb the goal inside the threat model around x, in `steps` forward and backward passes.
+    """Maximise the attack loss inside the threat model around x, in `steps` forward and backward passes.
 
     Args:
         x: images (N, C, H, W) in [0, 1]; left as they were.
         step_size: length of a step in the threat's norm, in the unit of the pixels.
         momentum: decay of the accumulated gradient, each gradient divided by its mean absolute value
             (MI-FGSM, Dong et al. 2018); 0 is plain ascent.
-        labels: (N,) true classes, where the outputs are logits and the climb serves an evaluation: an image keeps the
-            first iterate that leaves its class and is climbed no further. Images are independent in eval mode, so
-            dropping the fooled ones changes nothing for the others. Costs one synchronisation a step.
+        labels: (N,) true classes, for an evaluation whose outputs are logits: an image keeps the first iterate that
+            leaves its class, and is then left out. Images are independent in eval mode, so leaving out the fooled ones
+            changes nothing for the others. Costs one synchronisation a step.
 
     Returns:
         Adversarial images (N, C, H, W), detached.

@@ -29,7 +29,7 @@ class CarliniWagner(Attack):
     under it measures the scale of the logits as much as robustness.
 
     Args:
-        c: weight of the margin; where a search begins.
+        c: weight of the margin; the first one of a search.
         steps: forward and backward passes, each round of the search.
         search: rounds of the authors' binary search for the smallest c of each image that succeeds: times 10 until one
             does. The authors take 9, and c=0.001. 0 and 1 keep c as it is, as torchattacks does.
@@ -62,9 +62,9 @@ class CarliniWagner(Attack):
         x_adv, nearest = x.clone(), x.new_full((len(x),), torch.inf)
         c, low, high = x.new_full((len(x),), self.c), x.new_zeros(len(x)), x.new_full((len(x),), torch.inf)
         for _ in range(max(self.search, 1)):
-            found, length = self._descend(model, x, y, c)
+            nearby, length = self._descend(model, x, y, c)
             nearer = length < nearest
-            x_adv[nearer], nearest[nearer] = found[nearer], length[nearer]
+            x_adv[nearer], nearest[nearer] = nearby[nearer], length[nearer]
             crossed = length.isfinite()
             low, high = torch.where(crossed, low, c), torch.where(crossed, c, high)
             c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
@@ -79,9 +79,8 @@ class CarliniWagner(Attack):
         for step in range(self.steps if len(x) else 0):
             tanh = w.tanh()
             x_adv = (tanh + 1) / 2
-            logits, gap, rise = value_and_grad(
-                AttackLoss(model, margin, y), x_adv
-            )  # its pull on the logits is 1: fp16 scales nothing
+            # The gradient of the margin by the logits is +-1, so fp16 scales nothing.
+            logits, gap, rise = value_and_grad(AttackLoss(model, margin, y), x_adv)
             length = (x_adv - x).flatten(1).square().sum(1)
             cost = length + c * (-gap).clamp_min(-self.kappa)
             pull = torch.where(gap <= self.kappa, c, 0).view(-1, *[1] * (x.ndim - 1))

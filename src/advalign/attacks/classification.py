@@ -1,4 +1,4 @@
-"""Which images are classified as their labels: decided in plain fp32, since coarse numbers make it look otherwise."""
+"""Which images are classified as their labels: decided in plain fp32, since coarser numbers may decide otherwise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from advalign.shapes import ImageBatch, Labels, Logits, Mask
 def fooled_in(network: Callable[[Tensor], Tensor], logits: Logits, x_adv: ImageBatch, labels: Labels) -> Mask:
     """Tell which images have left their class; where numbers are coarse, the network confirms it in plain fp32.
 
-    Else climbs would end too early, at images that only seem to fool: under autocast, and with TF32 on a GPU.
+    Else attacks would end too early, at images that only seem to fool: under autocast, and with TF32 on a GPU.
     """
     fooled = ~classified(logits, labels)
     if (torch.is_autocast_enabled(x_adv.device.type) or _has_tf32(x_adv.device)) and fooled.any():
@@ -40,7 +40,7 @@ def classified(logits: Logits, labels: Labels) -> Mask:
 
 @contextmanager
 def in_fp32(device: torch.device) -> Iterator[None]:
-    """Neither autocast nor TF32 inside: for what decides whether an image withstands."""
+    """Compute with neither autocast nor TF32 inside: for decisions whether an image withstands."""
     kinds = _multipliers() if _has_tf32(device) else ()
     before = [kind.fp32_precision for kind in kinds]
     try:

@@ -26,8 +26,8 @@ class Attack(ABC):
 
     A subclass is a frozen dataclass whose fields are its arguments, each with a default, and writes `name` and `run`.
     `attack(model, x, y)` then keeps the promises of every attack: images are in [0, 1]; the model runs in eval mode,
-    with gradients on, and is afterwards as it was found; the input is left alone; and what comes out is in [0, 1] and,
-    unless the attack says that it is not bounded, inside the threat model.
+    with gradients on, and is afterwards as it was; the input is not changed; and the result is in [0, 1] and, unless
+    the attack declares that it is not bounded, inside the threat model.
 
     Example:
         >>> import advalign as aa
@@ -112,7 +112,7 @@ def attack_survivors(
     """Make one attempt after another, each on the images that none before has turned to another class.
 
     Args:
-        x: images (N, C, H, W); where no attempt is made, they come back.
+        x: images (N, C, H, W); returned as they are if no attempt is made.
         attempts: rows (M,) of the batch to adversarial images (M, C, H, W).
         first_on_all: make the first attempt also on images that are misclassified from the start.
     """

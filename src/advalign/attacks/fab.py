@@ -120,11 +120,11 @@ def _run(attack: FAB | FABT, model: nn.Module, x: Tensor, y: Tensor, rivals: Ten
         distance = threat.distance(x_adv, x)
         closer = fooled & (distance < least)
         nearest, least = torch.where(_per_image(closer, x), x_adv, nearest), torch.where(closer, distance, least)
-        if (found := fooled & (distance <= threat.eps)).any():
-            result[rows[found]] = x_adv[found]
-            if found.all():
+        if (within := fooled & (distance <= threat.eps)).any():
+            result[rows[within]] = x_adv[within]
+            if within.all():
                 return result
-            still = ~found
+            still = ~within
             x, y, rivals, rows, x_adv = x[still], y[still], rivals[still], rows[still], x_adv[still]
             nearest, least, fooled = nearest[still], least[still], fooled[still]
         x_adv = torch.where(_per_image(fooled, x), x + attack.beta * (x_adv - x), x_adv)

@@ -1,4 +1,4 @@
-"""What attacks climb, per example: functions (outputs, target) -> (N,). N batch, K classes; logits are unnormalised."""
+"""The losses that attacks maximise, one value per image: functions (outputs, target) -> (N,). Logits are raw."""
 
 from __future__ import annotations
 

@@ -70,11 +70,11 @@ class Square(Attack):
 
     def _search(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         start, propose = (_stripes, _squares) if isinstance(self.threat, Linf) else (_tiles, _bumps)
-        climbed = {"margin": margin, "ce": cross_entropy}[self.loss]
+        score = {"margin": margin, "ce": cross_entropy}[self.loss]
         best, highest = x, x.new_full((len(x),), -torch.inf)
         result, rows = x.clone(), torch.arange(len(x), device=x.device)
 
-        def draw(*shape: int) -> Tensor:  # for every image, so that those that have left take no part in the luck
+        def draw(*shape: int) -> Tensor:  # for every image, so that the draws do not depend on which are left
             return torch.rand(len(result), *shape, dtype=x.dtype, device=x.device)[rows]
 
         for query in range(self.queries):
@@ -83,7 +83,7 @@ class Square(Attack):
             else:
                 candidate = start(x, self.threat.eps, draw)
             logits = model(candidate)
-            value, fooled = climbed(logits, y).to(x.dtype), fooled_in(model, logits, candidate, y)
+            value, fooled = score(logits, y).to(x.dtype), fooled_in(model, logits, candidate, y)
             better = (value > highest) | fooled
             best = torch.where(better.view(-1, 1, 1, 1), candidate, best)
             highest = torch.where(better, value, highest)

@@ -22,7 +22,7 @@ def load_npz(path: Path | str) -> Dataset:
     C 1 or 3; floats are rounded to 1/255. Labels, `y_train` and `y_test`, are integers 0..K-1 of shape (N,).
 
     Raises:
-        UserError: whatever of this does not hold, with the array's name and what was found in it.
+        UserError: whatever of this does not hold, with the array's name and what it holds.
     """
     path = Path(path).expanduser().resolve()
     arrays = _read(path)
@@ -76,7 +76,7 @@ def _images(arrays: dict[str, np.ndarray], keys: tuple[str, str], path: Path | s
     return Images(torch.from_numpy(pixels), torch.from_numpy(labels))
 
 
-def _pixels(x: np.ndarray, where: str) -> np.ndarray:
+def _pixels(x: np.ndarray, source: str) -> np.ndarray:
     """Return the images as uint8 (N, C, H, W)."""
     shape = x.shape
     if x.ndim == 3:
@@ -85,23 +85,23 @@ def _pixels(x: np.ndarray, where: str) -> np.ndarray:
         x = np.moveaxis(x, -1, 1)
     require(
         x.ndim == 4 and x.shape[1] in (1, 3) and x.size > 0,
-        lambda: f"{where} has shape {shape}; images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3",
+        lambda: f"{source} has shape {shape}; images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3",
     )
     if x.dtype.kind == "f":
         low, high = x.min(), x.max()  # a NaN anywhere makes both NaN, and the comparison false
         require(
             bool(low >= 0 and high <= 1),
-            lambda: f"{where} has floats from {low:g} to {high:g}; they must lie in [0, 1]",
+            lambda: f"{source} has floats from {low:g} to {high:g}; they must lie in [0, 1]",
         )
         x = np.rint(x.astype(np.float32) * 255).astype(np.uint8)
-    require(x.dtype == np.uint8, lambda: f"{where} has {x.dtype} values; images are uint8, or floats in [0, 1]")
+    require(x.dtype == np.uint8, lambda: f"{source} has {x.dtype} values; images are uint8, or floats in [0, 1]")
     return np.ascontiguousarray(x)
 
 
-def _labels(y: np.ndarray, where: str) -> np.ndarray:
+def _labels(y: np.ndarray, source: str) -> np.ndarray:
     """Return the labels as int64 (N,)."""
-    require(y.ndim == 1, lambda: f"{where} has shape {y.shape}; labels are (N,), one integer for each image")
-    require(y.dtype.kind in "iu", lambda: f"{where} has {y.dtype} values; labels are integers from 0")
+    require(y.ndim == 1, lambda: f"{source} has shape {y.shape}; labels are (N,), one integer for each image")
+    require(y.dtype.kind in "iu", lambda: f"{source} has {y.dtype} values; labels are integers from 0")
     if (y < 0).any():
-        raise UserError(f"{where} has the label {y.min()}; labels are integers from 0")
+        raise UserError(f"{source} has the label {y.min()}; labels are integers from 0")
     return y.astype(np.int64)

@@ -28,16 +28,16 @@ PAD = 4
 class Batches:
     """Epochs of batches over a set of images.
 
-    Batch k of epoch e depends on (seed, e, k) alone: it is the same to the bit on any device, and however one arrives
-    there. Batches are full: the images left over sit out the epoch, others each time, as the order is drawn anew. A set
-    smaller than a batch makes one batch.
+    Batch k of epoch e depends on (seed, e, k) alone: it is the same to the bit on any device, and wherever a run
+    resumes. Batches are full: the images left over sit out the epoch, others each time, as the order is drawn anew. A
+    set smaller than a batch makes one batch.
 
     With extra data, a fixed share of each batch comes from them, behind the batch's own images. An epoch is as long as
     without (Wang et al. 2023): it takes fewer of its own images, others each time, and draws the extra ones with
     replacement, since a new order of 50 million would be 400 MB an epoch.
 
     Args:
-        images: where they lie, batches are made.
+        images: batches are made on their device.
         batch_size: over all processes together.
         augment: a name in `AUGMENTATIONS`.
         seed: of order, flips and crops.
@@ -70,11 +70,11 @@ class Batches:
         self.rank, self.world = rank, world
         self.batch_size = min(batch_size, len(images))
         self.extra, self.drawn = extra, 0 if extra is None else round(extra_share * self.batch_size)
-        self.own = self.batch_size - self.drawn
+        self.kept = self.batch_size - self.drawn
         require(
-            extra is None or min(self.own, self.drawn) > 0,
+            extra is None or min(self.kept, self.drawn) > 0,
             lambda: (
-                f"extra_share={extra_share:g} of a batch of {self.batch_size} is {self.drawn} extra and {self.own} "
+                f"extra_share={extra_share:g} of a batch of {self.batch_size} is {self.drawn} extra and {self.kept} "
                 "other images: both must be at least 1"
             ),
         )
@@ -111,7 +111,7 @@ class Batches:
         order, flipped, corners, drawn = self._draw(epoch, second)
         order, flipped, corners = order.to(device), flipped.to(device), corners.to(device)
         for step in range(start, self.steps):
-            rows = order[self._mine(step, self.own)]
+            rows = order[self._mine(step, self.kept)]
             pixels, labels = self.images.pixels[rows], self.images.labels[rows]
             if self.extra is not None:
                 more = self.extra.take(drawn[self._mine(step, self.drawn)]).to(device)

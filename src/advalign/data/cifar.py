@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in the official binary layout: found, or downloaded; checked; read. No pickle is executed."""
+"""CIFAR-10 and CIFAR-100 in the official binary layout: downloaded if missing, checked, read. No pickle is executed."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def load_cifar(name: str, directory: Path | str | None = None) -> Dataset:
         UserError: files missing or corrupt, or no way to download them.
     """
     release = RELEASES[name]
-    given = directory or os.environ.get("ADVALIGN_DATA")
-    folder = _find(name, release, Path(given)) if given else _find_or_download(name, release)
+    chosen = directory or os.environ.get("ADVALIGN_DATA")
+    folder = _find(name, release, Path(chosen)) if chosen else _find_or_download(name, release)
     class_names = tuple((folder / release.names).read_text().split())
     train, test = _read(folder, release.train, release.labels), _read(folder, release.test, release.labels)
     return Dataset(name, train, test, class_names)
@@ -137,12 +137,12 @@ def _read(folder: Path, files: dict[str, str], labels: int) -> Images:
     records = []
     for file, expected in files.items():
         content = (folder / file).read_bytes()
-        found = md5(content, usedforsecurity=False).hexdigest()
+        checksum = md5(content, usedforsecurity=False).hexdigest()
         require(
-            found == expected,
+            checksum == expected,
             lambda: (
-                f"{folder / file} is corrupt or cut short: {len(content)} bytes with MD5 {found}, where the official "
-                f"file has MD5 {expected}; delete it and fetch it again"
+                f"{folder / file} is corrupt or cut short: {len(content)} bytes with MD5 {checksum}, where the "
+                f"official file has MD5 {expected}; delete it and fetch it again"
             ),
         )
         records.append(np.frombuffer(content, np.uint8).reshape(-1, labels + PIXELS))

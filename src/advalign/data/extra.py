@@ -88,12 +88,12 @@ def load_extra(path: Path | str, shape: tuple[int, int, int], classes: int, name
     try:
         with zipfile.ZipFile(path) as archive:
             files = archive.namelist()
-            found = [pair for pair in NAMES if all(f"{key}.npy" in files for key in pair)]
+            pairs = [pair for pair in NAMES if all(f"{key}.npy" in files for key in pair)]
             require(
-                bool(found),
+                bool(pairs),
                 lambda: f"extra data {path} must hold image and label, or x_train and y_train, not {_list(files)}",
             )
-            images, labels = (_Member.read(archive, f"{key}.npy", path) for key in found[0])
+            images, labels = (_Member.read(archive, f"{key}.npy", path) for key in pairs[0])
             _check_images(images, shape, name)
             _check_labels(labels, images)
             extra = Extra(_channels_first(images.map(archive), shape), labels.map(archive))
@@ -105,7 +105,7 @@ def load_extra(path: Path | str, shape: tuple[int, int, int], classes: int, name
         part = extra.labels[first : first + _CHUNK]
         wrong = part[(part < 0) | (part >= classes)]
         if len(wrong):
-            raise UserError(f"{labels.where} has the label {wrong[0]}, but {name} has the classes 0 to {classes - 1}")
+            raise UserError(f"{labels.label} has the label {wrong[0]}, but {name} has the classes 0 to {classes - 1}")
     return extra
 
 
@@ -133,18 +133,18 @@ class _Member:
             return cls(info, path, *header(file), file.tell())
 
     @property
-    def where(self) -> str:
+    def label(self) -> str:
         return f"extra data {self.path}: {self.info.filename.removesuffix('.npy')}"
 
     def map(self, archive: zipfile.ZipFile) -> np.ndarray:
         """Return the array as a read-only memory map."""
         size = self.begins + self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
-        require(self.info.file_size >= size, lambda: f"{self.where} is cut short")
+        require(self.info.file_size >= size, lambda: f"{self.label} is cut short")
         if self.info.compress_type == zipfile.ZIP_STORED:
             file, begins = self.path, _content(self.path, self.info) + self.begins
         else:
             file, begins = _unpacked(archive, self.info), self.begins
-        require(file.stat().st_size >= begins - self.begins + size, lambda: f"{self.where} is cut short")
+        require(file.stat().st_size >= begins - self.begins + size, lambda: f"{self.label} is cut short")
         return np.memmap(file, self.dtype, "r", begins, self.shape, "F" if self.fortran else "C")
 
 
@@ -176,14 +176,14 @@ def _check_images(images: _Member, shape: tuple[int, int, int], name: str) -> No
     channels, height, width = shape
     allowed = [(channels, height, width), (height, width, channels), *([(height, width)] if channels == 1 else [])]
     n, *each = images.shape or (0,)
-    spelled = " or ".join(f"(N, {', '.join(map(str, one))})" for one in allowed)
+    shapes = " or ".join(f"(N, {', '.join(map(str, one))})" for one in allowed)
     require(
         n > 0 and tuple(each) in allowed,
-        lambda: f"{images.where} has shape {images.shape}, but with {name} it must be {spelled}",
+        lambda: f"{images.label} has shape {images.shape}, but with {name} it must be {shapes}",
     )
     require(
         images.dtype == np.uint8,
-        lambda: f"{images.where} has {images.dtype} values; generated images are uint8, 0 to 255",
+        lambda: f"{images.label} has {images.dtype} values; generated images are uint8, 0 to 255",
     )
 
 
@@ -191,10 +191,10 @@ def _check_labels(labels: _Member, images: _Member) -> None:
     require(
         labels.shape == images.shape[:1],
         lambda: (
-            f"{labels.where} has shape {labels.shape}, but there are {images.shape[0]} images, with one label for each"
+            f"{labels.label} has shape {labels.shape}, but there are {images.shape[0]} images, with one label for each"
         ),
     )
-    require(labels.dtype.kind in "iu", lambda: f"{labels.where} has {labels.dtype} values; labels are integers from 0")
+    require(labels.dtype.kind in "iu", lambda: f"{labels.label} has {labels.dtype} values; labels are integers from 0")
 
 
 def _channels_first(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

@@ -32,26 +32,26 @@ class Pair:
         return len(self.labels)
 
     def floats(self, rows: slice | Tensor | None = None) -> ImageBatch:
-        """Return the images, or some of them, as they were given."""
+        """Return the images, or some of them, as they are."""
         return self.x if rows is None else self.x[rows]
 
 
-def as_images(given: Any) -> Images | Pair:
+def as_images(images: Any) -> Images | Pair:
     """Take images with labels as `Images`, or as a pair (x, y): floats (N, C, H, W), or uint8, and labels (N,).
 
     Raises:
         UserError: anything else, or no image.
     """
-    if isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(part, Tensor) for part in given):
-        given = _paired(*given)
-    if not isinstance(given, Images | Pair):
-        hint = next((hint for kind, hint in HINTS.items() if isinstance(given, kind)), "")
+    if isinstance(images, tuple | list) and len(images) == 2 and all(isinstance(part, Tensor) for part in images):
+        images = _paired(*images)
+    if not isinstance(images, Images | Pair):
+        hint = next((hint for kind, hint in HINTS.items() if isinstance(images, kind)), "")
         raise UserError(
             "images must be advalign.data.Images, or a pair (x, y) of tensors, floats (N, C, H, W) in [0, 1] and "
-            f"labels (N,), not {type(given).__name__}{hint}"
+            f"labels (N,), not {type(images).__name__}{hint}"
         )
-    require(len(given) > 0, "there are no images")
-    return given
+    require(len(images) > 0, "there are no images")
+    return images
 
 
 def _paired(x: Tensor, y: Tensor) -> Images | Pair:

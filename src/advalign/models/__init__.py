@@ -1,4 +1,4 @@
-"""Networks by name: `build("resnet18(width=16)", classes=10)`, or one's own, `build("my_nets:make", classes=10)`."""
+"""Networks by name: `build("resnet18(width=16)", classes=10)`, or the user's, `build("my_nets:make", classes=10)`."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 def build(spelling: str, *, classes: int, channels: int = 3) -> nn.Module:
     """Build the network that a string spells; it maps images (N, channels, H, W) to logits (N, classes).
 
-    A user's own is spelled `package.module:function(argument=value)`; the function is called with `classes` and
-    `channels` where it takes them. `check_output` then tells whether the network fits the data.
+    A user's network is spelled `package.module:function(argument=value)`; the function is called with `classes` and
+    `channels` if it takes them. `check_output` checks whether the network fits the data.
 
     Raises:
         UserError: unknown model or argument, a value out of range, or a function that cannot be imported or fails.

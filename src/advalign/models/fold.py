@@ -127,7 +127,7 @@ def _foldable(net: nn.Module) -> list[tuple[str, str]]:
     }
     try:
         graph = _Tracer().trace(net, concrete_args=options)
-    except Exception:  # somebody's forward, run on symbols, may raise anything; the unfolded twin is right
+    except Exception:  # a user's forward, run on symbols, may raise anything; the unfolded twin is right
         return []
     named = {node: _module_named(node) for node in graph.nodes if node.op in ("call_module", "get_attr")}
     uses = Counter(named.values())

@@ -57,12 +57,14 @@ def buffers_kept(net: nn.Module) -> Iterator[None]:
 
     Their gradients have to be taken inside as well: autograd notices buffers that change behind it.
     """
-    own = [(module, dict(module._buffers)) for module in net.modules()]  # a forward may put another tensor in its place
+    registered = [
+        (module, dict(module._buffers)) for module in net.modules()
+    ]  # a forward may put another tensor in its place
     before = [(buffer, buffer._version, buffer.clone()) for buffer in net.buffers() if not buffer.is_inference()]
     try:
         yield
     finally:
-        for module, buffers in own:
+        for module, buffers in registered:
             module._buffers.clear()
             module._buffers.update(buffers)
         with torch.no_grad():

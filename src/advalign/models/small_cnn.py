@@ -14,7 +14,7 @@ from advalign.shapes import ImageBatch, Logits
 class SmallCNN(nn.Module):
     """Three 3x3 convolutions with BatchNorm and ReLU, the last two striding, then the average and one linear layer.
 
-    Our own, after nobody's paper; torch's default initialisation.
+    Ours, not from a paper; torch's default initialisation.
 
     Raises:
         UserError: classes, channels or width too small.

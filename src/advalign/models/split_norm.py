@@ -17,7 +17,7 @@ View = Literal["clean", "adv"]
 
 @final
 class SplitNorm(nn.Module):
-    """Two copies of a BatchNorm; `using_norms` says which one runs, and the adversarial one does where nobody says."""
+    """Two copies of a BatchNorm; `using_norms` chooses which one runs; the adversarial one by default."""
 
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class SplitNorm(nn.Module):
         self.view: View = "adv"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, ...) by the copy in charge."""
+        """Normalise (N, C, ...) by the copy of the chosen view."""
         return self.clean(x) if self.view == "clean" else self.adv(x)
 
 

@@ -94,7 +94,7 @@ def last_stage(net: nn.Module) -> str:
     """Return the last stage of a built-in network, the usual layer to align.
 
     Raises:
-        UserError: somebody's own network, whose layer has to be named.
+        UserError: the network is the user's, and its layer has to be named.
     """
     if stages := _stages(net):
         return stages[-1]

@@ -1,4 +1,4 @@
-"""A user's own network: imported as `package.module:function`, and tried on one image."""
+"""A user's network: imported as `package.module:function`, and tried on one image."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def find_function(module: str, name: str) -> Callable[..., Any]:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except Exception as error:
         raise UserError(f"cannot import {module!r} from the current directory or the path: {_line(error)}") from error
-    callables = {key: value for key, value in vars(found).items() if callable(value)}
+    callables = {key: value for key, value in vars(imported).items() if callable(value)}
     if name not in callables:
         raise unknown(f"function of {module}", name, _defined_in(module, callables))
     return callables[name]
 
 
-def call_function(spelling: str, make: Callable[..., Any], arguments: dict[str, Any], **given: Any) -> nn.Module:
-    """Call a user's function with the arguments spelled and those of the given ones that it accepts.
+def call_function(spelling: str, make: Callable[..., Any], arguments: dict[str, Any], **sizes: Any) -> nn.Module:
+    """Call a user's function with the arguments that are spelled, and with those of the sizes that it accepts.
 
     Raises:
         UserError: it fails, or returns something else than a network.
     """
     parameters = inspect.signature(make).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    accepted = {name: value for name, value in given.items() if takes_any or name in parameters}
+    accepted = {name: value for name, value in sizes.items() if takes_any or name in parameters}
     try:
         net = make(**arguments, **accepted)
     except Exception as error:
@@ -70,9 +70,9 @@ def check_output(net: nn.Module, shape: tuple[int, int, int], classes: int) -> N
     require(
         logits.ndim == 2, lambda: f"the model gives a tensor of shape {tuple(logits.shape)}, not logits (1, {classes})"
     )
-    given = logits.shape[1]
+    count = logits.shape[1]
     require(
-        given == classes, lambda: f"wrong number of classes: model gives {given} logits, data has {classes} classes"
+        count == classes, lambda: f"wrong number of classes: model gives {count} logits, data has {classes} classes"
     )
 
 

@@ -72,15 +72,15 @@ PLUGINS: dict[str, type[PlugIn]] = {
 }
 
 
-def as_method(given: str | Base | Method) -> Method:
-    """Return the method that is spelled, or made of a base alone, or there already.
+def as_method(method: str | Base | Method) -> Method:
+    """Return a method from its spelling, or from a base alone, or as it is.
 
     Raises:
         UserError: as `parse`.
     """
-    if isinstance(given, str):
-        return parse(given)
-    return given if isinstance(given, Method) else Method(given)
+    if isinstance(method, str):
+        return parse(method)
+    return method if isinstance(method, Method) else Method(method)
 
 
 def parse(spelling: str) -> Method:

@@ -49,7 +49,9 @@ class Objective(nn.Module):
         self.parts = nn.ModuleList(method.parts)
         for part in method.parts:
             if part.init_from:
-                _copy_weights(guests[part.init_from], student, f"{method}: the student begins as the {part.init_from}")
+                _copy_weights(
+                    guests[part.init_from], student, f"{method}: the {part.init_from} initialises the student"
+                )
         for part in method.parts:
             student = part.adapt(student)
         layers = {part: part.layers(student) for part in method.parts}
@@ -73,7 +75,7 @@ class Objective(nn.Module):
         return student
 
     def start_epoch(self, batches: Iterable[tuple[Tensor, Tensor]], progress: float = 0.0) -> None:
-        """Let the parts that need it look at the student before an epoch (AR-AT weighs its labels so).
+        """Let the parts look at the student before an epoch; AR-AT measures the weight of its label terms so.
 
         Args:
             batches: images (N, C, H, W) in [0, 1] and labels (N,), such as the epoch's own loader.
@@ -97,9 +99,9 @@ class Objective(nn.Module):
     ) -> ImageBatch:
         """Make the method's adversarial examples for images x (N, C, H, W) in [0, 1] with labels y (N,).
 
-        What is not given is the method's own; the step size is then a quarter of the radius. Inputs, modes and
+        Arguments that are None take the method's defaults; of the step size, a quarter of the radius. Inputs, modes and
         gradients are left as they were; in train mode the student's BatchNorm statistics move, as in Rice et al. 2020.
-        A base without adversarial examples gives x back.
+        A base without adversarial examples returns x.
 
         Args:
             second: another augmentation of the same images, for methods that ask for one (`method.second`).
@@ -152,17 +154,17 @@ class Objective(nn.Module):
     def calibrate(
         self, x: ImageBatch, x_adv: ImageBatch, y: Labels, second: ImageBatch | None = None
     ) -> dict[str, Calibration]:
-        """Return what each plug-in tells of itself on one batch, by layer and name; nothing is changed.
+        """Return what the log records of each plug-in on one batch, by layer and name; nothing is changed.
 
         Outside of autocast, which would cut the graph between the features and the logits.
         """
-        telling = [plugin for plugin in self.method.plugins if type(plugin).calibrate is not PlugIn.calibrate]
-        if not telling:
+        calibrated = [plugin for plugin in self.method.plugins if type(plugin).calibrate is not PlugIn.calibrate]
+        if not calibrated:
             return {}
         with buffers_kept(self):
             outs = self._passes(x, x_adv, second)
             terms = self._terms(outs, y)
-            return {plugin.name: plugin.calibrate(outs, terms) for plugin in telling}
+            return {plugin.name: plugin.calibrate(outs, terms) for plugin in calibrated}
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the training passes and the attack's network with `torch.compile`, which takes the arguments."""
@@ -210,12 +212,13 @@ class Objective(nn.Module):
         return {name: self._smoothed(term, outs) for name, term in terms.items()}
 
     def _smoothed(self, term: Term, outs: Mapping[Need, Output]) -> Term:
-        """Mix a uniform label into what teaches hard ones: Szegedy et al. 2016, for any label term."""
+        """Mix a uniform label into a term that supervises hard ones: Szegedy et al. 2016, for any label term."""
         if not (self.label_smoothing and term.supervises):
             return term
         need = Need("student", term.supervises)
         require(
-            need in outs, lambda: f"{self.method}: a term teaches {term.supervises!r}, which the student does not see"
+            need in outs,
+            lambda: f"{self.method}: a term supervises {term.supervises!r}, which the student does not see",
         )
         uniform = -F.log_softmax(outs[need].logits, 1).mean()
         return term._replace(value=(1 - self.label_smoothing) * term.value + self.label_smoothing * uniform)
@@ -266,14 +269,14 @@ class Objective(nn.Module):
 
 
 class _Outputs(dict[Need, Output]):
-    """The passes of a step; one that nobody declared is somebody's mistake."""
+    """The passes of a step; reading one that is not declared is an error."""
 
     def __missing__(self, need: Need) -> Output:
         raise UserError(f"{need} is read but not declared: add it to the part's needs")
 
 
 def _check(name: str, terms: Any) -> None:
-    """Refuse what is not terms: a plug-in's first mistakes."""
+    """Refuse terms of a wrong type or shape."""
     require(
         isinstance(terms, dict),
         lambda: f"{name}: terms() must return a dict of Terms by name, not {type(terms).__name__}",
@@ -302,7 +305,7 @@ def compose(
         student: the network being trained; images (N, C, H, W) in [0, 1] to logits (N, K). Moved or replaced modules
             (by a part that adapts it) are reached through `objective.student`; `objective.exported_student()` is the
             plain network again.
-        label_smoothing: share of a uniform label in every term that teaches hard ones.
+        label_smoothing: share of a uniform label in every term that supervises hard ones.
         guests: `vanilla=`, and whatever else the method needs, as networks of the same input and output. They are
             frozen, in eval mode, unless the method trains them.
 
@@ -312,9 +315,11 @@ def compose(
     method = Method(method) if isinstance(method, Base) else method
     for plugin in plugins:
         method = method + plugin
-    given = {name: net for name, net in guests.items() if net is not None}
-    require(all(net is not student for net in given.values()), "the student cannot be its own guest: copy.deepcopy it")
-    return Objective(method, student, given, label_smoothing)
+    networks = {name: net for name, net in guests.items() if net is not None}
+    require(
+        all(net is not student for net in networks.values()), "the student cannot be its own guest: copy.deepcopy it"
+    )
+    return Objective(method, student, networks, label_smoothing)
 
 
 def _copy_weights(source: nn.Module, student: nn.Module, what: str) -> None:

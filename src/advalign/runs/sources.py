@@ -34,7 +34,7 @@ class Weights(NamedTuple):
             typed: a model that the user has typed for another network of the same command.
 
         Raises:
-            UserError: the card names a function that nobody has typed, or no string.
+            UserError: the card names a function that the user has not typed, or is no string.
         """
         if self.model is not None:
             return self.model
@@ -46,7 +46,7 @@ class Weights(NamedTuple):
 
 
 def require_builtin(model: str, file: Path) -> None:
-    """Refuse a file that names a function of somebody's own as a network: to build it would run a program.
+    """Refuse a file that names a user's function as its network: to build it would run a program.
 
     Raises:
         UserError: the function, and what to do if the file is to be trusted.
@@ -100,8 +100,8 @@ def require_classes(path: Path, card: Mapping[str, Any], classes: int, data: str
     Raises:
         UserError: both numbers.
     """
-    given = card.get("classes", classes)
-    require(given == classes, lambda: f"wrong number of classes: {path} has {given}, the data set {data} has {classes}")
+    count = card.get("classes", classes)
+    require(count == classes, lambda: f"wrong number of classes: {path} has {count}, the data set {data} has {classes}")
 
 
 def load(
@@ -112,7 +112,7 @@ def load(
     Args:
         source: a run folder, a weights file, or `MODEL@FILE`.
         checkpoint: `best` or `last`, of a run folder.
-        model: the architecture; what the file says if not given.
+        model: the architecture; if None, the one that the file names.
         trust_model: whether a function that the file names as its architecture, `package.module:function`, may be
             called. Without it such a file is refused, since to load it would run a program.
 

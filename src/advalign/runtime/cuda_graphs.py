@@ -40,9 +40,9 @@ class CudaGraphed:
         if self.replay is None or shapes != self.shapes:
             self.shapes, self.inputs = shapes, [None if tensor is None else tensor.clone() for tensor in tensors]
             self.replay = _record(self.function, self.inputs)
-        for mine, given in zip(self.inputs, tensors, strict=True):
-            if mine is not None and given is not None:
-                mine.copy_(given)
+        for recorded, new in zip(self.inputs, tensors, strict=True):
+            if recorded is not None and new is not None:
+                recorded.copy_(new)
         return self.replay()
 
 

@@ -38,7 +38,7 @@ def _commit() -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return ask.stdout.strip() if known.returncode == 0 else ""  # installed below somebody else's checkout
+    return ask.stdout.strip() if known.returncode == 0 else ""  # installed below the checkout of another project
 
 
 def _processor() -> str:

@@ -67,7 +67,7 @@ class Recipe:
     subset: int | None = None
     """train on this many images, stratified; all that are not held out if not given"""
     label_smoothing: float = 0.0
-    """share of a uniform label in every term that teaches hard ones"""
+    """share of a uniform label in every term that supervises hard ones"""
     awp: float = 0.0
     """adversarial weight perturbation: its size as a share of each layer's weights (AT: 0.01, TRADES: 0.005)"""
     awp_start: int = 0

@@ -19,12 +19,12 @@ from advalign.shapes import Labels
 class LinearAFA(Base):
     """CE(f(x), y), where only the last linear layer learns, on the features of `contrast`. Park et al. 2024.
 
-    The second of AFA's two stages. The student begins as the guest `extractor`, and everything but its last linear
-    layer stays as it is, in eval mode; that layer's weights begin at 0, so the loss is convex and where it began
-    plays no part.
+    The second of AFA's two stages. The student is initialised from the guest `extractor`, of which all but the last
+    linear layer stays frozen, in eval mode. That layer's weights are initialised to 0; its loss is convex, so the
+    initial values do not matter.
 
     Args:
-        temperature: of the extractor's contrast, where none is given and it is trained first.
+        temperature: of the contrast that trains the extractor, if none is provided.
         adversarial: train the layer on adversarial images instead.
 
     Raises:
@@ -44,12 +44,12 @@ class LinearAFA(Base):
         self.training_attack = TrainingAttack(start="uniform") if adversarial else None
 
     def adapt(self, student: nn.Module) -> nn.Module:
-        """Freeze all but the last linear layer, which begins anew."""
-        return _Still(student)
+        """Freeze all but the last linear layer, which is initialised anew."""
+        return _LinearProbe(student)
 
     def restore(self, student: nn.Module) -> nn.Module:
         """Return a copy of the network inside, of which everything may learn again."""
-        assert isinstance(student, _Still)
+        assert isinstance(student, _LinearProbe)
         return copy.deepcopy(student.net).requires_grad_(True)
 
     def terms(self, outs: Outputs, y: Labels) -> Terms:
@@ -58,7 +58,7 @@ class LinearAFA(Base):
         return {view: Term(1.0, F.cross_entropy(outs[need].logits, y), supervises=view)}
 
 
-class _Still(nn.Module):
+class _LinearProbe(nn.Module):
     """A network that stays in eval mode, and of which only the last linear layer learns."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -70,7 +70,7 @@ class _Still(nn.Module):
             nn.init.zeros_(head.bias)
         self.eval()
 
-    def train(self, mode: bool = True) -> _Still:
+    def train(self, mode: bool = True) -> _LinearProbe:
         return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:

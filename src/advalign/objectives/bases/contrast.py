@@ -24,7 +24,7 @@ class Contrast(Base):
 
     Anchors are the adversarial features; each is compared with the clean features of both views and with the other
     adversarial ones, those of its class are its positives. All features are unit vectors, and all carry gradient. The
-    attack climbs the same contrast, with the clean features of both views as constants.
+    attack maximises the same contrast, with the clean features of both views as constants.
 
     The last linear layer learns beside by cross entropy on the clean features, from which no gradient goes back: a
     probe, so that the extractor can be validated.

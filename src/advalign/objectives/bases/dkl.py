@@ -38,7 +38,7 @@ class DKL(Base):
         self.alpha, self.beta = alpha, beta
 
     def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:
-        """Return TRADES' goal."""
+        """Return TRADES' attack loss."""
         return from_clean(nets["student"], views["clean"])
 
     def terms(self, outs: Outputs, y: Labels) -> Terms:

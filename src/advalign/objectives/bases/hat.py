@@ -40,7 +40,7 @@ class HAT(Base):
         self.trades = TRADES(beta)
 
     def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:
-        """Return TRADES' goal."""
+        """Return TRADES' attack loss."""
         return self.trades.attack_loss(nets, views, y)
 
     def views(self, x: ImageBatch, x_adv: ImageBatch) -> dict[str, Tensor]:

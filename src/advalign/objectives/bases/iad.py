@@ -1,4 +1,4 @@
-"""Introspective adversarial distillation (IAD-I): trust the teacher where it is right, and else oneself."""
+"""Introspective adversarial distillation (IAD-I): the student trusts the teacher where it is right, else itself."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class IKL(Base):
         self.means = torch.where(counts > 0, sums / counts.clamp_min(1), 1 / len(counts))
 
     def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:
-        """Return TRADES' goal."""
+        """Return TRADES' attack loss."""
         return from_clean(nets["student"], views["clean"])
 
     def terms(self, outs: Outputs, y: Labels) -> Terms:

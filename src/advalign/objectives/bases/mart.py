@@ -18,7 +18,7 @@ class MART(Base):
     """BCE(p', y) + beta mean(KL(p || p') (1 - p[y])). Wang et al. 2020, eq. 11; no clean cross entropy.
 
     p, p' and the weight 1 - p[y] all carry gradient, and the constants inside the logarithms are those of the
-    authors' code. The attack climbs cross entropy.
+    authors' code. The attack maximises cross entropy.
 
     Raises:
         UserError: beta is negative.

@@ -23,7 +23,7 @@ class MTARD(Base):
     w begins at 1/2 and follows the losses at each training step, the present one included: with r = loss / first loss
     of each term, w <- (1 - rate) w + rate r_adv / (r_adv + r_clean), so the term that has come down less weighs more.
     As in the authors' code, rate is divided by 10 after 215, 260 and 285 of 300 epochs, here as shares of the training.
-    w is a constant of the gradient. The attack climbs cross entropy.
+    w is a constant of the gradient. The attack maximises cross entropy.
 
     Raises:
         UserError: rate is not in [0, 1].

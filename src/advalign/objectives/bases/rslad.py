@@ -18,7 +18,7 @@ from advalign.shapes import Labels
 class RSLAD(Base):
     """weight KL(t(x) || f(x')) + (1 - weight) KL(t(x) || f(x)). Zi et al. 2021; t is the frozen robust teacher.
 
-    The attack climbs KL(t(x) || f(x')) in eval mode; t(x) is a constant of it. The KLs are batch means of sums over
+    The attack maximises KL(t(x) || f(x')) in eval mode; t(x) is a constant of it. The KLs are batch means of sums over
     classes; the authors' code divides them by the number of classes too. It also runs x' before x, which only moves
     BatchNorm's running statistics.
 

@@ -19,7 +19,7 @@ from advalign.shapes import ImageBatch, Labels
 class TRADES(Base):
     """CE(f(x), y) + beta KL(p || p'), the batch mean of a sum over classes. Zhang et al. 2019, eq. 5; beta = 1/lambda.
 
-    Gradient flows through both p and p'. The attack climbs the KL to the clean prediction in eval mode, which is
+    Gradient flows through both p and p'. The attack maximises the KL to the clean prediction in eval mode, which is
     computed once: the authors' code recomputes it at each step (23 student forwards for 10 steps, here 13) and runs
     the clean images once more in train mode, which only moves BatchNorm's running statistics.
 

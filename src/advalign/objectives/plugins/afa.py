@@ -23,7 +23,7 @@ class AFA(PlugIn):
     Args:
         weight: mu. The paper's is unknown to us; .1, .5 and 1 are the ones to try.
         temperature: of the contrast.
-        attack: `base` makes one x' by the base's attack; `contrast` climbs L_AFA, as AFA does alone.
+        attack: `base` makes one x' by the base's attack; `contrast` maximises L_AFA, as AFA does alone.
 
     Raises:
         UserError: weight is negative, or the temperature not above 0.
@@ -47,7 +47,7 @@ class AFA(PlugIn):
         return self.contrast.layers(student)
 
     def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:
-        """Return the contrast, which the attack climbs instead of the base's goal."""
+        """Return the contrast, which the attack maximises in place of the base's loss."""
         return self.contrast.attack_loss(nets, views, y)
 
     def terms(self, outs: Outputs, y: Labels) -> Terms:

@@ -27,7 +27,7 @@ MEASURED = 8  # batches, as in the authors' code
 class ARAT(PlugIn):
     """a CE(f_adv(x'), y) + (1 - a) CE(f_clean(x), y) + weight mean_l(1 - cos(h_l(z'_l), sg(z_l))). Waseda et al. 2025.
 
-    In place of what teaches hard labels; on `at` this is the paper's loss, and the other terms of other bases stay.
+    It replaces the terms that supervise hard labels: on `at` this is the paper's loss; other terms of a base stay.
     f_adv and f_clean are one network with two sets of BatchNorm. z'_l and z_l are the outputs of a layer on x' and x,
     through ReLU and average pooling; h_l, the predictor, is learnt and not exported; no gradient flows to z_l. a is
     the accuracy of the clean path on the first 8 training batches of each epoch, and 0.5 before it is measured. The
@@ -35,7 +35,7 @@ class ARAT(PlugIn):
 
     Args:
         weight: gamma, divided by the number of layers. The paper takes 30 for ResNet-18 and 100 for WRN-34-10.
-        layer: a module's name, or several; if not given, the BatchNorms of the last stage outside of shortcuts and
+        layer: a module's name, or several; if None, the BatchNorms of the last stage outside of shortcuts and
             what follows the stage (for ResNet-18 the paper's four).
         predictor: whether h_l is learnt; the identity if not (an ablation of the authors).
         symmetric: average with the loss that pulls clean features to adversarial ones (an ablation of the authors).
@@ -111,7 +111,7 @@ class ARAT(PlugIn):
         return views | {"clean": views["clean"] + self.noise}
 
     def reweigh(self, base: Terms) -> Terms:
-        """Drop what teaches the hard labels."""
+        """Drop the terms that supervise hard labels."""
         return without_labels(base)
 
     def terms(self, outs: Outputs, y: Labels) -> Terms:

@@ -14,7 +14,7 @@ from advalign.shapes import Labels
 
 @final
 class BGAT(PlugIn):
-    """weight MSE(f(x'), g(x)), in place of what teaches hard labels. Cui et al. 2021 (LBGAT), with a fixed guide.
+    """weight MSE(f(x'), g(x)), replacing the terms on hard labels. Cui et al. 2021 (LBGAT), with a fixed guide.
 
     g is the frozen vanilla model on clean images; the mean is over N x K logits. The base's other terms stay: TRADES'
     KL is the paper's regulariser with alpha 6, `trades(beta=0)` its alpha 0.
@@ -37,7 +37,7 @@ class BGAT(PlugIn):
         self.replaces = frozenset() if additive else frozenset({"labels"})
 
     def reweigh(self, base: Terms) -> Terms:
-        """Drop what teaches the hard labels."""
+        """Drop the terms that supervise hard labels."""
         return base if self.additive else without_labels(base)
 
     def terms(self, outs: Outputs, y: Labels) -> Terms:

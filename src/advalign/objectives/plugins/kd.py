@@ -15,7 +15,7 @@ from advalign.shapes import Labels
 
 @final
 class KD(PlugIn):
-    """(1 - robust - vanilla) of what teaches labels, + robust KD(f(x'), t_rob(x')) + vanilla KD(f(x'), t_van(x')).
+    """(1 - robust - vanilla) of the label terms, + robust KD(f(x'), t_rob(x')) + vanilla KD(f(x'), t_van(x')).
 
     KD(s, t) = T^2 mean(- sum softmax(t / T) log softmax(s / T)). Chen et al. 2021, eq. 4: self-distillation from a
     robust teacher, the base trained alone, and a vanilla one. Both are frozen and, as in the authors' code, see the
@@ -42,7 +42,7 @@ class KD(PlugIn):
         self.robust, self.vanilla, self.temperature = robust, vanilla, temperature
 
     def reweigh(self, base: Terms) -> Terms:
-        """Scale what teaches the hard labels."""
+        """Scale the terms that supervise hard labels."""
         kept = max(0.0, 1 - self.robust - self.vanilla)
         return {k: term._replace(weight=kept * term.weight) if term.supervises else term for k, term in base.items()}
 

@@ -14,7 +14,7 @@ from advalign.shapes import Labels
 
 @final
 class LBGAT(PlugIn):
-    """weight MSE(f(x'), g(x)) + CE(g(x), y), in place of what teaches hard labels. Cui et al. 2021, eq. 6.
+    """weight MSE(f(x'), g(x)) + CE(g(x), y), replacing the terms on hard labels. Cui et al. 2021, eq. 6.
 
     g is trained jointly from scratch, in train mode, on clean images. Its logits are not detached: the MSE also moves
     the guide towards what the robust student can imitate. The student never sees y. The authors train epoch 1 at a
@@ -39,7 +39,7 @@ class LBGAT(PlugIn):
         self.replaces = frozenset() if additive else frozenset({"labels"})
 
     def reweigh(self, base: Terms) -> Terms:
-        """Drop what teaches the hard labels."""
+        """Drop the terms that supervise hard labels."""
         return base if self.additive else without_labels(base)
 
     def terms(self, outs: Outputs, y: Labels) -> Terms:

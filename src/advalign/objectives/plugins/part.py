@@ -30,13 +30,13 @@ class PART(PlugIn):
     student, and the backward down to the layer.
 
     The authors' code takes the maps of one pass of its shuffled, augmented loader, and applies them by the batches'
-    numbers to the next pass, where the images are others: the box that an image gets is another image's.
+    numbers to the next pass, in another order: each image gets the box of another image.
 
     Args:
         low: radius of the unimportant pixels, as a share of the threat's eps; the paper's 7/255 of 8/255.
         warmup: share of the epochs at the beginning in which all pixels get the whole eps; the paper's 20 of 80. A
-            loop of your own tells the progress by `objective.start_epoch(batches, progress)`.
-        layer: a module's name whose output is (N, C, H, W); the last stage (layer4 of resnet18) if not given.
+            training loop of your own passes it to `objective.start_epoch(batches, progress)`.
+        layer: a module's name whose output is (N, C, H, W); the last stage (layer4 of resnet18) if None.
 
     Raises:
         UserError: a share is out of range; when bound, a layer that does not exist; in a step, a layer without an
@@ -55,11 +55,11 @@ class PART(PlugIn):
         self.low, self.warmup, self.layer = low, warmup, layer
 
     def get_extra_state(self) -> Tensor:
-        """Return whether it is early, so that a resumed run knows."""
+        """Return whether the epoch belongs to the warm-up, for a resumed run."""
         return torch.tensor(self.warming)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take it back."""
+        """Restore it."""
         self.warming = bool(state)
 
     def adapt(self, student: nn.Module) -> nn.Module:
@@ -72,11 +72,11 @@ class PART(PlugIn):
         return (self.mapped,)
 
     def start_epoch(self, student: Tapped, batches: Iterable[tuple[Tensor, Tensor]], progress: float) -> None:
-        """Note whether the epoch belongs to the warm-up."""
+        """Record whether the epoch belongs to the warm-up."""
         self.warming = progress < self.warmup
 
     def attack_threat(self, student: Network, x: ImageBatch, threat: Threat) -> Threat:
-        """Return the box around images (N, C, H, W): the whole radius where they are important or it is early."""
+        """Return the box around images (N, C, H, W): the whole radius on important pixels, and in the warm-up."""
         require(
             isinstance(threat, Linf),
             lambda: f"part is defined for linf, not for {threat}: it sets the radius of pixels",

@@ -23,16 +23,16 @@ class VFD(PlugIn):
     F is the output of a layer, before pooling; d is the unsquared Euclidean distance of one image's flattened
     features; F_van, the frozen vanilla model's, only ever sees clean images. Both student terms carry gradient. The
     features come from the passes that the base runs anyway: no extra student forward (`at` alone has no clean pass
-    of its own), one of the vanilla model. The other arguments are the paper's ambiguities.
+    of its own), one of the vanilla model. The other arguments cover what the paper leaves open.
 
     Args:
         weight: lambda of eq. 6. The paper scans 0 to 0.04: larger keeps more clean accuracy and less robustness.
         layer: a module's name, `penultimate` (after pooling) or `logits`, or several, whose terms are summed; the last
-            stage (layer4 of resnet18, the paper's best) if not given.
+            stage (layer4 of resnet18, the paper's best) if None.
         distance: `euclidean`; `squared`, the sum over one image's features; `mean-squared`, the mean over all
             features; `whole-batch`, the norm of the batch's difference as one vector.
         eq6: add CE(f(x), y) to a base that has no clean cross entropy, as eq. 6 reads literally.
-        init: the weights the student begins with.
+        init: the student's initial weights.
 
     Raises:
         UserError: weight is negative, or no layer or one twice; eq6 with a base that has clean cross entropy; when
@@ -61,7 +61,7 @@ class VFD(PlugIn):
         self.init_from = "vanilla" if init == "vanilla" else None
 
     def joins(self, base: Base) -> None:
-        """Refuse eq. 6 where it changes nothing."""
+        """Refuse `eq6` for a base that has clean cross entropy."""
         has_clean = self.eq6 and "clean" in base.supervises
         require(not has_clean, lambda: f"{base}+vfd: eq6 adds clean cross entropy, which {base} has: leave it out")
 
@@ -86,10 +86,10 @@ class VFD(PlugIn):
         """Return, by layer, the two distances and how strongly each kind of term pulls at the features.
 
         A gradient is that of one image's loss with respect to its clean and adversarial features, its norm averaged
-        over the batch; `ratio`, where something teaches labels, is that of this term to it. The method is sound
-        between .05 and .5.
+        over the batch. `ratio` is the norm for this term over that for the terms that supervise labels, if there are
+        any; the method works between .05 and .5.
         """
-        told = {}
+        calibration = {}
         labels = [term for term in terms.values() if term.supervises]
         ties = [term for name, term in terms.items() if not term.supervises and name != "vfd"]
         for layer, (clean, adv) in self._gaps(outs).items():
@@ -98,13 +98,13 @@ class VFD(PlugIn):
                 kind: _gradient([term.weight * term.value for term in group], features)
                 for kind, group in (("labels", labels), ("ties", ties), ("vfd", [Term(self.weight, clean + adv)]))
             }
-            told[layer] = {
+            calibration[layer] = {
                 "distance_clean": clean.detach(),
                 "distance_adv": adv.detach(),
                 **{f"gradient_{kind}": norm for kind, norm in pull.items()},
                 **({"ratio": pull["vfd"] / pull["labels"]} if labels else {}),
             }
-        return told
+        return calibration
 
     def _gaps(self, outs: Outputs) -> dict[str, tuple[Tensor, Tensor]]:
         """Return each layer's mean distance, of clean and of adversarial features."""
