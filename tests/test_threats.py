@@ -264,7 +264,7 @@ def test_large_images_stay_in_the_l2_ball_by_double_precision(attack: str, eps: 
     require_inside(attack, L2(eps), x_adv, x)
 
 
-def test_the_budget_leaves_room_for_rounding_and_no_more():
+def test_the_check_of_the_ball_leaves_room_for_rounding_and_no_more():
     x = torch.full((1, 3, 224, 224), 0.5)
     for threat in (L2(12.0), Linf(0.1)):
         edge = threat.ball(x)(x + 0.3)

@@ -188,6 +188,7 @@ def test_as_strong_as_the_authors_code(threat: Threat, target: Target, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("restarts", [1, 3])
 @pytest.mark.parametrize("threat", [Linf(0.2), Linf(0.15), L2(0.8)], ids=str)
 def test_as_strong_as_the_authors_code_at_full_length(

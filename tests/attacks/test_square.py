@@ -61,6 +61,7 @@ def test_as_strong_as_the_reference(target: Target, threat: Threat):
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("threat", [Linf(0.2), Linf(0.15), L2(0.6), L2(1.0)], ids=str)
 def test_as_strong_as_the_reference_with_many_queries(target: Target, threat: Threat):
     assert_as_strong(*compare(*target, threat, queries=800, seeds=6))

@@ -75,7 +75,7 @@ def soft(z: np.ndarray, teacher: np.ndarray, t: float = 2.0) -> float:
     return -(t**2) * sum(softmax(teacher / t) * np.log(softmax(z / t)))
 
 
-LABELS = {  # what teaches hard labels in each base, image by image; the rest of its loss stays under kd and bgat
+LABELS = {  # the term that fits hard labels in each base, image by image; the rest of its loss stays under kd and bgat
     "at": lambda z, q, y: ce(q, y),
     "alp": lambda z, q, y: ce(q, y),
     "trades": lambda z, q, y: ce(z, y),
@@ -145,7 +145,7 @@ def test_vfd_names_both_shapes_when_architectures_differ():
 
 
 @pytest.mark.parametrize("method", ["natural", "at", "alp(mix=0.3)", "trades", "mart+kd", "hat+vfd"])
-def test_label_smoothing_mixes_a_uniform_label_into_what_teaches(method: str):
+def test_label_smoothing_mixes_a_uniform_label_into_terms_that_supervise(method: str):
     case = Case()
     guests = {name: copy.deepcopy(getattr(case, name)) for name in ("vanilla", "robust")}
 

@@ -262,7 +262,7 @@ def test_the_student_cannot_be_its_own_guest():
         compose(parse("trades+vfd"), student=net, vanilla=net)
 
 
-def test_unknown_ways_to_craft_are_refused(x_y):
+def test_unknown_arguments_of_a_training_attack_are_refused(x_y):
     x, y = x_y
     wrongs: tuple[dict[str, Any], ...] = ({"mode": "Train"}, {"start": "unifrom"}, {"steps": 0})
     for wrong in wrongs:

@@ -72,7 +72,7 @@ def test_mixed_seeds_differ_in_every_part_and_place():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_mixed_seeds_are_the_same_on_every_machine():
+def test_derived_seeds_are_the_same_on_every_machine():
     """Golden: another hash, or Python's own salted one, would change every run."""
     assert derive_seed(0, 0, 0) == 7519334944260373035
     assert derive_seed(1, 2, "pgd(steps=20)") == 3952752627770021351

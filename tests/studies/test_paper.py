@@ -10,9 +10,10 @@ import torch
 
 from advalign.data import Dataset, Images
 from advalign.objectives import parse
-from advalign.studies import SCALES, STUDIES, Study, job
-from advalign.studies.job import Job, plan_jobs
-from advalign.training import plan as planning
+from advalign.studies import SCALES, STUDIES, Study, planning
+from advalign.studies.job import Job
+from advalign.studies.planning import plan_jobs
+from advalign.training import plan as training_plan
 from advalign.training.recipes import RECIPES
 
 EVERY = [(scale, name) for scale in SCALES for name in STUDIES]
@@ -23,15 +24,15 @@ def made(scale: str, name: str) -> Study:
 
 
 def blank(name: str, n: int) -> Dataset:
-    """Blank images of CIFAR's shape."""
-    classes = {"cifar10": 10, "cifar100": 100}[name]
+    """Blank images of CIFAR's shape, which is also that of digits here."""
+    classes = {"cifar10": 10, "cifar100": 100, "digits": 10}[name]
     images = Images(torch.zeros(n, 3, 32, 32, dtype=torch.uint8), torch.arange(n) % classes)
     return Dataset(name, images, images, tuple(map(str, range(classes))))
 
 
 def jobs_of(study: Study, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    data = {name: blank(name, (study.cells[0].recipe.subset or 0) + 1200) for name in ("cifar10", "cifar100")}
-    monkeypatch.setattr(job, "dataset", lambda name, directory: data[name])
+    data = {name: blank(name, (study.cells[0].recipe.subset or 0) + 1200) for name in ("cifar10", "cifar100", "digits")}
+    monkeypatch.setattr(planning, "dataset", lambda name, directory: data[name])
     return plan_jobs(study, 1, runs=folder, data_dir=None)
 
 
@@ -44,7 +45,7 @@ LONG = [("tiny", name) for name in ("table2", "vgg16", "figure2", "arat")]
 )
 def test_every_study_plans_with_runs_of_its_own(scale: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     if scale != "tiny":  # a step of each large network takes minutes in all: see the slow test
-        monkeypatch.setattr(planning, "try_step", lambda plan: None)
+        monkeypatch.setattr(training_plan, "try_step", lambda plan: None)
     jobs = jobs_of(made(scale, name), tmp_path, monkeypatch)
     assert len({each.run.path for each in jobs}) == len(jobs) == len(made(scale, name).cells)
     assert not any(each.finished for each in jobs)
@@ -52,6 +53,7 @@ def test_every_study_plans_with_runs_of_its_own(scale: str, name: str, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize(("scale", "name"), [pair for pair in EVERY if pair[0] != "tiny"])
 def test_every_method_of_the_large_scales_makes_a_step(
     scale: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -143,7 +145,7 @@ def test_a_run_is_that_of_the_command_line(tmp_path: Path, monkeypatch: pytest.M
     from advalign.cli import commands as cli
 
     jobs = jobs_of(made("tiny", "table1"), tmp_path, monkeypatch)
-    data = job.dataset("cifar10", None)
+    data = planning.dataset("cifar10", None)
     monkeypatch.setattr("advalign.training.train.load", lambda *names, **options: data)
     cli.main(
         ["train", "trades+vfd", "--data", "cifar10", "--model", "small-cnn(width=16)", "--recipe", "cpu", "--epochs",

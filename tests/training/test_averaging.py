@@ -53,7 +53,7 @@ def test_swa_is_the_mean_of_the_weights_it_takes_in():
     assert average.count == 4
 
 
-def test_swa_takes_one_in_an_epoch_and_begins_in_the_middle_unless_told():
+def test_swa_takes_one_in_an_epoch_and_begins_in_the_middle_by_default():
     of = objective()
     average = Average(of, replace(RECIPE, average="swa"), steps=4)
     seen = walk(of, average, 16)
@@ -117,7 +117,7 @@ def test_ar_at_estimates_its_adversarial_norms_on_adversarial_images():
         assert (norm.running_mean - clean.mean((0, 2, 3))).abs().max() > 1e-3
 
 
-def test_without_an_average_the_student_is_in_charge():
+def test_without_an_average_the_student_itself_is_applied():
     of = objective()
     average = Average(of, RECIPE, steps=4)
     walk(of, average, 3)
