@@ -189,7 +189,7 @@ def _options(options: type) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         for field in fields(options)
         if field.name != "settings"
     ]
-    return ("option", "default", "is"), rows
+    return ("option", "default", "is"), sorted(rows, key=lambda row: row[0].startswith("`-"))  # flags last
 
 
 def _name_shown(name: str, hint: Any) -> str:

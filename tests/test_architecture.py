@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -64,6 +65,16 @@ IMPORTS = {name: imports_of(path, MODULES) for name, path in MODULES.items()}
 
 def test_every_room_has_its_floor():
     assert {name.split(".")[1] for name in MODULES} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/index.md"])
+def test_the_maps_show_the_rooms_from_the_top_to_the_ground(page: str):
+    text = (SOURCE.parent.parent / page).read_text()
+    rows = re.findall(r"^\| (`[a-z]+(?:/|\.py)`.*?) \|", text, re.MULTILINE)
+    rooms = [room for row in rows for room in re.findall(r"`([a-z]+)(?:/|\.py)`", row)]
+    assert set(rooms) == set(FLOOR_OF) - {"__main__"}
+    floors = [FLOOR_OF[room] for room in rooms]
+    assert floors == sorted(floors, reverse=True)
 
 
 @pytest.mark.parametrize("room", FLOOR_OF)
