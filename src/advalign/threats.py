@@ -24,6 +24,11 @@ Projection = Callable[[Tensor], Tensor]
 class Linf:
     """Every pixel channel may move by at most eps. Madry et al. 2018.
 
+    Example:
+        >>> import advalign as aa
+        >>> str(aa.Linf(8 / 255))
+        'Linf(8/255)'
+
     Raises:
         UserError: eps is not in [0, 1].
     """
@@ -59,6 +64,11 @@ class Linf:
 @dataclass(frozen=True)
 class L2:
     """The whole image may move by at most eps in the Euclidean norm.
+
+    Example:
+        >>> import advalign as aa
+        >>> aa.L2(0.5).eps
+        0.5
 
     Raises:
         UserError: eps is negative or infinite.

@@ -55,6 +55,10 @@ def parse(spelling: str, *, threat: Threat) -> Attack:
 
     `worst(apgd-ce, apgd-t, square(queries=1000))` is the worst case of several, one after another.
 
+    Example:
+        >>> import advalign as aa
+        >>> attack = aa.attacks.parse("pgd(steps=20)", threat=aa.Linf(8 / 255))
+
     Raises:
         UserError: unknown attack or argument, or a value out of range.
     """

@@ -131,7 +131,7 @@ class _Images(NamedTuple):
 
 
 def auto_pgd(attack_loss: AttackLoss, x: ImageBatch, labels: Labels, threat: Threat, *, steps: int) -> ImageBatch:
-    """Maximise a loss from a random start, in `steps` + 1 forward and backward passes. Croce and Hein 2020, algorithm 1.
+    """Maximise a loss from a random start, in `steps` + 1 forward and backward passes. Croce and Hein 2020, alg. 1.
 
     An image that leaves its class is left out, which changes nothing for the others. Costs one
     synchronisation a step.

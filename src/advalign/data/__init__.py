@@ -38,6 +38,11 @@ NAMES = {
 def load(name: str, *, directory: Path | str | None = None, image_size: int = 32) -> Dataset:
     """Load a data set; images are uint8 (N, C, H, W) on the CPU.
 
+    Example:
+        >>> import advalign as aa
+        >>> aa.data.load("digits").shape
+        (1, 8, 8)
+
     Args:
         name: one of `NAMES`, with a path in place of PATH.
         directory: where CIFAR lies; by default ADVALIGN_DATA, else the cache, to which it is downloaded.

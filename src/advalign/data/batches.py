@@ -69,13 +69,13 @@ class Batches:
         self.images, self.augment, self.seed = images, augment, seed
         self.rank, self.world = rank, world
         self.batch_size = min(batch_size, len(images))
-        self.extra, self.drawn = extra, 0 if extra is None else round(extra_share * self.batch_size)
-        self.kept = self.batch_size - self.drawn
+        self.extra, self.generated = extra, 0 if extra is None else round(extra_share * self.batch_size)
+        self.real = self.batch_size - self.generated
         require(
-            extra is None or min(self.kept, self.drawn) > 0,
+            extra is None or min(self.real, self.generated) > 0,
             lambda: (
-                f"extra_share={extra_share:g} of a batch of {self.batch_size} is {self.drawn} extra and {self.kept} "
-                "other images: both must be at least 1"
+                f"extra_share={extra_share:g} of a batch of {self.batch_size} is {self.generated} extra and "
+                f"{self.real} other images: both must be at least 1"
             ),
         )
         require(
@@ -86,9 +86,9 @@ class Batches:
             ),
         )
         require(
-            self.drawn % world == 0,
+            self.generated % world == 0,
             lambda: (
-                f"{self.drawn} extra images of a batch of {self.batch_size} cannot be shared equally by {world} "
+                f"{self.generated} extra images of a batch of {self.batch_size} cannot be shared equally by {world} "
                 f"processes: choose another batch size, or another share than {extra_share:g}"
             ),
         )
@@ -111,10 +111,10 @@ class Batches:
         order, flipped, corners, drawn = self._draw(epoch, second)
         order, flipped, corners = order.to(device), flipped.to(device), corners.to(device)
         for step in range(start, self.steps):
-            rows = order[self._mine(step, self.kept)]
+            rows = order[self._mine(step, self.real)]
             pixels, labels = self.images.pixels[rows], self.images.labels[rows]
             if self.extra is not None:
-                more = self.extra.take(drawn[self._mine(step, self.drawn)]).to(device)
+                more = self.extra.take(drawn[self._mine(step, self.generated)]).to(device)
                 pixels, labels = torch.cat([pixels, more.pixels]), torch.cat([labels, more.labels])
             mine = self._mine(step, self.batch_size)
             yield to_unit(_flip_and_crop(pixels, flipped[mine], corners[mine], self._pad)), labels
@@ -139,7 +139,7 @@ class Batches:
         order = torch.randperm(n, generator=draw)
         drawn = torch.empty(0, dtype=torch.int64)
         if self.extra is not None:
-            drawn = torch.randint(len(self.extra), (self.steps * self.drawn,), generator=draw)
+            drawn = torch.randint(len(self.extra), (self.steps * self.generated,), generator=draw)
         if second:
             draw.manual_seed(mixed ^ 0x5EC0_0D00)
         flipped = torch.rand(n, generator=draw) < (0 if self.augment == "none" else 0.5)

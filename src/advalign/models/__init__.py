@@ -55,6 +55,10 @@ def build(spelling: str, *, classes: int, channels: int = 3) -> nn.Module:
     A user's network is spelled `package.module:function(argument=value)`; the function is called with `classes` and
     `channels` if it takes them. `check_output` checks whether the network fits the data.
 
+    Example:
+        >>> import advalign as aa
+        >>> net = aa.models.build("resnet18(width=16)", classes=10)
+
     Raises:
         UserError: unknown model or argument, a value out of range, or a function that cannot be imported or fails.
     """

@@ -84,7 +84,12 @@ def as_method(method: str | Base | Method) -> Method:
 
 
 def parse(spelling: str) -> Method:
-    """Build the method that a string such as `trades(beta=6)+vfd(weight=0.02)` spells.
+    """Build the method that a string such as `trades(beta=6)+vfd(weight=0.1)` spells.
+
+    Example:
+        >>> import advalign as aa
+        >>> aa.parse("trades(beta=6)+vfd(weight=0.1)")
+        Method(trades+vfd(weight=0.1))
 
     Raises:
         UserError: unknown base, plug-in or argument, a value out of range, or parts that make no sense together.

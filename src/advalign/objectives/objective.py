@@ -301,6 +301,11 @@ def compose(
 ) -> Objective:
     """Bind a method, or a base and plug-ins, to its networks: `compose(TRADES(), VFD(), student=net, vanilla=other)`.
 
+    Example:
+        >>> import advalign as aa
+        >>> student, vanilla = (aa.models.build("small-cnn", classes=10, channels=1) for _ in range(2))
+        >>> objective = aa.compose(aa.TRADES() + aa.VFD(), student=student, vanilla=vanilla)
+
     Args:
         student: the network being trained; images (N, C, H, W) in [0, 1] to logits (N, K). Moved or replaced modules
             (by a part that adapts it) are reached through `objective.student`; `objective.exported_student()` is the
@@ -331,5 +336,12 @@ def _copy_weights(source: nn.Module, student: nn.Module, what: str) -> None:
 
 
 def total(terms: Terms) -> Tensor:
-    """Sum the weighted terms to the scalar loss."""
+    """Sum the weighted terms to the scalar loss.
+
+    Example:
+        >>> import torch, advalign as aa
+        >>> from advalign.objectives.contract import Term
+        >>> aa.total({"clean": Term(1.0, torch.tensor(2.0)), "kl": Term(6.0, torch.tensor(0.5))})
+        tensor(5.)
+    """
     return torch.stack([term.weight * term.value for term in terms.values()]).sum()

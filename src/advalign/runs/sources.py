@@ -109,6 +109,12 @@ def load(
 ) -> nn.Module:
     """Load a trained network, in eval mode, from a run folder or from a weights file that a run has written.
 
+    Example:
+        >>> import advalign as aa
+        >>> recipe = aa.Recipe(epochs=1, steps=1, subset=64, validation=16)
+        >>> run = aa.train("at", data="digits", model="small-cnn(width=2)", recipe=recipe)
+        >>> net = aa.load(run.path)
+
     Args:
         source: a run folder, a weights file, or `MODEL@FILE`.
         checkpoint: `best` or `last`, of a run folder.

@@ -18,6 +18,11 @@ LINF_EPS = 8 / 255
 class Recipe:
     """How a run trains; together with method, data and model it names the run.
 
+    Example:
+        >>> import advalign as aa
+        >>> str(aa.Recipe(epochs=30, eps=4 / 255).threat)
+        'Linf(4/255)'
+
     Raises:
         UserError: a value out of range, of the wrong type or not among the choices, named with what is allowed.
     """

@@ -59,7 +59,8 @@ def train(
 
     Example:
         >>> import advalign as aa
-        >>> run = aa.train("at", data="digits", model="small-cnn(width=2)", recipe=aa.Recipe(epochs=1, steps=1))
+        >>> recipe = aa.Recipe(epochs=1, steps=1, subset=64, validation=16)
+        >>> run = aa.train("at", data="digits", model="small-cnn(width=2)", recipe=recipe)
 
     Args:
         method: such as `trades(beta=6)+vfd(weight=0.02)`.

@@ -20,8 +20,8 @@ class AdaAD(Base):
     """alpha KL(t(x') || f(x')) + (1 - alpha) KL(t(x) || f(x)). Huang et al. 2023; t is the frozen robust teacher.
 
     The attack maximises KL(t(x') || f(x')) in eval mode, with gradient through both networks: each of its steps runs
-    the teacher too. The KLs are batch means of sums over classes, as the authors have it for CIFAR-100; for CIFAR-10 their
-    code divides by the number of classes too. With alpha 1, their default, neither network has a clean pass.
+    the teacher too. The KLs are batch means of sums over classes, as in the authors' code for CIFAR-100; for CIFAR-10
+    it divides by the number of classes too. With alpha 1, their default, neither network has a clean pass.
 
     Raises:
         UserError: alpha is not in [0, 1].

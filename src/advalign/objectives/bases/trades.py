@@ -23,6 +23,11 @@ class TRADES(Base):
     computed once: the authors' code recomputes it at each step (23 student forwards for 10 steps, here 13) and runs
     the clean images once more in train mode, which only moves BatchNorm's running statistics.
 
+    Example:
+        >>> import advalign as aa
+        >>> aa.TRADES(beta=3) + aa.VFD()
+        Method(trades(beta=3)+vfd)
+
     Raises:
         UserError: beta is negative.
     """

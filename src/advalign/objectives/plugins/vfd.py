@@ -25,6 +25,11 @@ class VFD(PlugIn):
     features come from the passes that the base runs anyway: no extra student forward (`at` alone has no clean pass
     of its own), one of the vanilla model. The other arguments cover what the paper leaves open.
 
+    Example:
+        >>> import advalign as aa
+        >>> aa.TRADES() + aa.VFD(weight=0.1, layer=("layer3", "layer4"))
+        Method(trades+vfd(weight=0.1, layer=("layer3", "layer4")))
+
     Args:
         weight: lambda of eq. 6. The paper scans 0 to 0.04: larger keeps more clean accuracy and less robustness.
         layer: a module's name, `penultimate` (after pooling) or `logits`, or several, whose terms are summed; the last
