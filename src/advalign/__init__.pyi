@@ -1,4 +1,5 @@
 from . import attacks, data, models
+from .attacks import Attack
 from .errors import TrainingError, UserError
 from .evaluation.accuracy import evaluate
 from .evaluation.diagnose import diagnose
@@ -53,6 +54,7 @@ __all__ = [
     "TRADES",
     "VFD",
     "AdaAD",
+    "Attack",
     "Base",
     "Contrast",
     "LinearAFA",

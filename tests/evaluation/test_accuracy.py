@@ -22,8 +22,9 @@ from advalign.attacks.classification import fooled_in
 from advalign.attacks.pass_counter import PassCounter
 from advalign.data import Images
 from advalign.errors import UserError
-from advalign.evaluation.accuracy import WORST_CASE, Evaluation, PrecomputedExamples, evaluate
+from advalign.evaluation.accuracy import WORST_CASE, Evaluation, evaluate
 from advalign.evaluation.diagnose import diagnose
+from advalign.evaluation.evaluator import PrecomputedExamples
 from advalign.threats import L2, Linf
 
 N = 53  # with batches of 8 or 16 the last one is ragged
@@ -344,7 +345,7 @@ class Interrupted(Exception):
 def test_an_interrupted_evaluation_goes_on_to_the_same_bits(
     keep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("advalign.evaluation.accuracy.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("advalign.evaluation.state.SAVE_SECONDS", 0.0)
     net, images = case()
     attacks: Sequence[Attack] = [FGSM(BUDGET), PGD(BUDGET, steps=3), MIM(BUDGET, steps=2)]
     whole = evaluate(net, images, attacks, batch_size=8, keep_examples=keep)
@@ -536,8 +537,41 @@ def test_square_inside_an_ensemble_that_breaks_what_gradients_leave_is_a_warning
     assert any(f"broke {broken} of the {left} images that gradient attacks leave" in each for each in found.warnings)
 
 
+def test_a_state_file_of_an_earlier_version_is_resumed(tmp_path: Path):
+    """The keys, written out here, are those of the first version: what is in the file is not measured again."""
+    net, images = case()
+    attacks = [FGSM(BUDGET), PGD(BUDGET, steps=3)]
+    whole = evaluate(net, images, attacks, batch_size=8)
+    clean, rows = whole.correct["clean"], whole.correct["clean"].nonzero().squeeze(1)
+    partly = clean.clone()
+    partly[rows[:16]] = whole.correct["pgd(steps=3)"][rows[:16]]
+    state = {
+        "correct": {"clean": clean, "fgsm": whole.correct["fgsm"], "pgd(steps=3)": partly},
+        "seconds": {"clean": 1.0, "fgsm": 2.0, "pgd(steps=3)": 3000.0},
+        "passes": {"clean": [N, 0], "fgsm": [7, 7], "pgd(steps=3)": [1000, 2000]},
+        "trails": {}, "members": {"fgsm": {"fgsm": [7, 7]}, "pgd(steps=3)": {"pgd(steps=3)": [1000, 2000]}},
+        "examples": {}, "doubts": ["One doubt."], "lost": {"fgsm": 1},
+        "under_way": {"attack": "pgd(steps=3)", "member": 0, "batch": 2, "rows": rows},
+    }  # fmt: skip
+    torch.save(state, tmp_path / "state")
+    done: list[tuple[str, int]] = []
+    resumed = evaluate(
+        net, images, attacks, batch_size=8, state=tmp_path / "state", advance=lambda *args: done.append(args)
+    )
+    assert {name: flags.tolist() for name, flags in resumed.correct.items()} == {
+        name: flags.tolist() for name, flags in whole.correct.items()
+    }
+    left = len(rows) - 16
+    expected = [("clean", N), ("fgsm", N), ("pgd(steps=3)", N - len(rows))]
+    assert done == expected + [("pgd(steps=3)", 8)] * (left // 8) + [("pgd(steps=3)", left % 8)] * (left % 8 > 0)
+    assert (resumed.seconds["fgsm"], resumed.passes["fgsm"]) == (2.0, (7, 7))
+    assert resumed.seconds["pgd(steps=3)"] > 3000
+    assert 1000 < resumed.passes["pgd(steps=3)"].forward < 1000 + whole.passes["pgd(steps=3)"].forward
+    assert resumed.warnings == ("One doubt.", "Outputs were not finite on 1 images of fgsm: they count as broken.")
+
+
 def test_warnings_survive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("advalign.evaluation.accuracy.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("advalign.evaluation.state.SAVE_SECONDS", 0.0)
     net, images = case()
     masked = Around(net, after=lambda z: z.softmax(1).detach()).eval()
     whole = evaluate(masked, images, [FGSM(BUDGET), MIM(BUDGET)], batch_size=8)

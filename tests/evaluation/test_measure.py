@@ -38,9 +38,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def measure_with(source: Path, **given: Any) -> Measurement:
     """Measure with options of all kinds."""
-    of_kind = {kind: {f.name for f in fields(kind)} & given.keys() for kind in (TargetOptions, AttackOptions)}
-    target, attack = (kind(**{name: given.pop(name) for name in names}) for kind, names in of_kind.items())
-    return measure(source, target_options=target, attack_options=attack, **given)
+    target, attack = (
+        {field.name: given.pop(field.name) for field in fields(kind) if field.name in given}
+        for kind in (TargetOptions, AttackOptions)
+    )
+    options = {"target_options": TargetOptions(**target), "attack_options": AttackOptions(**attack)}
+    return measure(source, **options, **given)
 
 
 def test_records_say_what_was_measured(run: Run):
@@ -203,9 +206,7 @@ def test_a_log_file_shows_life(run: Run, capsys: pytest.CaptureFixture[str]):
 
 
 # The command line, but with its state on the disk after each batch and not at most every ten seconds.
-HASTY = (
-    "import advalign.evaluation.accuracy as e; e.SAVE_SECONDS = -1.0; from advalign.cli.commands import main; main()"
-)
+HASTY = "import advalign.evaluation.state as e; e.SAVE_SECONDS = -1.0; from advalign.cli.commands import main; main()"
 
 
 def start(run: Run, out: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -241,6 +242,7 @@ def same(found: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
     assert all(np.array_equal(found[1][name], expected[1][name]) for name in expected[1])
 
 
+@pytest.mark.slow
 def test_kill_9_and_the_same_command_gives_the_same_outcome_of_every_image(run: Run, tmp_path: Path):
     attacks = ["--attacks", "pgd(steps=10)", "worst(mim, fgsm)"]
     whole = start(run, tmp_path / "whole", *attacks)
@@ -259,6 +261,7 @@ def test_kill_9_and_the_same_command_gives_the_same_outcome_of_every_image(run: 
     assert not list(out.glob(".*"))
 
 
+@pytest.mark.slow
 def test_kill_9_while_the_surrogates_examples_are_made(run: Run, tmp_path: Path):
     """The second process makes only what is left; its examples are those of one that was never stopped."""
     attack = ["--attacks", "pgd(steps=40)", "--surrogate"]

@@ -16,7 +16,8 @@ from tests.samples import batch
 from advalign.attacks import FGSM, MIM, PGD, parse
 from advalign.data import Images, load
 from advalign.errors import UserError
-from advalign.evaluation.accuracy import WORST_CASE, PrecomputedExamples, evaluate
+from advalign.evaluation.accuracy import WORST_CASE, evaluate
+from advalign.evaluation.evaluator import PrecomputedExamples
 from advalign.evaluation.measure import measure
 from advalign.evaluation.options import AttackOptions, TargetOptions
 from advalign.evaluation.transfer import craft_examples, transferable
@@ -235,7 +236,7 @@ def test_attacks_that_stop_at_the_surrogates_boundary_are_refused(attack: str, t
 
 def test_crafting_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Stopped after the second of four batches; a random start tells whether the third has its own seed."""
-    monkeypatch.setattr("advalign.evaluation.accuracy.SAVE_SECONDS", -1.0)
+    monkeypatch.setattr("advalign.evaluation.state.SAVE_SECONDS", -1.0)
     net, given, attack = tiny(0).eval(), images(), PGD(BUDGET, steps=2)
     how = AttackOptions(batch_size=7, seed=3)
     whole = craft_examples(net, given, attack, how, file=tmp_path / "whole")

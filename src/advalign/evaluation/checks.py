@@ -1,13 +1,13 @@
-"""What is looked at before a robust accuracy is believed: each judge turns numbers into a verdict, beyond chance.
+"""The checks behind a diagnosis: each turns numbers into a verdict, and fails only beyond what chance explains.
 
 After Athalye et al. 2018 ("Obfuscated gradients") and Carlini et al. 2019 ("On evaluating adversarial robustness").
-Flags are (N,) bool: the image withstands; one that is misclassified from the start does not.
+Flags are (N,) bool: whether the image withstands; one that is misclassified from the start does not.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 USUAL = 20  # steps of the attack that papers report
-RESTARTS = 20  # for what one start leaves: effort like the black box's, or wide L2 balls look masked in honest networks
+RESTARTS = 20  # as much effort as the black-box attack's; with fewer, sound networks look masked in wide L2 balls
 DRAWS = 20  # of random noise: as many forward passes as the usual attack has steps
 
-WITHIN_CHANCE = " With so few images that may be chance."
+WITHIN_CHANCE = " With so few images this may be chance."
 ALPHA = 0.001  # false alarms: a dozen tests a diagnosis make about one in a hundred
 SAME = 1e-4  # of the outputs' spread, between two passes; GPU kernels that add in another order stay below
 ALONE = 1e-2  # the same between batch sizes, where other kernels run, in TF32 too
@@ -43,17 +43,17 @@ ADVICE = {
     "FGSM and PGD": "Look at the loss surface; try more restarts and other losses.",
     "more steps": "Look at the loss surface; try more restarts and other losses.",
     "convergence": "Report more steps, or more restarts.",
-    "large radius": "Do not believe the attack at any radius before it succeeds at this one.",
+    "large radius": "Do not trust the attack at any radius before it succeeds at this one.",
     "black box": "Report the worst case over both, and attack without the gradient.",
-    "random noise": "Do not believe the attack before it beats noise.",
+    "random noise": "Do not trust the attack before it beats noise.",
     "loss": "Report the margin loss or AutoAttack, not cross entropy alone.",
 }
-"""What to do where a verdict is no pass."""
+"""What to do if a verdict is no pass, by check."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One answer: what was looked at, the number, and what it means."""
+    """The outcome of one check: its name, the number, and what it means."""
 
     name: str
     passed: Literal["pass", "warn", "fail"]
@@ -71,13 +71,25 @@ class Verdict:
         return f"{self.number:{digits}} {self.unit}".strip()
 
 
+def warnings_of(verdicts: Iterable[Verdict]) -> list[str]:
+    """Return the sentences of those verdicts that make an accuracy doubtful."""
+    doubtful = [
+        each for each in verdicts if each.passed == "fail" or (each.name, each.passed) == ("clean accuracy", "warn")
+    ]
+    masked = {"gradient", "black box"}
+    return [
+        f"{each.sentence} {each.advice}{' Run `advalign diagnose`.' if each.name in masked else ''}"
+        for each in doubtful
+    ]
+
+
 def check_range(x: Tensor) -> Verdict:
     """Images are in [0, 1], and use it."""
     low, high = float(x.min()), float(x.max())
     outside = max(-low, high - 1, 0.0) + 0.0  # NaN stays, -0 does not
     lie = f"Pixels lie between {low:.3g} and {high:.3g}"
     if not outside <= 0:
-        text = f"{lie}, not within 0 and 1: a radius means something else here. Normalise inside the model."
+        text = f"{lie}, not within 0 and 1: the radius has another unit here. Normalise inside the model."
         return Verdict("input range", "fail", outside, "beyond [0, 1]", text)
     if high - low < 0.1:
         return Verdict("input range", "warn", outside, "beyond [0, 1]", f"{lie}: were they divided by 255 twice?")
@@ -85,7 +97,7 @@ def check_range(x: Tensor) -> Verdict:
 
 
 def check_mode(training: Sequence[str]) -> Verdict:
-    """No module was handed in in train mode."""
+    """Every module was in eval mode when the model was given."""
     if not training:
         return Verdict("eval mode", "pass", 0, "modules", "Every module was in eval mode.")
     named = ", ".join(training[:3]) + (", ..." if len(training) > 3 else "")
@@ -103,13 +115,13 @@ def check_outputs(outputs: Tensor) -> Verdict:
         text = "Outputs are probabilities: losses take the softmax again, and gradients vanish."
         return Verdict("logits", "fail", 100, "% probabilities", text)
     if logs.all():
-        text = "Outputs are log-probabilities. Cross entropy and margin do not mind, other losses may."
+        text = "Outputs are log-probabilities. Cross entropy and margin are unaffected, other losses may not be."
         return Verdict("logits", "warn", 100, "% log-probabilities", text)
     return Verdict("logits", "pass", 100 * share(shares), "% probabilities", "Outputs are logits.")
 
 
 def check_clean(right: Tensor, chance: float) -> Verdict:
-    """The model classifies: an attack on one that guesses says nothing."""
+    """The model classifies better than chance; an attack on a model that guesses means nothing."""
     number = 100 * share(right)
     if tail(int(right.sum()), len(right), chance) < ALPHA:
         return Verdict("clean accuracy", "pass", number, "%", f"Clean accuracy is {format_share(right)}.")
@@ -130,7 +142,7 @@ def check_batch(small: Tensor, large: Tensor, repeatable: bool) -> Verdict:
     """An image's outputs do not depend on the images beside it."""
     number = _difference(small, large)
     if not repeatable:
-        text = "Not to be told for a model that draws at random."
+        text = "Cannot be checked on a model that draws at random."
         return Verdict("batch", "warn", number, "of the outputs' spread", text)
     if number <= ALONE:
         return Verdict(
@@ -150,19 +162,19 @@ def check_gradient(gradients: Tensor) -> Verdict:
     number = 100 * count / n
     text = f"{count} of {n} images have a zero or non-finite gradient; the median norm is {median:.1e}."
     if tail(count, n, FLAT) < ALPHA:
-        text += " Attacks cannot see where to go: the gradient is masked."
+        text += " Attacks have no direction to follow: the gradient is masked."
         return Verdict("gradient", "fail", number, "% dead", text)
     return Verdict("gradient", "warn" if count else "pass", number, "% dead", text)
 
 
 def check_fgsm(fgsm: Tensor, pgd: Tensor) -> Verdict:
-    """One step is not stronger than twenty."""
+    """One step is not stronger than twenty steps."""
     number, text = points(pgd, fgsm), f"FGSM leaves {format_share(fgsm)}, PGD-{USUAL} {format_share(pgd)}."
     if clearly_below(fgsm, pgd):
-        text += " One large step beats many small ones: the gradient near the image leads astray."
+        text += " One large step beats many small ones: the gradient near the image is misleading."
         return Verdict("FGSM and PGD", "fail", number, "points", text)
     if number > 0:
-        return Verdict("FGSM and PGD", "warn", number, "points", f"{text} That may be chance.")
+        return Verdict("FGSM and PGD", "warn", number, "points", f"{text} This may be chance.")
     return Verdict("FGSM and PGD", "pass", number, "points", text)
 
 
@@ -176,13 +188,13 @@ def check_steps(steps: Mapping[int, Tensor]) -> Verdict:
         return Verdict("more steps", "pass", number, "points", "More steps are never weaker than fewer, beyond noise.")
     a, b = weaker
     text = (
-        f"{a} steps leave {format_share(steps[a])}, {b} steps {format_share(steps[b])}: smaller steps lose their way."
+        f"{a} steps leave {format_share(steps[a])}, {b} steps {format_share(steps[b])}: smaller steps do not get there."
     )
     return Verdict("more steps", "fail", number, "points", text)
 
 
 def check_convergence(steps: Mapping[int, Tensor], once: Tensor, again: Tensor) -> Verdict:
-    """Twenty steps from one start come near to what more steps or more starts reach."""
+    """Twenty steps from one start come close to what more steps or more starts achieve."""
     most = max(steps)
     text = f"{USUAL} steps leave {format_share(steps[USUAL])}, {most} steps {format_share(steps[most])}"
     gains = {"steps": (steps[USUAL], steps[most]), "restarts": (once, again)}
@@ -190,19 +202,19 @@ def check_convergence(steps: Mapping[int, Tensor], once: Tensor, again: Tensor) 
     number = max(points(less, more) for less, more in gains.values())
     text += f"; {RESTARTS} restarts turn {format_share(once)} into {format_share(again)}."
     if missing:
-        text += f" The attack has not converged: it lacks {' and '.join(missing)}."
+        text += f" The attack has not converged: it needs more {' and '.join(missing)}."
         return Verdict("convergence", "warn", number, "points", text)
     text += WITHIN_CHANCE if number > UNCONVERGED else ""
     return Verdict("convergence", "pass", number, "points", text)
 
 
 def check_radius(radii: Mapping[float, Tensor], chance: float) -> Verdict:
-    """Accuracy falls to about 0 where every image may become any other."""
+    """Accuracy falls to about 0 at a radius where every image may become any other."""
     largest = max(radii)
     left = radii[largest]
     number, text = 100 * share(left), f"At radius {largest:.3g} PGD-{USUAL} leaves {format_share(left)}"
     if tail(int(left.sum()), len(left), chance / 2) < ALPHA:
-        text += f" (chance: {100 * chance:.3g} %). There any image can be reached: it is the attack that fails."
+        text += f" (chance: {100 * chance:.3g} %). Any image can be reached there, so it is the attack that fails."
         return Verdict("large radius", "fail", number, "%", text)
     pairs = combinations(sorted(radii), 2)
     if weaker := next(((a, b) for a, b in pairs if clearly_below(radii[a], radii[b])), None):
@@ -219,11 +231,11 @@ def check_black_box(white: Tensor, black: Mapping[str, Tensor]) -> Verdict:
 
 
 def judge_slips(black: str, count: int, left: int, n: int) -> Verdict:
-    """As `check_black_box`, from counts: of n images, those `left` by gradient attacks and those broken among them."""
+    """As `check_black_box`, from counts: of n images `left` withstand gradient attacks, and `count` of these break."""
     number = 100 * count / n
     text = f"{black} broke {count} of the {left} images that gradient attacks leave."
     if tail(count, n, SLIPS) < ALPHA:
-        text += " Who sees less breaks more: the gradient is masked."
+        text += " An attack that sees less breaks more: the gradient is masked."
         return Verdict("black box", "fail", number, "%", text)
     return Verdict("black box", "warn" if number > 50 * SLIPS else "pass", number, "%", text)
 
@@ -234,10 +246,10 @@ def check_noise(noise: Tensor, pgd: Tensor, right: Tensor) -> Verdict:
     number = 100 * by_noise / max(by_pgd, 1)
     text = f"Noise of the same radius, {DRAWS} draws, breaks {by_noise} images, PGD-{USUAL} {by_pgd}."
     if clearly_below(noise, pgd):
-        text += " Chance finds more than the gradient."
+        text += " Random noise finds more than the gradient."
         return Verdict("random noise", "fail", number, "% of PGD", text)
     if by_noise > NOISY * by_pgd and max(by_noise, by_pgd) > MATTERS * len(pgd):
-        text += " Either the radius is large for these images, or the gradient says little."
+        text += " Either the radius is large for these images, or the gradient is of little use."
         return Verdict("random noise", "warn", number, "% of PGD", text)
     if by_noise > NOISY * by_pgd:
         text += f" At most {100 * MATTERS:g} % of the images fall to either: too few to tell."
@@ -245,7 +257,7 @@ def check_noise(noise: Tensor, pgd: Tensor, right: Tensor) -> Verdict:
 
 
 def check_loss(ce: Tensor, by_margin: Tensor) -> Verdict:
-    """The margin, which no scale of the logits can flatten, finds little more than cross entropy."""
+    """The margin loss, which no scale of the logits can flatten, finds little more than cross entropy."""
     number = points(ce, by_margin)
     text = f"PGD-{USUAL} leaves {format_share(ce)} with cross entropy, {format_share(by_margin)} with the margin loss."
     lead = int((ce & ~by_margin).sum()) - int((by_margin & ~ce).sum())
@@ -259,7 +271,7 @@ def check_loss(ce: Tensor, by_margin: Tensor) -> Verdict:
 
 
 def clearly_below(low: Tensor, high: Tensor) -> bool:
-    """Tell whether fewer images withstand in `low` than in `high`, beyond chance: McNemar's test, exact, one-sided."""
+    """Return whether fewer images withstand in `low` than in `high`, beyond chance (McNemar's exact one-sided test)."""
     fewer, more = int((high & ~low).sum()), int((low & ~high).sum())
     return fewer > more and tail(fewer, fewer + more, 0.5) < ALPHA
 
@@ -269,7 +281,7 @@ def _gains(less: Tensor, more: Tensor) -> bool:
 
 
 def tail(count: int, n: int, p: float) -> float:
-    """Return the chance of `count` or more of n that happen with probability p each."""
+    """Return the probability that `count` or more of n independent events of probability p happen."""
     logs = (
         math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p)
         for k in range(count, n + 1)
@@ -283,17 +295,17 @@ def share(flags: Tensor) -> float:
 
 
 def points(high: Tensor, low: Tensor) -> float:
-    """Return by how many percentage points fewer images withstand in the second."""
+    """Return how many percentage points fewer images withstand in the second."""
     return 100 * (share(high) - share(low))
 
 
 def format_share(flags: Tensor) -> str:
-    """Spell an accuracy with one standard error of the binomial."""
+    """Write an accuracy with one standard error of the binomial."""
     part = share(flags)
     return f"{100 * part:.1f} ± {100 * math.sqrt(part * (1 - part) / len(flags)):.1f} %"
 
 
 def _difference(once: Tensor, again: Tensor) -> float:
-    """Return the largest difference in units of the outputs' standard deviation; NaN, which no bound allows, stays."""
+    """Return the largest difference in units of the outputs' standard deviation; NaN stays, and passes no bound."""
     spread = once.double().std().clamp_min(1e-30)
     return float((once.double() - again.double()).abs().max() / spread)

@@ -1,6 +1,6 @@
-"""Is a robust accuracy to be trusted? Verdicts on a model, its images and its gradients, each with its number.
+"""Can a robust accuracy be trusted? Verdicts on a model, its images and its gradients, each with its number.
 
-`diagnose` gathers the evidence; the judges are in `advalign.evaluation.checks`, and are names of this module too.
+`diagnose` gathers the evidence; `advalign.evaluation.checks` turns it into verdicts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from advalign.data import Images
 from advalign.data.images import stratified_split
 from advalign.data.pairs import as_images
 from advalign.errors import UserError, require
-from advalign.evaluation.accuracy import check_logits, require_finite
 from advalign.evaluation.checks import (
     DRAWS,
     RESTARTS,
@@ -41,68 +40,47 @@ from advalign.evaluation.checks import (
     check_radius,
     check_range,
     check_steps,
-    clearly_below,
     share,
 )
+from advalign.evaluation.logits import check_logits, require_finite
+from advalign.evaluation.target import SUBSET_SEED
 from advalign.models.modes import evaluating
 from advalign.runtime.seeds import seeded
 from advalign.threats import L2, Linf, Threat
 
-__all__ = [
-    "Diagnosis",
-    "Surfaces",
-    "Verdict",
-    "check_batch",
-    "check_black_box",
-    "check_clean",
-    "check_convergence",
-    "check_determinism",
-    "check_fgsm",
-    "check_gradient",
-    "check_loss",
-    "check_mode",
-    "check_noise",
-    "check_outputs",
-    "check_radius",
-    "check_range",
-    "check_steps",
-    "clearly_below",
-    "diagnose",
-]
-
 N = 500  # images: one standard error of an accuracy is then at most 2.2 points
-SUBSET_SEED = 0  # that of `evaluate`: the same images for every model
 STEPS = (1, 2, 5, 10, 20, 50, 100)
-QUERIES = 1000  # of the black-box attack; only images that withstand the gradient attacks are asked about
+QUERIES = 1000  # of the black-box attack, for each image that withstands the gradient attacks
 PICTURES, GRID = 4, 21  # images whose loss surface is drawn, and points along each direction
 
 
 @dataclass(frozen=True, eq=False)
 class Surfaces:
-    """Cross entropy around images, along the gradient's direction and a random one, both of the threat's norm."""
+    """Cross entropy around images, along the gradient's direction and a random one, both of the threat model's norm."""
 
     offsets: Tensor
     """(G,) along either direction, in radii."""
     loss: Tensor
     """(I, G, G): image, gradient's direction, random direction."""
     margin: Tensor
-    """(I, G, G), positive where the image has left its class."""
+    """(I, G, G), positive where the image is misclassified."""
 
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """The verdicts, and the curves behind them; curves are empty where nothing could be attacked.
+    """The verdicts, and the curves behind them.
 
-    That is so with images outside [0, 1], and with a model that cuts the graph between image and logits.
+    Curves are empty if nothing could be attacked: with images outside [0, 1], and with a model that cuts the graph
+    between image and logits.
     """
 
     verdicts: tuple[Verdict, ...]
     n: int
     threat: str
     by_steps: Mapping[int, float]
-    """Accuracy in [0, 1] under PGD with so many steps."""
+    """Accuracy in [0, 1] under PGD, by its number of steps."""
     by_radius: Mapping[float, float]
-    """Accuracy in [0, 1] under PGD-20 with this radius; at 0 the clean one."""
+    """Accuracy in [0, 1] under PGD-20, by its radius; at 0 the clean accuracy."""
     surfaces: Surfaces | None
 
     def __getitem__(self, name: str) -> Verdict:
@@ -110,11 +88,11 @@ class Diagnosis:
 
     @property
     def failed(self) -> list[str]:
-        """The names of the verdicts that failed."""
+        """The names of the checks that failed."""
         return [verdict.name for verdict in self.verdicts if verdict.passed == "fail"]
 
     def content(self) -> dict[str, Any]:
-        """Return what goes into JSON: all but the surfaces."""
+        """Return everything but the surfaces, as JSON."""
         return {
             "n": self.n,
             "threat": self.threat,
@@ -137,50 +115,70 @@ def diagnose(
     batch_size: int = 512,
     seed: int = 0,
     surrogate: nn.Module | None = None,
-    advance: Callable[[str], None] = lambda what: None,
+    advance: Callable[[str], None] = lambda step: None,
 ) -> Diagnosis:
-    """Tell whether attacks can be believed on this model. It and the random state are left as they were.
+    """Check whether attacks on this model can be believed. The model and the random state are left as they were.
 
     Args:
         model: images (N, C, H, W) in [0, 1] to logits (N, K), on the images' device.
-        images: with labels; as a pair of floats (N, C, H, W) and labels (N,), their range is looked at too.
-        n: on at most this many images, a stratified draw that is the same for every model.
-        surrogate: another network for the same images; what fools it is tried on the model as a black-box attack.
-        advance: called with what is going to be done next, for a progress line.
+        images: with labels; or a pair of floats (N, C, H, W) and labels (N,), whose range is checked too.
+        n: the number of images at most, a stratified draw that is the same for every model.
+        surrogate: another network for the same images; examples made on it are a black-box attack on the model.
+        advance: called with the name of each step before it begins, for a progress line.
 
     Raises:
-        UserError: no image, a radius of 0, a batch size below 1, another threat than Linf and L2.
+        UserError: no image, a radius of 0, a batch size below 1, or a threat model other than Linf and L2.
+
+    Example:
+        >>> import advalign as aa
+        >>> net = aa.models.build("small-cnn(width=4)", classes=10, channels=1).eval()
+        >>> aa.diagnose(net, aa.data.load("digits").test, aa.Linf(0.1), n=4)["logits"].sentence
+        'Outputs are logits.'
     """
     if not isinstance(threat, Linf | L2):
         raise UserError(f"only Linf and L2 can be diagnosed, not {threat}")
     x, y = _subset(images, n)
     require(threat.eps > 0, "eps must be above 0: there is nothing to diagnose at radius 0")
     require(batch_size >= 1, lambda: f"batch_size={batch_size} must be at least 1")
-    first = [check_range(x), check_mode([name or "the model" for name, m in model.named_modules() if m.training])]
-    if first[0].passed == "fail":
-        return Diagnosis(tuple(first), len(x), str(threat), {}, {}, None)
+    of_input = [check_range(x), check_mode([name or "the model" for name, m in model.named_modules() if m.training])]
+    if of_input[0].passed == "fail":
+        return Diagnosis(tuple(of_input), len(x), str(threat), {}, {}, None)
     with evaluating(model), torch.autocast(x.device.type, enabled=False), seeded(seed, "diagnosis"):
         bench = _Bench(model, x, y, batch_size, seed, advance)
-        return _diagnosis(bench, threat, first, surrogate)
+        return _diagnose(bench, threat, of_input, surrogate)
 
 
-def _diagnosis(bench: _Bench, threat: Linf | L2, first: list[Verdict], surrogate: nn.Module | None) -> Diagnosis:
+def _diagnose(bench: _Bench, threat: Linf | L2, of_input: list[Verdict], surrogate: nn.Module | None) -> Diagnosis:
+    """Check the outputs and gradients, then attack."""
     outputs, half = bench.outputs(), max(1, min(len(bench.x), bench.batch_size) // 2)
-    chance = 1 / outputs.shape[1]
     gradients = bench.gradients()
     repeatable = check_determinism(outputs, bench.outputs())
-    looked_at = [
-        *first,
+    verdicts = [
+        *of_input,
         check_outputs(outputs),
-        check_clean(bench.right, chance),
+        check_clean(bench.right, 1 / outputs.shape[1]),
         repeatable,
         check_batch(bench.outputs(half), outputs, repeatable.passed == "pass"),
         check_gradient(torch.zeros_like(bench.x) if gradients is None else gradients),
     ]
-    if gradients is None:  # there is nothing that an attack could follow
+    if gradients is None:  # no attack has anything to follow
         clean = {0.0: share(bench.right)}
-        return Diagnosis(tuple(looked_at), len(bench.x), str(threat), {}, clean, None)
+        return Diagnosis(tuple(verdicts), len(bench.x), str(threat), {}, clean, None)
+    steps, radii, of_attacks = _attack(bench, threat, 1 / outputs.shape[1], surrogate)
+    return Diagnosis(
+        (*verdicts, *of_attacks),
+        len(bench.x),
+        str(threat),
+        {k: share(flags) for k, flags in steps.items()},
+        {eps: share(flags) for eps, flags in radii.items()},
+        bench.surfaces(threat, gradients),
+    )
 
+
+def _attack(
+    bench: _Bench, threat: Linf | L2, chance: float, surrogate: nn.Module | None
+) -> tuple[dict[int, Tensor], dict[float, Tensor], list[Verdict]]:
+    """Return which images withstand each number of steps and each radius, and the verdicts on all attacks."""
     fgsm = bench.withstand("fgsm", FGSM(threat))
     steps = {
         k: bench.withstand(f"{k} steps", PGD(threat, steps=k, step_size=min(2.5 / k, 2) * threat.eps)) for k in STEPS
@@ -199,8 +197,7 @@ def _diagnosis(bench: _Bench, threat: Linf | L2, first: list[Verdict], surrogate
     if surrogate is not None:
         with evaluating(surrogate):
             black["transfer"] = bench.withstand("transfer", FromSurrogate(threat, surrogate), among=white)
-    verdicts = (
-        *looked_at,
+    verdicts = [
         check_fgsm(fgsm, usual),
         check_steps(steps),
         check_convergence(steps, usual, again),
@@ -208,20 +205,13 @@ def _diagnosis(bench: _Bench, threat: Linf | L2, first: list[Verdict], surrogate
         check_black_box(white, black),
         check_noise(noise, usual, bench.right),
         check_loss(usual, by_margin),
-    )
-    return Diagnosis(
-        verdicts,
-        len(bench.x),
-        str(threat),
-        {k: share(flags) for k, flags in steps.items()},
-        {k: share(flags) for k, flags in radii.items()},
-        bench.surfaces(threat, gradients),
-    )
+    ]
+    return steps, radii, verdicts
 
 
 @dataclass(frozen=True)
 class Noise(Attack):
-    """Random noise on the threat's sphere (for Linf its corners), the first draw that fools."""
+    """Random noise on the sphere of the threat model (for Linf its corners); the first draw that fools the model."""
 
     name: ClassVar[str] = "noise"
     uses_gradients: ClassVar[bool] = False
@@ -243,14 +233,14 @@ class Noise(Attack):
 
 @dataclass(frozen=True)
 class FromSurrogate(Attack):
-    """What PGD makes on another network, to its last step."""
+    """The examples that PGD makes on another network, to its last step."""
 
     name: ClassVar[str] = "transfer"
     uses_gradients: ClassVar[bool] = False
     surrogate: nn.Module | None = None
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return adversarial images of the surrogate; the model is not asked."""
+        """Return adversarial images of the surrogate; the model is not used."""
         assert self.surrogate is not None
         return PGD(self.threat, steps=USUAL).to_the_end(self.surrogate, x, y)
 
@@ -274,7 +264,7 @@ class _Bench:
             return torch.cat([check_logits(self.model(x), y) for x, y in batches]).float()
 
     def gradients(self) -> Tensor | None:
-        """Return the gradient of each image's cross entropy by the image; None where the model cuts the graph."""
+        """Return the gradient of each image's cross entropy by the image; None if the model cuts the graph."""
         self.advance("gradient")
         parts = []
         for x, y in zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True):
@@ -287,9 +277,9 @@ class _Bench:
             parts.append(grad)
         return torch.cat(parts)
 
-    def withstand(self, what: str, attack: Attack, among: Tensor | None = None) -> Tensor:
-        """Return (N,) bool: classified correctly, and, where it is among these, after the attack too."""
-        self.advance(what)
+    def withstand(self, step: str, attack: Attack, among: Tensor | None = None) -> Tensor:
+        """Return (N,) bool: whether the image is classified correctly, also after the attack if it is among these."""
+        self.advance(step)
         result = (self.right if among is None else among).clone()
         rows = result.nonzero().squeeze(1)
         with seeded(self.seed):  # every attack from the same random start: less noise between them
@@ -322,8 +312,8 @@ class _Bench:
 
 
 def _subset(images: Images | tuple[Tensor, Tensor], n: int) -> tuple[Tensor, Tensor]:
-    taken = as_images(images)
-    x, y = taken.floats(), taken.labels
+    pictures = as_images(images)
+    x, y = pictures.floats(), pictures.labels
     require(n >= 1, lambda: f"n={n} must be at least 1")
     if n < len(x):
         rows = stratified_split(y, n, SUBSET_SEED)[1].to(y.device)
@@ -332,7 +322,7 @@ def _subset(images: Images | tuple[Tensor, Tensor], n: int) -> tuple[Tensor, Ten
 
 
 def _radii(threat: Linf | L2, x: Tensor) -> list[float]:
-    """Return a quarter, half, once, twice, ... the radius, and last that from which every image can be reached."""
+    """Return 1/4, 1/2, 1, 2, ... times the radius, and last the radius at which every image can be reached."""
     reach = 1.0 if isinstance(threat, Linf) else math.sqrt(x[0].numel())
     doublings = [threat.eps * 2.0**k for k in range(-2, 40)]
     return sorted({*(eps for eps in doublings if eps < reach), reach, min(threat.eps, reach)})

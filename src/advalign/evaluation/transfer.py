@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,14 +14,14 @@ from torch import Tensor, nn
 from advalign.attacks import ATTACKS, Attack
 from advalign.data import Images
 from advalign.errors import UserError, require
-from advalign.evaluation import accuracy
-from advalign.evaluation.accuracy import PrecomputedExamples
+from advalign.evaluation.evaluator import PrecomputedExamples
 from advalign.evaluation.options import AttackOptions
+from advalign.evaluation.state import StateFile
 from advalign.evaluation.target import Target
 from advalign.models.fold import Folded
 from advalign.models.modes import evaluating
 from advalign.registration import source_digests
-from advalign.runs.checkpoint import load_state, save_state
+from advalign.runs.checkpoint import load_state
 from advalign.runtime.device import autocast
 from advalign.runtime.files import digest, write_atomically
 from advalign.runtime.progress import counting, say
@@ -99,7 +98,7 @@ def _make(
     advance: Callable[[int], None],
 ) -> Tensor:
     made: list[Tensor] = load_state(state, ("made",))["made"] if state.exists() else []
-    saved = time.monotonic()
+    state_file = StateFile(state)
     advance(sum(map(len, made)))
     with evaluating(surrogate):
         folded = Folded(surrogate)
@@ -108,9 +107,7 @@ def _make(
             x, y = images.floats(rows), images.labels[rows]
             with seeded(options.seed, str(attack), k), autocast(x.device, options.precision):
                 made.append(attack(folded, x, y).float().cpu())
-            if time.monotonic() - saved > accuracy.SAVE_SECONDS:
-                save_state(state, {"made": made})
-                saved = time.monotonic()
+            state_file.save({"made": made})
             advance(len(rows))
     return torch.cat(made).contiguous()
 

@@ -1,0 +1,75 @@
+"""Unfinished evaluations on disk, from which a second call resumes to the same bits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from advalign.runs.checkpoint import load_state, save_state
+
+SAVE_SECONDS = 10.0
+
+
+class StateFile:
+    """A file in which unfinished work is kept, written at most every ten seconds; without a path, nothing is kept."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.saved = path, time.monotonic()
+
+    def save(self, content: Mapping[str, Any]) -> None:
+        """Write the content, unless the last time was a moment ago."""
+        if self.path is not None and time.monotonic() - self.saved > SAVE_SECONDS:
+            save_state(self.path, content)
+            self.saved = time.monotonic()
+
+
+@dataclass
+class CurrentAttack:
+    """The attack under way."""
+
+    attack: str
+    """Its spelling."""
+    rows: Tensor
+    """Indices of the images that its present member attacks: those that withstand the members before."""
+    member: int = 0
+    """The number of members that are done."""
+    batch: int = 0
+    """The number of batches that the present member has done."""
+
+
+@dataclass
+class EvaluationState:
+    """What an evaluation has measured so far; the names of the fields are the keys of the state file."""
+
+    correct: dict[str, Tensor] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    passes: dict[str, list[int]] = field(default_factory=dict)
+    trails: dict[str, dict[str, float]] = field(default_factory=dict)
+    members: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    examples: dict[str, Tensor] = field(default_factory=dict)
+    """Adversarial images by attack, on the CPU."""
+    doubts: list[str] = field(default_factory=list)
+    """Warnings of the clean pass."""
+    lost: dict[str, int] = field(default_factory=dict)
+    """By attack, the number of images with outputs that are not finite."""
+    under_way: CurrentAttack | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> EvaluationState:
+        """Read a state file.
+
+        Raises:
+            UserError: it is damaged or something else.
+        """
+        content = load_state(path, ("correct", "under_way"))
+        under_way = CurrentAttack(**content["under_way"]) if content["under_way"] else None
+        return cls(**{**content, "under_way": under_way})
+
+    def content(self) -> dict[str, Any]:
+        """Return what the state file holds."""
+        return {**vars(self), "under_way": vars(self.under_way) if self.under_way else {}}
