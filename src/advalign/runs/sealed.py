@@ -31,6 +31,7 @@ _NPY_TAIL = 1024  # the seal of a .npy file lies within its last bytes
 Content = bytes | mmap.mmap
 
 _log = logging.getLogger("advalign")
+_noted: set[str] = set()  # kinds of files
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,10 @@ def check_sealed(content: Content, file: Path, owner: Owner | None, *, remedy: s
 
 
 def note_unsealed(file: Path) -> None:
-    """Note that a file of ours has no checksum, as those of earlier versions have none."""
-    _log.warning("note: %s has no checksum, as files of earlier versions: it is read as it is", file)
+    """Note that a file of the library has no checksum; once for all files of a kind."""
+    if file.suffix not in _noted:
+        _noted.add(file.suffix)
+        _log.warning("note: %s has no checksum, like all files of earlier versions; it is read as it is", file)
 
 
 def _blank_seal(owner: Owner) -> bytes:

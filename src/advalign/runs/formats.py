@@ -1,0 +1,257 @@
+"""The JSON files of the library: one schema for each, a format version, and a checksum; checked before believed.
+
+A file of an earlier version without a checksum is believed, and a note says so. NaN and infinity are written as
+Python's JSON does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from advalign.errors import UserError
+from advalign.runs.sealed import note_unsealed
+from advalign.runtime.files import digest, write_atomically
+
+FORMAT = 1
+"""Raised when a newer program writes what this one cannot read."""
+
+Kind = TypeVar("Kind", bound=msgspec.Struct)
+
+
+class Setting(msgspec.Struct):
+    """What names a run; other settings may be there as well."""
+
+    method: str
+    data: str
+    model: str
+    classes: int = 0
+    shape: tuple[int, int, int] = (0, 0, 0)
+    """of an image, (C, H, W)"""
+    images: str = ""
+    """digest of the data set"""
+    recipe: dict[str, Any] = {}
+    guests: dict[str, str] = {}
+    extra: str = ""
+    own: dict[str, str] = {}
+
+
+class RunFile(msgspec.Struct, forbid_unknown_fields=True):
+    """`run.json`."""
+
+    id: str
+    status: Literal["running", "finished"]
+    setting: Setting
+    environment: dict[str, str]
+
+
+class LogRow(msgspec.Struct, forbid_unknown_fields=True):
+    """A line of `log.jsonl`, one for each epoch."""
+
+    epoch: int
+    lr: float
+    loss: float
+    terms: dict[str, float]
+    seconds: float = 0.0
+    validation: dict[str, float] = {}
+    calibration: dict[str, dict[str, dict[str, float]]] = {}
+    compile_seconds: float = 0.0
+
+
+class RecordRow(msgspec.Struct, forbid_unknown_fields=True):
+    """A line of `records.jsonl`, and a record of a result; see `Record`."""
+
+    method: str
+    data: str
+    images: str
+    model: str
+    checkpoint: str
+    attack: str
+    threat: str
+    accuracy: float
+    n: int
+    precision: str
+    attack_seed: int
+    batch_size: int
+    training_images: int
+    epochs: int
+    recipe: str
+    seed: int
+    run: str
+    seconds: float
+    commit: str
+    torch: str
+    device: str
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.accuracy <= 1 and self.n >= 1):  # NaN fails the comparison
+            raise ValueError(f"accuracy {self.accuracy} on {self.n} images")
+
+
+class Passes(msgspec.Struct, forbid_unknown_fields=True):
+    """Forward and backward passes of an attack, in images."""
+
+    forward: int
+    backward: int
+
+
+class ResultFile(msgspec.Struct, forbid_unknown_fields=True):
+    """A result of `advalign evaluate`: its records, and of each image whether it withstood."""
+
+    records: list[RecordRow]
+    outcomes: dict[str, str]
+    """by name, a digit for each image: 1 if it is classified correctly"""
+    environment: dict[str, str]
+    weights: str = ""
+    mean: list[float] = []
+    std: list[float] = []
+    passes: dict[str, Passes] = {}
+    trails: dict[str, dict[str, float]] = {}
+    members: dict[str, dict[str, Passes]] = {}
+    warnings: list[str] = []
+    note: str = ""
+    surrogate: str = ""
+    surrogate_weights: str = ""
+    distances: dict[str, float] = {}
+    own: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if not self.records or "clean" not in self.outcomes:
+            raise ValueError("no records, or no outcomes of the clean images")
+        n = self.records[0].n
+        accuracies = {record.attack: record.accuracy for record in self.records}
+        for name, digits in self.outcomes.items():
+            if len(digits) != n or digits.strip("01"):
+                raise ValueError(f"the outcomes of {name} are not {n} digits of 0 and 1")
+            if name in accuracies and not math.isclose(accuracies[name], digits.count("1") / n, abs_tol=1e-9):
+                raise ValueError(f"the accuracy of {name} is not that of its outcomes")
+
+
+class VerdictRow(msgspec.Struct, forbid_unknown_fields=True):
+    """A verdict of a diagnosis."""
+
+    name: str
+    passed: Literal["pass", "warn", "fail"]
+    number: float | None
+    unit: str
+    sentence: str
+    advice: str
+
+
+class DiagnosisFile(msgspec.Struct, forbid_unknown_fields=True):
+    """A result of `advalign diagnose`."""
+
+    source: str
+    model: str
+    data: str
+    images: str
+    seed: int
+    batch_size: int
+    n: int
+    threat: str
+    verdicts: list[VerdictRow]
+    accuracy_by_steps: dict[str, float]
+    accuracy_by_radius: dict[str, float]
+    environment: dict[str, str]
+
+
+class StudyFile(msgspec.Struct, forbid_unknown_fields=True):
+    """`study.json`, by which a folder is known as a study's."""
+
+    study: str
+    title: str
+    failures: dict[str, str]
+
+
+def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as indented JSON with its format version and checksum, atomically.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    write_atomically(path, json.dumps(_with_checksum(content), indent=2) + "\n")
+
+
+def write_checked_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write objects as JSON Lines, each with its checksum, atomically.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    write_atomically(path, "".join(json.dumps(_with_checksum(row)) + "\n" for row in rows))
+
+
+def read_checked_json(path: Path, kind: type[Kind], remedy: str) -> dict[str, Any]:
+    """Read an object and check it against its checksum and schema; return it as it stands in the file.
+
+    Args:
+        remedy: what to do about a damaged file, as the end of a sentence.
+
+    Raises:
+        UserError: the file is missing, damaged, of a newer version, or something else.
+    """
+    return _checked(_parsed(path, _text(path), remedy), path, kind, remedy, "")
+
+
+def read_checked_lines(path: Path, kind: type[Kind], remedy: str) -> list[dict[str, Any]]:
+    """Read JSON Lines as `read_checked_json` reads an object; a missing file has none.
+
+    Raises:
+        UserError: a line is damaged, of a newer version, or something else.
+    """
+    if not path.exists():
+        return []
+    lines = _text(path).splitlines()
+    return [
+        _checked(_parsed(path, line, remedy), path, kind, remedy, f", line {number}")
+        for number, line in enumerate(lines, 1)
+    ]
+
+
+def _with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    content = {**content, "format": FORMAT}
+    return {**content, "checksum": _checksum(content)}
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return digest(json.dumps(content, sort_keys=True))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is damaged: it is not text") from None
+
+
+def _parsed(path: Path, text: str, remedy: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({str(error)[:100]}): {remedy}") from None
+
+
+def _checked(content: Any, path: Path, kind: type[msgspec.Struct], remedy: str, line: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise UserError(f"{path}{line} is damaged or not of advalign: it is no JSON object; {remedy}")
+    version = content.get("format", 0)
+    checksum = content.pop("checksum", None)
+    if checksum is None:
+        note_unsealed(path)
+    elif checksum != _checksum(content):
+        raise UserError(f"{path}{line} is damaged or was edited, its checksum does not fit: {remedy}")
+    if version not in range(FORMAT + 1):
+        raise UserError(f"{path} was written by a newer version of advalign (format {version}): upgrade advalign")
+    content.pop("format", None)
+    try:
+        msgspec.convert(content, kind)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise UserError(f"{path}{line} is damaged or not of advalign ({str(error)[:200]}): {remedy}") from None
+    return content
