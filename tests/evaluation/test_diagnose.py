@@ -88,6 +88,7 @@ def test_honest_networks_pass(target, natural: nn.Module, test_images: Images):
         assert not diagnosis.failed, [v.sentence for v in diagnosis.verdicts if v.passed == "fail"]
 
 
+@pytest.mark.slow
 def test_honest_networks_pass_on_images_that_they_classify_and_at_other_radii(target, natural: nn.Module):
     for net, eps in ((target.model, 0.4), (natural, 1 / 255)):
         assert not diagnose(net, (target.x, target.y), Linf(eps), n=N).failed
@@ -115,9 +116,9 @@ def test_maskers_are_caught(name: str, natural: nn.Module, test_images: Images):
 @pytest.mark.parametrize(
     ("name", "caught"),
     [
-        ("saturated logits", {"gradient", "large radius", "loss"}),
+        pytest.param("saturated logits", {"gradient", "large radius", "loss"}, marks=pytest.mark.slow),
         ("distillation, simulated", {"gradient", "loss"}),
-        ("quantised input", {"gradient", "large radius", "black box"}),
+        pytest.param("quantised input", {"gradient", "large radius", "black box"}, marks=pytest.mark.slow),
     ],
 )
 def test_maskers_on_a_robust_network_are_caught(name: str, caught: set[str], target, test_images: Images):
@@ -126,6 +127,7 @@ def test_maskers_on_a_robust_network_are_caught(name: str, caught: set[str], tar
     assert caught <= set(diagnose(Around(target.model, before, after).eval(), test_images, Linf(0.2), n=200).failed)
 
 
+@pytest.mark.slow
 def test_defensive_distillation_is_caught(test_images: Images):
     """Papernot et al. 2016: trained at a high temperature, deployed at 1."""
     net = models.build("small-cnn(width=8)", classes=10, channels=1)
@@ -159,6 +161,7 @@ def test_images_outside_the_range_end_it(natural: nn.Module, x: Tensor):
     json.dumps(diagnosis.content(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_transfer_breaks_what_a_reversed_gradient_hides(natural: nn.Module, test_images: Images, monkeypatch):
     monkeypatch.setattr("advalign.evaluation.diagnose.QUERIES", 1)
     liar = Around(natural, MASKERS["reversed gradient"][0])
