@@ -145,10 +145,10 @@ def test_time_budget_stops_in_good_order_and_the_same_call_goes_on(tmp_path: Pat
         ("at", {"average": "swa", "awp": 0.01, "awp_start": 1}),
         ("trades+afa", {"label_smoothing": 0.1, "augment": "flip-crop"}),
         ("at+part(warmup=0.5)", {}),
-        ("mtard", {}),
+        pytest.param("mtard", {}, marks=pytest.mark.slow),
         ("ikl", {}),
-        ("iad(begin=0.5)", {}),
-        ("afa", {}),
+        pytest.param("iad(begin=0.5)", {}, marks=pytest.mark.slow),
+        pytest.param("afa", {}, marks=pytest.mark.slow),
     ],
 )
 def test_stopping_after_every_step_changes_nothing_whatever_the_method_keeps(
