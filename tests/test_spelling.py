@@ -206,7 +206,7 @@ def test_numbers_round_trip(value: float):
 
 
 @given(st.integers(-2000, 2000))
-def test_fractions_of_255_are_spelled_as_such_or_shorter(numerator: int):
+def test_fractions_of_255_are_written_as_such_or_shorter(numerator: int):
     text = spell_number(numerator / 255)
     assert parse_number(text) == numerator / 255
     assert len(text) <= len(f"{numerator}/255")
@@ -323,7 +323,7 @@ def test_refusals_name_the_value_and_what_is_allowed(text: str, words: str):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_given_by_the_caller_cannot_be_spelled():
+def test_arguments_that_the_caller_sets_cannot_be_in_the_text():
     with pytest.raises(UserError, match="unknown argument"):
         build("thing", parse_call("thing(size=2)"), {"thing": Thing}, size=1)
     assert build("thing", parse_call("thing(word=b)"), {"thing": Thing}, size=4).size == 4

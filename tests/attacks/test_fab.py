@@ -157,12 +157,12 @@ def broken(target: Target, x_adv: Tensor, threat: Threat) -> Tensor:
     return misclassified(target.model, x_adv, target.y) & inside
 
 
-def theirs(target: Target, threat: Threat, *, targeted: bool, seed: int = 0, **given: Any) -> Tensor:
+def theirs(target: Target, threat: Threat, *, targeted: bool, seed: int = 0, **arguments: Any) -> Tensor:
     """Which images the authors' code breaks within eps."""
     reference = pytest.importorskip("pyautoattack.fab_pt")
     norm = "Linf" if isinstance(threat, Linf) else "L2"
     attack = reference.FABAttack_PT(
-        target.model, norm=norm, eps=threat.eps, targeted=targeted, seed=seed, device="cpu", **given
+        target.model, norm=norm, eps=threat.eps, targeted=targeted, seed=seed, device="cpu", **arguments
     )
     with torch.random.fork_rng():  # it seeds the global generator
         return broken(target, attack.perturb(target.x, target.y), threat)
@@ -289,7 +289,7 @@ def test_more_restarts_and_targets_never_break_less(target: Target):
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("arguments", "words"),
     [
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"restarts": 0}, "restarts=0 must be at least 1"),
@@ -301,9 +301,9 @@ def test_more_restarts_and_targets_never_break_less(target: Target):
         ({"threat": PixelLinf(0.1, torch.zeros(1, 1, 2, 2))}, r"a norm: linf or l2, not PixelLinf\(0.1\)"),
     ],
 )
-def test_refusals(given: dict[str, Any], words: str):
+def test_refusals(arguments: dict[str, Any], words: str):
     with pytest.raises(UserError, match=words):
-        FABT(**{"threat": Linf(), **given})
-    if "targets" not in given:
+        FABT(**{"threat": Linf(), **arguments})
+    if "targets" not in arguments:
         with pytest.raises(UserError, match=words):
-            FAB(**{"threat": Linf(), **given})
+            FAB(**{"threat": Linf(), **arguments})

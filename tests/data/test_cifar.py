@@ -168,7 +168,7 @@ def test_a_download_with_a_wrong_checksum_is_refused(served: tuple[str, str], mo
 
 
 @pytest.mark.parametrize("name", cifar.RELEASES)
-def test_without_network_the_way_by_hand_is_told(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_without_network_the_message_says_how_to_download_by_hand(name: str, monkeypatch: pytest.MonkeyPatch):
     url = "http://127.0.0.1:9/release.tar.gz"  # the discard port: nobody answers
     monkeypatch.setitem(cifar.RELEASES, name, replace(cifar.RELEASES[name], url=url))
     with pytest.raises(UserError, match=rf"{name} could not be downloaded: fetch {url} by hand.*--data-dir") as caught:

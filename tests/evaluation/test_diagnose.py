@@ -124,7 +124,8 @@ def test_maskers_are_caught(name: str, natural: nn.Module, test_images: Images):
 def test_maskers_on_a_robust_network_are_caught(name: str, caught: set[str], target, test_images: Images):
     """There is less to hide: noise and the black box find little.
 
-    The loss at a scale of 50 lies at its threshold, here or there of it as the sums of training round; at 100 it is clear.
+    At a scale of 50 the verdict on the loss is so near its threshold that rounding in the training of the network
+    decides it; at 100 it is clear.
     """
     before, after, _ = MASKERS[name]
     assert caught <= set(diagnose(Around(target.model, before, after).eval(), test_images, Linf(0.2), n=200).failed)

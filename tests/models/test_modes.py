@@ -1,4 +1,4 @@
-"""Eval mode for a while leaves everything as found."""
+"""Eval mode for a while leaves everything as it was."""
 
 from __future__ import annotations
 

@@ -309,7 +309,7 @@ def test_the_attack_climbs_away_from_the_teacher(method: str):
 
 
 @pytest.mark.parametrize(
-    ("spelled", "words"),
+    ("spelling", "words"),
     [
         ("ard(alpha=1.5)", "alpha=1.5 must be in [0, 1]"),
         ("ard(temperature=0)", "temperature=0 must be above 0"),
@@ -324,15 +324,15 @@ def test_the_attack_climbs_away_from_the_teacher(method: str):
         ("ard+lbgat", "'lbgat' takes the place of hard labels, but ard has none"),
     ],
 )
-def test_refusals(spelled: str, words: str):
+def test_refusals(spelling: str, words: str):
     with pytest.raises(UserError) as caught:
-        parse(spelled)
+        parse(spelling)
     assert words in str(caught.value)
 
 
 def test_what_has_labels_or_adds_only_joins():
-    for spelled in ("ard(alpha=0.5)+bgat", "iad2+kd", "rslad+vfd", "rslad+bgat(additive=true)", "mtard+vfd"):
-        parse(spelled)
+    for spelling in ("ard(alpha=0.5)+bgat", "iad2+kd", "rslad+vfd", "rslad+bgat(additive=true)", "mtard+vfd"):
+        parse(spelling)
 
 
 def test_a_folded_teacher_follows_its_network_in_a_train_mode_attack_too():

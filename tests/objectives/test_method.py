@@ -18,7 +18,7 @@ from advalign.objectives.method import PlugIn
 
 
 @pytest.mark.parametrize(
-    ("spelled", "canonical"),
+    ("spelling", "canonical"),
     [
         ("trades", "trades"),
         ("trades(beta=6)", "trades"),
@@ -31,8 +31,8 @@ from advalign.objectives.method import PlugIn
         ("alp(mix=0.5,beta=0.5)", "alp(beta=0.5, mix=0.5)"),
     ],
 )
-def test_spelling_is_canonical(spelled: str, canonical: str):
-    assert str(parse(spelled)) == canonical
+def test_spelling_is_canonical(spelling: str, canonical: str):
+    assert str(parse(spelling)) == canonical
     assert str(parse(canonical)) == canonical
 
 
@@ -48,7 +48,7 @@ def test_plus_composes():
 
 
 @pytest.mark.parametrize(
-    ("spelled", "words"),
+    ("spelling", "words"),
     [
         ("tradse", "unknown method 'tradse': did you mean 'trades'? choose from adaad, "),
         ("trades+vdf", "did you mean 'vfd'"),
@@ -69,9 +69,9 @@ def test_plus_composes():
         ("at # +vfd", "cannot read"),
     ],
 )
-def test_refusals_name_the_value_and_what_is_allowed(spelled: str, words: str):
+def test_refusals_name_the_value_and_what_is_allowed(spelling: str, words: str):
     with pytest.raises(UserError) as caught:
-        parse(spelled)
+        parse(spelling)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -143,7 +143,7 @@ def test_two_parts_that_name_the_same_term_are_refused():
 
 
 class _Wrong(PlugIn):
-    """Returns what it is given."""
+    """Return the input."""
 
     name = "wrong"
 

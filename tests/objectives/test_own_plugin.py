@@ -141,7 +141,7 @@ def test_a_base_of_ones_own_is_registered_too(registries: Path):
     assert str(parse("own+vfd")) == "own+vfd"
 
 
-def test_an_argument_that_is_not_spelled_is_refused_from_python_too():
+def test_an_argument_that_the_spelling_lacks_is_refused_from_python_too():
     """Two weights would have one spelling, and one run."""
 
     class Hides(PlugIn):

@@ -199,7 +199,7 @@ def test_a_guide_learns_with_the_student_and_resumes_with_it(tmp_path: Path):
     assert not any("guide" in key for key in load_weights(run.weights("best"))[0])
 
 
-def test_a_given_guest_is_used_and_none_is_trained(tmp_path: Path):
+def test_a_supplied_guest_is_used_and_none_is_trained(tmp_path: Path):
     vanilla = quick("natural", tmp_path / "guests")
     by_folder = quick("at+vfd", tmp_path / "runs", guests={"vanilla": vanilla.path})
     by_file = quick("at+vfd", tmp_path / "runs", guests={"vanilla": vanilla.weights("best")})
@@ -473,8 +473,8 @@ def test_a_teacher_of_another_architecture_is_given_with_its_model(tmp_path: Pat
         quick("rslad", tmp_path, guests={"robust": f"smal-cnn@{file}"})
 
 
-def test_records_tell_teachers_apart_but_not_their_seeds(tmp_path: Path):
-    """Seeds of one method have teachers of one kind: given or trained on the way, of any seed."""
+def test_records_distinguish_teachers_but_not_their_seeds(tmp_path: Path):
+    """Seeds of one method have teachers of one kind: supplied or trained on the way, of any seed."""
     other = quick("at", tmp_path)
     runs = [
         quick("rslad", tmp_path),
