@@ -1,0 +1,80 @@
+"""Plans: values, checked when they are made, with a trial step that equal plans make once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from advalign.data import load
+from advalign.errors import UserError
+from advalign.objectives import parse
+from advalign.training import plan as planning
+from advalign.training.plan import Plan, plan
+from advalign.training.recipes import Recipe, digits
+from advalign.training.train import train
+
+MODEL = "small-cnn(width=4)"
+QUICK = replace(digits(), epochs=1, steps=1, batch_size=128, subset=256)
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The methods whose step was tried."""
+    tried: list[str] = []
+    try_step = planning.try_step
+
+    def counted(planned: Plan) -> None:
+        tried.append(str(planned.method))
+        try_step(planned)
+
+    monkeypatch.setattr(planning, "try_step", counted)
+    return tried
+
+
+def planned(method: str, folder: Path, recipe: Recipe = QUICK, guests: dict[str, str | Path] | None = None, **more):
+    return plan(parse(method), load("digits"), MODEL, recipe, runs=folder, guests=guests or {}, **more)
+
+
+def test_a_plan_is_a_value_that_tries_nothing_by_itself(tmp_path: Path, trials: list[str]):
+    made = planned("at", tmp_path)
+    assert trials == ["at"]
+    copy = replace(made, model="no-such-model")
+    assert copy != made
+    assert replace(copy, model=MODEL) == made
+    assert trials == ["at"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_guest_of_two_parts_is_tried_once_and_plans_share_no_trial_unless_told(tmp_path: Path, trials: list[str]):
+    planned("hat+kd", tmp_path)
+    assert sorted(trials) == ["hat", "hat+kd", "natural"]
+    planned("hat+kd", tmp_path)
+    assert len(trials) == 6
+
+
+def test_equal_trials_are_made_once_where_plans_share_them(tmp_path: Path, trials: list[str]):
+    tried: set[object] = set()
+    for seed in range(3):
+        planned("trades+vfd", tmp_path, replace(QUICK, seed=seed), tried=tried)
+    assert sorted(trials) == ["natural", "trades+vfd"]
+    planned("trades+vfd", tmp_path, replace(QUICK, batch_size=64), tried=tried)
+    assert len(trials) == 4
+
+
+def test_a_guest_from_a_file_is_tried_each_time_since_the_file_may_change(tmp_path: Path, trials: list[str]):
+    vanilla = train("natural", data="digits", model=MODEL, recipe=QUICK, runs=tmp_path, device="cpu")
+    trials.clear()
+    tried: set[object] = set()
+    for _ in range(2):
+        planned("at+vfd", tmp_path, guests={"vanilla": vanilla.path}, tried=tried)
+    assert trials == ["at+vfd", "at+vfd"]
+
+
+def test_what_cannot_be_trained_is_refused_when_planned(tmp_path: Path):
+    with pytest.raises(UserError, match="subset=5000 must be at most"):
+        planned("at", tmp_path, replace(QUICK, subset=5000))
+    with pytest.raises(UserError, match="at takes no vanilla model"):
+        planned("at", tmp_path, guests={"vanilla": "nowhere"})
+    assert list(tmp_path.iterdir()) == []
