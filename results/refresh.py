@@ -1,6 +1,6 @@
 """Write the tables of the README and of docs/ from the committed records and measurements: `python results/refresh.py`.
 
-A test holds them current.
+A test checks that they are current.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import json
 import re
 from pathlib import Path
 
+from claims import claims, study_in, study_table, sweep_table
+from comparison import comparison
+
 from advalign.report.tables import Table, accuracy_table
 from advalign.runs import read_records
-from advalign.studies.claims import claims, study_in, study_table, sweep_table
-from advalign.studies.methods import comparison
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md", ROOT / "docs" / "evaluation.md", ROOT / "docs" / "speed.md")
@@ -21,17 +22,15 @@ _BLOCK = re.compile(
     r"(<!-- end of table -->)",
     re.DOTALL,
 )
-
-
 _OF_STUDIES = {"claims": claims, "study": study_table, "sweep": sweep_table}
 
 
 def timing(path: Path) -> Table:
-    """Tabulate what `python -m benchmarks` has measured."""
+    """Tabulate the measurements of `python -m benchmarks`."""
     content, ours, cells = json.loads(path.read_text()), ("ours", "ours, bf16"), []
     for row in content["rows"]:
         shape = f"{row['model']}, batch {row['batch']}" if "batch" in row else "small-cnn(width=16)"
-        where = f"{shape}, {row['images']} images" if "images" in row else shape
+        network = f"{shape}, {row['images']} images" if "images" in row else shape
         seconds = [f"{row['seconds'][way]:.2f}" if row["seconds"] else "–" for way in ours]
         faster = [
             next((f"{row['ratio'][way][other]:.2f}" for other in others if other in row["ratio"].get(way, {})), "–")
@@ -41,7 +40,7 @@ def timing(path: Path) -> Table:
         passes = row.get("forward", {})
         work = [f"{passes[way] + row['backward'][way]:.0f}" if way in passes else "–" for way in ("authors", "ours")]
         memory = [str(row.get("memory_mib", {}).get(way, "–")) for way in ("once", "ours")]
-        cells.append((row["workload"], where, *seconds, *faster, *work, *memory))
+        cells.append((row["workload"], network, *seconds, *faster, *work, *memory))
     columns = (
         "workload", "network", "s", "s, bf16", "× authors'", "× authors', bf16", "× plain", "× plain, bf16",
         "× best plain", "× best plain, bf16",
@@ -57,7 +56,7 @@ def timing(path: Path) -> Table:
 
 
 def scaling(path: Path) -> Table:
-    """Tabulate what `python -m benchmarks.scaling` has measured."""
+    """Tabulate the measurements of `python -m benchmarks.scaling`."""
     content = json.loads(path.read_text())
     cells = tuple(
         (row["factor"], row["value"], f"{row['seconds']:.2f}", f"{row['times_the_first']:.2f}", str(row["forward"]),
@@ -71,7 +70,7 @@ def scaling(path: Path) -> Table:
 
 
 def convolutions(path: Path) -> Table:
-    """Tabulate what `python -m benchmarks.convolutions` has measured."""
+    """Tabulate the measurements of `python -m benchmarks.convolutions`."""
     content, cells = json.loads(path.read_text()), []
     for row in content["rows"]:
         plain, errors = row["faster_plain"], row["forward_and_gradient_error"]
@@ -93,23 +92,23 @@ _OF_BENCHMARKS = {"timing": timing, "scaling": scaling, "convolutions": convolut
 
 
 def _machine(content: dict[str, dict[str, str]]) -> str:
-    made = content["environment"]
-    return f"{made['device']}, torch {made['torch']}, commit {made['commit']}"
+    environment = content["environment"]
+    return f"{environment['device']}, torch {environment['torch']}, commit {environment['commit']}"
 
 
 def refreshed(text: str) -> str:
-    """Return the text with the table of each marked block made from its records."""
+    """Return the text with the table of each marked block made anew from its records."""
 
-    def table(found: re.Match[str]) -> str:
-        kind, path = found[2], ROOT / found[3]
+    def table(block: re.Match[str]) -> str:
+        kind, path = block[2], ROOT / block[3]
         if kind in _OF_BENCHMARKS:
-            made = _OF_BENCHMARKS[kind](path)
+            content = _OF_BENCHMARKS[kind](path)
         elif kind in _OF_STUDIES:
-            made = _OF_STUDIES[kind](*study_in(path))
+            content = _OF_STUDIES[kind](*study_in(path))
         else:
             records = [record for file in sorted(path.rglob("records.jsonl")) for record in read_records(file)]
-            made = accuracy_table(records) if kind == "table" else comparison(records)
-        return f"{found[1]}{made.markdown()}\n{found[4]}"
+            content = accuracy_table(records) if kind == "table" else comparison(records)
+        return f"{block[1]}{content.markdown()}\n{block[4]}"
 
     return _BLOCK.sub(table, text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from advalign import models
 from advalign.cli import commands as cli
 from advalign.errors import UserError
 from advalign.evaluation.measure import measure
+from advalign.evaluation.options import TargetOptions
 from advalign.report import report_on
 from advalign.report.commands import evaluate_line
-from advalign.report.figures import trade_off
-from advalign.report.sources import find
+from advalign.report.sources import find_sources
+from advalign.report.trade_off import trade_off_figure
 from advalign.runs import append_records
 from advalign.runtime.files import read_json, write_json
 from advalign.training.recipes import digits
@@ -33,14 +35,15 @@ def weights(folder: Path, seed: int) -> Path:
     return folder / "net.pt"
 
 
-def measured(file: Path, **options):
-    return measure(file, ["fgsm"], model=MODEL, data="digits", eps=0.2, n=100, device="cpu", **options)
+def measured(file: Path, mean: Sequence[float] = (), std: Sequence[float] = (), **options):
+    target = TargetOptions(model=MODEL, data="digits", eps=0.2, n=100, mean=mean, std=std, device="cpu")
+    return measure(file, ["fgsm"], target, **options)
 
 
 def test_weights_from_elsewhere_are_rows_beside_runs(tmp_path: Path):
     recipe = replace(digits(), epochs=1, steps=1, subset=256, batch_size=128)
     run = train("natural", data="digits", model=MODEL, recipe=recipe, runs=tmp_path / "runs", device="cpu")
-    ours = measure(run.path, ["fgsm"], eps=0.2, n=100, device="cpu")
+    ours = measure(run.path, ["fgsm"], TargetOptions(eps=0.2, n=100, device="cpu"))
     theirs = measured(weights(tmp_path / "a", 0), save_examples=True)
     (table,) = report_on([tmp_path], tmp_path / "page.html", maps=0)
     cells = {row[0]: row[1:] for row in table.rows}
@@ -49,11 +52,11 @@ def test_weights_from_elsewhere_are_rows_beside_runs(tmp_path: Path):
         shares = {record.attack: f"{100 * record.accuracy:.1f}" for record in result.records}
         assert row[1:3] == (shares["clean"], shares["fgsm"])
     assert cells["net.pt, evaluated only"][-3:] == ("unknown", "unknown", "net.pt")
-    assert "nobody knows how weights from elsewhere were trained" in table.caption
-    drawn = (line.get_label() for line in trade_off(find([tmp_path]).records).axes[0].lines)
+    assert "unknown: weights without a training record" in table.caption
+    drawn = (line.get_label() for line in trade_off_figure(find_sources([tmp_path]).records).axes[0].lines)
     assert {"natural", "net.pt, evaluated only"} <= set(drawn)  # that one is unknown tells nothing in a legend
     text = (tmp_path / "page.html").read_text()
-    assert "Weights from elsewhere: 1, evaluated only" in text
+    assert "Weights without a training record: 1, evaluated only" in text
     for heading in ("Accuracy by class", "Adversarial examples"):
         assert f"<h2>{heading}: digits, Linf(0.2), n = 100</h2>" in text
     assert "<h3>net.pt, evaluated only</h3>" in text
@@ -78,23 +81,23 @@ def test_a_result_may_be_named_and_is_read_once(tmp_path: Path):
     result = measured(weights(tmp_path / "a", 0), out=tmp_path / "results")
     again = Path("results") / ".." / "results" / result.path.name
     append_records(tmp_path / "collected" / "records.jsonl", result.records)
-    found = find([result.path, tmp_path, tmp_path / again])
+    found = find_sources([result.path, tmp_path, tmp_path / again])
     assert len(found.records) == len(result.records) == 3
-    assert [len(results) for results in found.evaluations.values()] == [1]
+    assert [len(results) for results in found.results.values()] == [1]
     (tmp_path / "results" / "12345678.json").write_text('{"records": ["somebody else\'s"]}')
-    assert len(find([tmp_path]).records) == 3
+    assert len(find_sources([tmp_path]).records) == 3
     with pytest.raises(UserError, match=r"12345678.json is no result of advalign evaluate"):
-        find([tmp_path / "results" / "12345678.json"])
+        find_sources([tmp_path / "results" / "12345678.json"])
     write_json(result.path, {**read_json(result.path), "outcomes": {}})
     with pytest.raises(UserError, match="is no result of advalign evaluate"):
-        find([tmp_path])
+        find_sources([tmp_path])
 
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_the_line_measures_the_same_outcomes(kept: bool, tmp_path: Path):
     file = weights(tmp_path / "a", 0)
     result = measured(file, mean=[0.3], std=[0.2])
-    ((evaluated,),) = find([tmp_path]).evaluations.values()
+    ((evaluated,),) = find_sources([tmp_path]).results.values()
     assert evaluated.weights == file
     if not kept:
         line = evaluate_line(None, evaluated.content, {})
@@ -110,9 +113,9 @@ def test_the_line_measures_the_same_outcomes(kept: bool, tmp_path: Path):
 def test_a_result_of_a_run_that_is_not_there_is_the_run_s(tmp_path: Path):
     recipe = replace(digits(), epochs=1, steps=1, subset=256, batch_size=128)
     run = train("natural", data="digits", model=MODEL, recipe=recipe, runs=tmp_path / "runs", device="cpu")
-    result = measure(run.path, ["none"], n=100, device="cpu", out=tmp_path / "results")
-    found = find([tmp_path / "results"])
+    result = measure(run.path, ["none"], TargetOptions(n=100, device="cpu"), out=tmp_path / "results")
+    found = find_sources([tmp_path / "results"])
     assert found.records == result.records
     assert found.names == {run.id: f"natural, {run.id}"}
-    ((evaluated,),) = found.evaluations.values()
+    ((evaluated,),) = found.results.values()
     assert f"RUN: the folder of run {run.id}" in evaluate_line(None, evaluated.content, {})

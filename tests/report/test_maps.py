@@ -17,9 +17,10 @@ from torch import nn
 from advalign.cli import commands as cli
 from advalign.data import load
 from advalign.evaluation.measure import measure
-from advalign.report.features import FeatureMap, explained, feature_map, feature_maps, few
-from advalign.report.maps import feature_plates, mappable
-from advalign.report.sources import Found, find
+from advalign.evaluation.options import TargetOptions
+from advalign.report.features import FeatureMap, feature_caption, feature_map, feature_maps, first_of_each_class
+from advalign.report.maps import feature_sections, mappable_runs
+from advalign.report.sources import ReportSources, find_sources
 from advalign.runs import Run, append_records, find_weights
 from advalign.runs import load as load_net
 from advalign.threats import Linf
@@ -35,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     recipe = replace(digits(), epochs=3, steps=1, batch_size=64)
     run = train("natural", data="digits", model="small-cnn(width=8)", recipe=recipe, runs=runs, device="cpu")
-    measure(run.path, ["fgsm"], eps=0.2, device="cpu")
+    measure(run.path, ["fgsm"], TargetOptions(eps=0.2, device="cpu"))
     return runs
 
 
@@ -54,7 +55,7 @@ def test_mapped_is_what_the_last_layer_reads_of_clean_images_and_of_attacked_one
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(manifold, "TSNE", FirstTwo)
-    (folder,), images = trained.iterdir(), few(load("digits").test, classes=5, each=50)
+    (folder,), images = trained.iterdir(), first_of_each_class(load("digits").test, 5, 50)
     found = feature_map(find_weights(folder), images, Linf(0.2), CPU, tmp_path / "kept.npz")
     assert images.labels.bincount().tolist() == [
         min(50, int((load("digits").test.labels == k).sum())) for k in range(5)
@@ -71,7 +72,7 @@ def test_mapped_is_what_the_last_layer_reads_of_clean_images_and_of_attacked_one
     assert (attacked.argmax(1) == images.labels).double().mean() < 0.1
     # An attack that stops at the first wrong answer leaves it a hair's breadth ahead; a whole one goes far beyond.
     assert (attacked.amax(1) - attacked.gather(1, images.labels[:, None])[:, 0]).median() > 1
-    told = explained(images, Linf(0.2), load("digits").class_names[:5])
+    told = feature_caption(images, Linf(0.2), load("digits").class_names[:5])
     assert f"for {len(images)} test images" in told
     assert f"perplexity {FirstTwo.setting['perplexity']:g}, seed {FirstTwo.setting['random_state']}" in told
 
@@ -85,42 +86,42 @@ def test_a_class_is_drawn_where_its_features_lie():
         np.testing.assert_array_equal(shown["dog"], sign * points[[1, 3, 4, 5]])
 
 
-def plates_of(found: Found, kept: Path, absent: list[str], most: int = 4, data_dir: Path | None = None):
-    return feature_plates(
-        found, kept, most=most, data_dir=data_dir, trust_model=False, absent=absent.append, console=Console(quiet=True)
+def sections_of(found: ReportSources, kept: Path, missing: list[str], most: int = 4, data_dir: Path | None = None):
+    return feature_sections(
+        found, kept, most=most, data_dir=data_dir, trust_model=False, missing=missing, console=Console(quiet=True)
     )
 
 
 def test_a_map_is_made_once_and_again_when_the_weights_have_changed(trained: Path, tmp_path: Path):
     shutil.copytree(trained, tmp_path / "runs")
-    absent: list[str] = []
-    (plate,) = plates_of(find([tmp_path / "runs"]), tmp_path / "kept", absent)
-    assert plate.heading == "Features: digits, Linf(0.2)"
-    assert plate.caption.endswith("1 of 1 models whose weights are there.")
+    missing: list[str] = []
+    (section,) = sections_of(find_sources([tmp_path / "runs"]), tmp_path / "kept", missing)
+    assert section.heading == "Features: digits, Linf(0.2)"
+    assert section.caption.endswith("1 of 1 models whose weights are there.")
     (kept,) = (tmp_path / "kept").iterdir()
     stamp = kept.stat().st_mtime_ns
-    plates_of(find([tmp_path / "runs"]), tmp_path / "kept", absent)
+    sections_of(find_sources([tmp_path / "runs"]), tmp_path / "kept", missing)
     assert kept.stat().st_mtime_ns == stamp
     (run,) = (tmp_path / "runs").iterdir()
     shutil.copy(run / "last.safetensors", run / "best.safetensors")
-    plates_of(find([tmp_path / "runs"]), tmp_path / "kept", absent)
+    sections_of(find_sources([tmp_path / "runs"]), tmp_path / "kept", missing)
     assert len(list((tmp_path / "kept").iterdir())) == 2
-    assert absent == []
+    assert missing == []
 
 
 def test_what_cannot_be_mapped_is_said(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    absent: list[str] = []
-    found = find([trained])
-    assert plates_of(found, tmp_path, absent, most=0) == []
+    missing: list[str] = []
+    found = find_sources([trained])
+    assert sections_of(found, tmp_path, missing, most=0) == []
     elsewhere = [replace(record, data="cifar10") for record in found.records]
     monkeypatch.setenv("ADVALIGN_CACHE", str(tmp_path))
-    assert plates_of(replace(found, records=elsewhere), tmp_path, absent, data_dir=tmp_path) == []
+    assert sections_of(replace(found, records=elsewhere), tmp_path, missing, data_dir=tmp_path) == []
     (run,) = found.runs.values()
     shutil.copytree(run.path, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
-    assert plates_of(find([tmp_path / "bare"]), tmp_path, absent) == []
+    assert sections_of(find_sources([tmp_path / "bare"]), tmp_path, missing) == []
     (tmp_path / "bare" / "best.safetensors").write_bytes(b"torn")
-    assert plates_of(find([tmp_path / "bare"]), tmp_path, absent) == []
-    for line, word in zip(absent, ("asked for", "cifar10 is not in", "holds both weights", "is damaged"), strict=True):
+    assert sections_of(find_sources([tmp_path / "bare"]), tmp_path, missing) == []
+    for line, word in zip(missing, ("asked for", "cifar10 is not in", "holds both weights", "is damaged"), strict=True):
         assert line.startswith("Features")
         assert word in line
 
@@ -150,5 +151,5 @@ def test_natural_training_comes_first_then_the_order_of_the_paths_seed_by_seed(t
             spelled = [f"Linf({eps})" for eps in (0.2, 0.1)[:threats]]
             records += [replace(RECORD, method=method, run=f"{method}{seed}", n=n, threat=each) for each in spelled]
     append_records(tmp_path / "records.jsonl", records)
-    groups = mappable(replace(find([tmp_path / "records.jsonl"]), runs=runs))
+    groups = mappable_runs(replace(find_sources([tmp_path / "records.jsonl"]), runs=runs))
     assert groups == {("digits", "0123", "Linf(0.2)"): ["natural0", "at0", "trades0", "natural1", "at1"]}

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 from tests.samples import RECORD
 
-from advalign.report.figures import TradeOffPoint, pareto, trade_off
 from advalign.report.tables import Table, accuracy_table
+from advalign.report.trade_off import TradeOffPoint, pareto, trade_off_figure
 
 
 def measured(method: str, *accuracies: float):
@@ -109,7 +109,7 @@ def test_the_plot_shows_the_front_and_tells_each_point():
             replace(RECORD, method=method, run=method, accuracy=robust, attack="worst(fgsm)"),
         )
     ]
-    lines = {line.get_label(): line for line in trade_off(both).axes[0].lines}
+    lines = {line.get_label(): line for line in trade_off_figure(both).axes[0].lines}
     assert np.array(lines["Pareto front"].get_xydata()).tolist() == [[90, 50], [95, 0]]
     told = [line.get_gid() for line in lines.values() if line.get_gid()]
     assert "hover: at: clean 90.0 %, robust 50.0 %, 1 seed" in told

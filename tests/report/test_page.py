@@ -127,7 +127,7 @@ def test_sections_come_in_order_and_without_parts_nothing_else_is_written(tmp_pa
         FigureSection("First", figure, "seen"),
         TableSection("Second", table),
     ]
-    write_page(tmp_path / "a.html", "title", ["begin"], None, sections, {}, absent=["nothing"])
+    write_page(tmp_path / "a.html", "title", ["begin"], None, sections, {}, missing=["nothing"])
     text = (tmp_path / "a.html").read_text()
     Checked(text)
     places = [

@@ -14,8 +14,11 @@ from tests.samples import RECORD, records
 from advalign.attacks.names import worst_cases_among
 from advalign.errors import UserError
 from advalign.report import report_on
-from advalign.report.figures import calibration_curves, gallery, png, trade_off, training_curves
+from advalign.report.figures import png
+from advalign.report.gallery import gallery
 from advalign.report.tables import accuracy_table
+from advalign.report.trade_off import trade_off_figure
+from advalign.report.training import calibration_curves, training_curves
 from advalign.runs import append_records
 
 
@@ -77,7 +80,7 @@ def test_seeds_alone_are_averaged():
 def test_a_cell_of_fewer_seeds_says_so_and_the_plot_takes_those_that_have_both():
     some = [record for record in records() if not ("worst" in record.attack and record.seed == 1)]
     assert accuracy_table(some).rows[0] == ("trades", "91.0 ± 1.4", "50.0 (1 of 2 seeds)")
-    drawn = trade_off(some).axes[0].lines[0].get_xydata()
+    drawn = trade_off_figure(some).axes[0].lines[0].get_xydata()
     np.testing.assert_allclose(np.array(drawn), [[90, 50], [95, 40]])
 
 
@@ -88,7 +91,7 @@ def test_worst_cases_over_different_attacks_are_different_columns():
     table = accuracy_table([*records(), *weak, *alone])  # a worst case of one attack is that attack
     found = [column for column in table.columns if "worst" in column]
     assert found == ["worst(fgsm, mim(steps=20))", "worst(fgsm, square)"]
-    drawn = trade_off([*records(), *weak]).axes[0].lines[0].get_xydata()
+    drawn = trade_off_figure([*records(), *weak]).axes[0].lines[0].get_xydata()
     np.testing.assert_allclose(np.array(drawn), [[91, 52], [95, 40]])  # the worst over the most attacks
 
 
@@ -107,14 +110,14 @@ def test_a_report_on_runs_and_their_collected_records_invents_no_spread(tmp_path
 
 def test_trade_off_keeps_settings_apart():
     elsewhere = [replace(record, data="cifar10", accuracy=record.accuracy / 2) for record in records()]
-    axes = trade_off([*records(), *elsewhere]).axes[0]
+    axes = trade_off_figure([*records(), *elsewhere]).axes[0]
     drawn = {line.get_label(): np.array(line.get_xydata()) for line in axes.lines}
     np.testing.assert_allclose(drawn["trades, digits"], [[91, 52], [95, 40]])
     np.testing.assert_allclose(drawn["trades, cifar10"], [[45.5, 26], [47.5, 20]])
 
 
 def test_trade_off_draws_every_method_at_its_means_and_joins_families():
-    axes = trade_off(records()).axes[0]
+    axes = trade_off_figure(records()).axes[0]
     drawn = {line.get_label(): np.array(line.get_xydata()) for line in axes.lines}
     np.testing.assert_allclose(drawn["trades"], [[91, 52], [95, 40]])
     np.testing.assert_allclose(drawn["trades+vfd"], [[94, 49]])

@@ -14,10 +14,11 @@ from advalign.cli import commands as cli
 from advalign.data import load
 from advalign.errors import UserError
 from advalign.evaluation.measure import measure
+from advalign.evaluation.options import AttackOptions, TargetOptions
 from advalign.report.classes import by_class, class_table, dataset_of, labels_of, outcomes_of
 from advalign.report.diagnosis import remarks_table, verdicts_table
 from advalign.report.examples import read_examples
-from advalign.report.figures import gallery, gallery_in_words
+from advalign.report.gallery import gallery, gallery_in_words
 from advalign.report.page import FigureSection, write_page
 from advalign.report.radius import radii_of, radius_curves
 from advalign.runs import Run
@@ -57,7 +58,7 @@ def test_the_worst_case_is_what_withstands_its_attacks_and_no_others():
 
 def test_labels_are_those_of_the_images_that_were_measured(tmp_path: Path):
     run = train("natural", data="digits", model="small-cnn(width=4)", recipe=QUICK, runs=tmp_path, device="cpu")
-    measured = measure(run.path, ["none"], n=40, device="cpu", save_examples=True)
+    measured = measure(run.path, ["none"], TargetOptions(n=40, device="cpu"), save_examples=True)
     with np.load(measured.path.with_suffix(".npz")) as arrays:
         assert labels_of(load("digits"), 40).tolist() == arrays["y"].tolist()
 
@@ -98,6 +99,7 @@ def test_verdicts_of_several_models():
     assert remarks_table(both).rows == (("a", "steps", "warn", "steps!"), ("b", "logits", "fail", "logits!"))
 
 
+@pytest.mark.slow
 def test_a_report_on_run_folders_has_every_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     for seed in (0, 1):
@@ -166,7 +168,8 @@ def test_examples_are_the_first_of_each_class_under_the_strongest_attack(tmp_pat
 
 def test_predictions_are_those_of_the_run_s_network(tmp_path: Path):
     run = train("natural", data="digits", model="small-cnn(width=4)", recipe=QUICK, runs=tmp_path, device="cpu")
-    measured = measure(run.path, ["fgsm"], n=60, eps=0.1, batch_size=16, device="cpu", save_examples=True)
+    target = TargetOptions(n=60, eps=0.1, device="cpu")
+    measured = measure(run.path, ["fgsm"], target, AttackOptions(batch_size=16), save_examples=True)
     net = load_net(run.path)
     with np.load(measured.path.with_suffix(".npz")) as arrays, torch.no_grad():
         assert arrays["class_names"].tolist() == list(load("digits").class_names)

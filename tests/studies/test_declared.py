@@ -11,7 +11,7 @@ import pytest
 from advalign.cli import commands as cli
 from advalign.errors import UserError
 from advalign.studies import SCALES, STUDIES, Study, find_study, run_study
-from advalign.studies.job import plan_jobs
+from advalign.studies.planning import plan_jobs
 from advalign.training.recipes import common, digits
 
 TINY = SCALES["tiny"]

@@ -18,9 +18,20 @@ from rich.console import Console
 from advalign.data import Images, load
 from advalign.errors import UserError
 from advalign.evaluation.measure import measure
+from advalign.evaluation.options import TargetOptions
 from advalign.report import sweeps
 from advalign.runs import Record, Run, read_records
-from advalign.studies import Cell, Column, Results, Study, plan_study, run_study, sweep, trade_off
+from advalign.studies import (
+    Cell,
+    Column,
+    Progress,
+    Results,
+    Study,
+    plan_study,
+    run_study,
+    sweep_section,
+    trade_off_section,
+)
 from advalign.studies.context import ExecutionContext
 from advalign.studies.execute import format_duration
 from advalign.studies.results import notes_on
@@ -54,7 +65,7 @@ THREE = study(
     first=("trades",),
     published={"trades": {"clean": 81.1}, "somebody's": {"PGD": 50.0}},
     source="a paper",
-    figures=(trade_off, sweep("weight")),
+    figures=(trade_off_section, sweep_section("weight")),
 )
 
 
@@ -163,7 +174,7 @@ def test_the_figures_data_are_the_records(done: tuple[Results, Path, str]):
         sweeps.CurvePoint(at, (accuracy[method, "clean"],), (accuracy[method, "pgd(steps=2)"],))
         for at, method in ((0.0, "trades"), (0.1, "trades+vfd(weight=0.1)"))
     ]
-    assert results.curves("PGD") == {"trades+vfd": expected}
+    assert results.progress.curves("PGD") == {"trades+vfd": expected}
     (axes,) = sweeps.trade_off_curves({"trades+vfd": expected}, "PGD").axes
     assert [list(point) for point in axes.lines[0].get_xydata()] == [[p.clean[0], p.robust[0]] for p in expected]  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
     assert axes.get_xlabel() == "clean accuracy, %"
@@ -237,14 +248,14 @@ def test_several_seeds(tmp_path: Path):
 
 
 def test_features_are_mapped_and_kept(tmp_path: Path):
-    from advalign.studies.results import feature_plate
+    from advalign.studies.figures import feature_section
 
-    results = run(study(cell("natural"), columns=COLUMNS[:1], figures=(feature_plate,)), tmp_path)
+    results = run(study(cell("natural"), columns=COLUMNS[:1], figures=(feature_section,)), tmp_path)
     kept = tmp_path / "out" / "features" / f"{results.jobs[0].run.id}.npz"
     stamp = kept.stat().st_mtime_ns
-    plate = feature_plate(results)
-    assert plate is not None
-    clean, adversarial = plate.figure.axes
+    section = feature_section(results.progress)
+    assert section is not None
+    clean, adversarial = section.figure.axes
     images = int((load("digits").test.labels < 5).sum())
     assert images < 2500
     for axes in (clean, adversarial):
@@ -309,13 +320,13 @@ def test_numbers_of_half_a_training_or_of_other_images_do_not_count(tmp_path: Pa
         sinks=lambda run: [lambda row: os.kill(os.getpid(), signal.SIGTERM)],
     )  # fmt: skip
     assert len(job.run.log) == 1
-    half = measure(job.run.path, ["none"], device="cpu").records[0]
+    half = measure(job.run.path, ["none"], TargetOptions(device="cpu")).records[0]
     results = run(made, tmp_path)
     (whole,) = results.records()
     assert (half.epochs, whole.epochs) == (1, 2)
     images = load("digits")
     noisy = replace(images, test=Images(255 - images.test.pixels, images.test.labels))
-    other = measure(job.run.path, ["none"], data=noisy, device="cpu").records[0]
+    other = measure(job.run.path, ["none"], TargetOptions(data=noisy, device="cpu")).records[0]
     assert other.accuracy != whole.accuracy
     assert run(made, tmp_path).records() == [whole]
 
@@ -341,7 +352,7 @@ def test_a_damaged_run_fails_alone(tmp_path: Path):
 
 
 def test_a_figure_that_cannot_be_drawn_leaves_the_rest(tmp_path: Path):
-    def broken(results: Results) -> None:
+    def broken(progress: Progress) -> None:
         raise RuntimeError("no ink")
 
     results = run(study(cell("natural"), columns=COLUMNS[:1], figures=(broken,)), tmp_path)
@@ -360,6 +371,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path):
         run(study(cell("natural"), columns=COLUMNS[:1], title="Another"), tmp_path)
 
 
+@pytest.mark.slow
 def test_what_another_process_trains_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("advalign.studies.execute.BUSY_SECONDS", 0.05)
     made = study(cell("natural"), cell("at"), columns=COLUMNS[:1])

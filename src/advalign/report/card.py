@@ -12,7 +12,7 @@ from advalign.threats import parse_threat
 
 
 def robustbench_card(records: Sequence[Record], *, extra_data: bool) -> dict[str, Any]:
-    """Return the fields of a RobustBench entry; what only the authors know is None.
+    """Return the fields of a RobustBench entry; fields that only the authors know are None.
 
     Args:
         records: of one evaluation, with `clean` and `autoattack` among its attacks.

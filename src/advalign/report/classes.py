@@ -1,4 +1,4 @@
-"""Accuracy class by class, clean and under attack, from the outcomes that an evaluation keeps of every image."""
+"""Accuracy by class, clean and under attack, from the outcomes that an evaluation keeps of every image."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from torch import Tensor
 from advalign.data import Dataset, load, stratified_subset
 from advalign.data.cache import cache_folder
 from advalign.errors import require
-from advalign.evaluation.measure import SUBSET_SEED
+from advalign.evaluation.target import SUBSET_SEED
 from advalign.report.tables import Table
 
-_NUMBERED = 12  # classes whose numbers there is room for in the figure
+_NUMBERED = 12  # up to this many classes, the figure has room for numbers
 
 Accuracies = Mapping[str, tuple[Sequence[float], Sequence[float]]]
-"""By model, clean and robust accuracy in per cent of each class."""
+"""Clean and robust accuracy of each class in per cent, by model."""
 
 
 def dataset_of(name: str, digest: str, image_size: int, directory: str | Path | None) -> Dataset:
-    """Load a data set if it is at hand; nothing is downloaded for a report.
+    """Load a data set that is on this machine; nothing is downloaded for a report.
 
     Raises:
-        UserError: it is not, or is not the one with the digest.
+        UserError: it is not here, or its digest is another one.
     """
     data = load(name, directory=directory or os.environ.get("ADVALIGN_DATA") or cache_folder(), image_size=image_size)
     require(data.digest == digest, lambda: f"{name} has changed since: its digest is {data.digest}, not {digest}")
@@ -44,17 +44,17 @@ def labels_of(data: Dataset, n: int) -> Tensor:
 
 
 def outcomes_of(evaluation: Mapping[str, Any], worst: str) -> tuple[Tensor, Tensor]:
-    """Return which images (N,) are classified correctly, and which withstand every attack of a worst case.
+    """Return which images (N,) are classified correctly, and which withstand all attacks of a worst case.
 
     Raises:
-        UserError: the outcomes do not give the recorded accuracies.
+        UserError: the outcomes contradict the recorded accuracies.
     """
     flags = {name: torch.tensor([digit == "1" for digit in text]) for name, text in evaluation["outcomes"].items()}
     attacks = [name for name in flags if re.search(rf"[( ]{re.escape(name)}[,)]", worst)]
     robust = torch.stack([flags["clean"], *(flags[name] for name in attacks)]).all(0)
     recorded = {record["attack"]: record["accuracy"] for record in evaluation["records"]}
-    for attack, found in (("clean", flags["clean"]), (worst, robust)):
-        share = float(found.double().mean())
+    for attack, correct in (("clean", flags["clean"]), (worst, robust)):
+        share = float(correct.double().mean())
         require(
             abs(share - recorded[attack]) < 1e-9, lambda: f"outcomes give {share:.4f} for {attack}, not the record's"
         )
@@ -62,17 +62,17 @@ def outcomes_of(evaluation: Mapping[str, Any], worst: str) -> tuple[Tensor, Tens
 
 
 def by_class(correct: Sequence[Tensor], labels: Tensor, classes: int) -> list[float]:
-    """Return each class's accuracy in per cent, the mean over seeds; NaN of a class without images.
+    """Return each class's accuracy in per cent, the mean over seeds; NaN for a class without images.
 
     Args:
-        correct: of each seed, which images (N,) are classified correctly.
+        correct: for each seed, which images (N,) are classified correctly.
         labels: (N,) int64.
     """
     return [100 * mean(float(flags[labels == k].double().mean()) for flags in correct) for k in range(classes)]
 
 
 def class_table(accuracies: Accuracies, class_names: Sequence[str], caption: str) -> Table:
-    """Tabulate a row a class, and for each model its clean and its robust accuracy."""
+    """Tabulate clean and robust accuracy of each model, a row for each class."""
     columns = [f"{model}: {view}" for model in accuracies for view in ("clean", "robust")]
     values = [view for pair in accuracies.values() for view in pair]
     rows = tuple(
@@ -82,7 +82,7 @@ def class_table(accuracies: Accuracies, class_names: Sequence[str], caption: str
 
 
 def class_figure(accuracies: Accuracies, class_names: Sequence[str]) -> Figure:
-    """Draw clean and robust accuracy as two maps, a row a model, a column a class."""
+    """Draw clean and robust accuracy as two maps, a row for each model, a column for each class."""
     models, classes = list(accuracies), len(class_names)
     with mpl.rc_context({"font.size": 8}):
         figure = Figure(figsize=(max(9.0, 0.14 * classes), min(300.0, 1.6 + 0.36 * len(models))), layout="constrained")

@@ -1,4 +1,4 @@
-"""The command lines that repeat a run and its evaluations, from what its folder tells."""
+"""The command lines that repeat a run and its evaluations, from the files in its folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from advalign.attacks.names import parse_name
 from advalign.errors import UserError
 from advalign.models import function_of
 from advalign.objectives import Method, parse
+from advalign.report.rows import is_defense
 from advalign.runs import Run
 from advalign.runs.run import setting_digest
 from advalign.spelling import spell_number
@@ -21,20 +22,20 @@ from advalign.training.plan import ATTACK_FIELDS, GUEST_METHODS
 from advalign.training.recipes import RECIPES, Recipe
 
 RunFolders = Mapping[str, Path]
-"""The folders of the runs that are known, by id."""
+"""The folder of each run below the report's paths, by id."""
 
 
 def flags_of(setting: Mapping[str, Any]) -> dict[str, str]:
-    """Return a run's recipe as flags, without the seed and what its method does not use."""
+    """Return a run's recipe as flags, without the seed and the fields that its method does not use."""
     recipe = {**_plain(Recipe()), **setting["recipe"]}
-    unused = () if _defends(setting["method"]) else ATTACK_FIELDS
+    unused = () if is_defense(setting["method"]) else ATTACK_FIELDS
     return {name: " ".join(_words(value)) for name, value in recipe.items() if name not in ("seed", *unused)}
 
 
 def train_line(run: Run, folders: RunFolders) -> str:
     """Return the line that trains the run again: the same setting, and so the same id.
 
-    What the folder does not tell is a word in capitals; a comment in the lines before says what it stands for.
+    What the folder does not contain is a word in capitals, which a comment above explains.
     """
     setting, notes = run.setting, []
     recipe = {**_plain(Recipe()), **setting["recipe"]}
@@ -45,7 +46,7 @@ def train_line(run: Run, folders: RunFolders) -> str:
     if setting["data"].startswith("folder:"):
         words += ["--image-size", str(setting["shape"][1])]
     for guest, identity in setting["guests"].items():
-        if identity == "learns" or _trained_on_the_way(setting, guest):
+        if identity == "learns" or _is_default_guest(setting, guest):
             continue
         folder = folders.get(identity)
         words += [f"--{guest}", str(folder) if folder else guest.upper()]
@@ -64,10 +65,10 @@ def train_line(run: Run, folders: RunFolders) -> str:
 
 
 def evaluate_line(source: Run | Path | None, evaluation: Mapping[str, Any], folders: RunFolders) -> str:
-    """Return the line that measures again what a result file of `advalign evaluate` holds.
+    """Return the line that repeats the evaluation of a result file of `advalign evaluate`.
 
     Args:
-        source: the run, or the weights from elsewhere; None where they are not at hand.
+        source: the run, or the weights file without a training record; None if it is not below the paths.
     """
     first, attacks = evaluation["records"][0], [name for name in evaluation["outcomes"] if name != "clean"]
     threat = parse_threat(first["threat"])
@@ -88,7 +89,7 @@ def evaluate_line(source: Run | Path | None, evaluation: Mapping[str, Any], fold
         words = ["--weights", str(source or "WEIGHTS"), "--model", first["model"]]
         if source is None:
             notes.append(f"WEIGHTS: {first['checkpoint']}, the file with digest {evaluation['weights']}")
-    words += trust_of(source)
+    words += _trust_flag(source)
     words += ["--attacks", *(attacks or ["none"]), *surrogate]
     if not isinstance(source, Run) or first["data"] != source.setting["data"]:
         words += ["--data", first["data"]]
@@ -103,8 +104,16 @@ def evaluate_line(source: Run | Path | None, evaluation: Mapping[str, Any], fold
     return "\n".join((*(f"# {note}" for note in notes), shlex.join(["advalign", "evaluate", *words])))
 
 
-def trust_of(source: Run | Path | None) -> list[str]:
-    """Return the flag without which a run's own function, which its files name as its network, is not called."""
+def diagnose_line(run: Run, diagnosis: Mapping[str, Any]) -> str:
+    """Return the line that repeats a diagnosis of `advalign diagnose`."""
+    threat = parse_threat(diagnosis["threat"])
+    words = ["advalign", "diagnose", str(run.path), "--data", diagnosis["data"], "--n", str(diagnosis["n"])]
+    words += [*_trust_flag(run), "--norm", threat.norm, "--eps", spell_number(threat.eps)]
+    return shlex.join(words)
+
+
+def _trust_flag(source: Run | Path | None) -> list[str]:
+    """Return the flag that allows to call the user's function that a run's files name as its network."""
     return ["--trust-model"] if isinstance(source, Run) and function_of(source.setting["model"]) else []
 
 
@@ -115,13 +124,14 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 def _nearest(recipe: Mapping[str, Any]) -> tuple[str, list[str]]:
     """Return the preset from which a recipe differs least, and the flags of the difference."""
-    found = {}
-    for name, preset in RECIPES.items():
-        given = _plain(preset())
-        if given["norm"] == recipe["norm"] or name == "common":  # another norm's radius must not be taken over
-            found[name] = [word for key, value in recipe.items() if value != given[key] for word in _flag(key, value)]
-    name = min(found, key=lambda name: len(found[name]))
-    return name, found[name]
+    differences = {}
+    for name, make in RECIPES.items():
+        preset = _plain(make())
+        if preset["norm"] == recipe["norm"] or name == "common":  # another norm's radius must not be taken over
+            changed = [(key, value) for key, value in recipe.items() if value != preset[key]]
+            differences[name] = [word for key, value in changed for word in _flag(key, value)]
+    name = min(differences, key=lambda name: len(differences[name]))
+    return name, differences[name]
 
 
 def _flag(name: str, value: Any) -> list[str]:
@@ -135,18 +145,11 @@ def _words(value: Any) -> list[str]:
     return [spell_number(value) if isinstance(value, float) else str(value)]
 
 
-def _defends(spelling: str) -> bool:
-    try:
-        return parse(spelling).defends
-    except UserError:  # a part of somebody's own, which does
-        return True
-
-
-def _trained_on_the_way(setting: Mapping[str, Any], guest: str) -> bool:
-    """Tell whether a run's guest is the one that is trained where none is given."""
+def _is_default_guest(setting: Mapping[str, Any], guest: str) -> bool:
+    """Return whether a run's guest is the one that training makes by default."""
     try:
         made = GUEST_METHODS[guest](parse(setting["method"])) if guest in GUEST_METHODS else None
-    except UserError:  # a part of somebody's own
+    except UserError:  # a part of the user's own
         return False
     return made is not None and setting_digest(_guest_setting(setting, made)) == setting["guests"][guest]
 

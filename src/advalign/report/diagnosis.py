@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from advalign.evaluation.diagnose import Diagnosis
-from advalign.report.figures import accuracy_curves, loss_surfaces
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from advalign.evaluation.diagnose import Diagnosis, Surfaces
+from advalign.report.figures import STYLE
 from advalign.report.page import FigureSection, write_page
 from advalign.report.tables import Table
 
 
 def verdict_table(diagnosis: Diagnosis) -> Table:
-    """Tabulate the verdicts, a row each."""
+    """Tabulate the verdicts of one model, a row for each check."""
     caption = (
         f"{diagnosis.threat}; n = {diagnosis.n} test images; ± is one standard error of the binomial. "
-        "A difference fails only where chance alone would give it less than once in a thousand times."
+        "A difference fails only if chance alone would give it less than once in a thousand times."
     )
     rows = tuple(
         (each.name, each.passed, str(each), f"{each.sentence} {each.advice}".strip()) for each in diagnosis.verdicts
@@ -25,13 +29,13 @@ def verdict_table(diagnosis: Diagnosis) -> Table:
 
 
 def verdicts_table(diagnoses: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Tabulate what the diagnoses of several models hold, a row a model, a column a check."""
-    given = {
+    """Tabulate the verdicts of several models, a row for each model, a column for each check."""
+    verdicts_of = {
         model: {verdict["name"]: verdict["passed"] for verdict in diagnosis["verdicts"]}
         for model, diagnosis in diagnoses.items()
     }
-    checks = list(dict.fromkeys(check for verdicts in given.values() for check in verdicts))
-    rows = tuple((model, *(verdicts.get(check, "–") for check in checks)) for model, verdicts in given.items())
+    checks = list(dict.fromkeys(check for verdicts in verdicts_of.values() for check in verdicts))
+    rows = tuple((model, *(verdicts.get(check, "–") for check in checks)) for model, verdicts in verdicts_of.items())
     many = sorted({diagnosis["n"] for diagnosis in diagnoses.values()})
     threats = sorted({diagnosis["threat"] for diagnosis in diagnoses.values()})
     caption = f"advalign diagnose; {', '.join(threats)}; n = {', '.join(map(str, many))} test images."
@@ -39,7 +43,7 @@ def verdicts_table(diagnoses: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def remarks_table(diagnoses: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Tabulate the verdicts of several models that are no pass, with what they say."""
+    """Tabulate the warnings and failures of several models, with their explanations."""
     rows = tuple(
         (model, verdict["name"], verdict["passed"], verdict["sentence"])
         for model, diagnosis in diagnoses.items()
@@ -51,7 +55,7 @@ def remarks_table(diagnoses: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def summary(diagnosis: Diagnosis) -> str:
-    """Say in a line how many failed."""
+    """Return a line on how many checks failed or warn."""
     warned = sum(verdict.passed == "warn" for verdict in diagnosis.verdicts)
     if diagnosis.failed:
         return f"Not to be trusted as it stands. Failed: {', '.join(diagnosis.failed)}; warnings: {warned}."
@@ -61,19 +65,58 @@ def summary(diagnosis: Diagnosis) -> str:
 def write_diagnosis(
     path: Path, title: str, introduction: Sequence[str], diagnosis: Diagnosis, environment: Mapping[str, str]
 ) -> None:
-    """Write the page.
+    """Write the page of a diagnosis.
 
     Raises:
         UserError: the file cannot be written.
     """
-    plates = []
+    sections = []
     if diagnosis.by_steps:
-        caption = "More steps and larger radii must not be weaker; at the largest radius hardly an image may withstand."
-        plates.append(FigureSection("Accuracy over steps and over radius", accuracy_curves(diagnosis), caption))
+        caption = (
+            "More steps and larger radii must not be weaker; at the largest radius hardly any image may withstand."
+        )
+        sections.append(FigureSection("Accuracy over steps and over radius", accuracy_curves(diagnosis), caption))
     if diagnosis.surfaces is not None and len(diagnosis.surfaces.loss):
         caption = (
-            "Cross entropy around images that are classified correctly, in radii from the image in the middle; the "
-            "white line is where the class changes. Sound: a slope to the right. Masked: flat, or jagged."
+            "Cross entropy around correctly classified images, in radii from the image in the middle; the "
+            "white line is the decision boundary. Sound: a slope to the right. Masked gradients: flat, or jagged."
         )
-        plates.append(FigureSection("Loss surface", loss_surfaces(diagnosis.surfaces), caption))
-    write_page(path, title, [summary(diagnosis), *introduction], verdict_table(diagnosis), plates, environment)
+        sections.append(FigureSection("Loss surface", loss_surfaces(diagnosis.surfaces), caption))
+    write_page(path, title, [summary(diagnosis), *introduction], verdict_table(diagnosis), sections, environment)
+
+
+def accuracy_curves(diagnosis: Diagnosis) -> Figure:
+    """Plot accuracy over PGD's steps and over its radius, with one standard error of the binomial."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for axes, curve in ((left, diagnosis.by_steps), (right, diagnosis.by_radius)):
+            errors = [100 * sqrt(share * (1 - share) / diagnosis.n) for share in curve.values()]
+            axes.errorbar(list(curve), [100 * share for share in curve.values()], errors, marker="o", capsize=3)
+            axes.set_ylim(-2, 102)
+        left.set(xlabel="steps", ylabel="accuracy, %", xscale="log", title=f"PGD, {diagnosis.threat}")
+        left.set_xticks(list(diagnosis.by_steps), labels=[str(steps) for steps in diagnosis.by_steps])
+        left.minorticks_off()
+        right.set_xscale("symlog", linthresh=min(eps for eps in diagnosis.by_radius if eps > 0))
+        right.set(xlabel="radius", title="PGD-20")
+        right.set_xticks(list(diagnosis.by_radius), labels=[f"{eps:.2g}" for eps in diagnosis.by_radius])
+        right.minorticks_off()
+        right.set_xlim(0, 1.1 * max(diagnosis.by_radius))
+    return figure
+
+
+def loss_surfaces(surfaces: Surfaces) -> Figure:
+    """Draw cross entropy around each image; the white line is the decision boundary."""
+    many = len(surfaces.loss)
+    with mpl.rc_context({"font.size": 8}):
+        figure = Figure(figsize=(2.3 * max(many, 1) + 0.7, 2.6), layout="constrained")
+        grid = figure.subplots(1, max(many, 1), squeeze=False)[0]
+        offsets = surfaces.offsets.numpy()
+        for axes, loss, margin in zip(grid, surfaces.loss, surfaces.margin, strict=False):
+            drawn = axes.pcolormesh(offsets, offsets, loss.T.numpy(), shading="nearest", rasterized=True)
+            if bool((margin > 0).any() and (margin < 0).any()):
+                axes.contour(offsets, offsets, margin.T.numpy(), levels=[0], colors="white", linewidths=1)
+            axes.set(xlabel="along the gradient", aspect="equal")
+            figure.colorbar(drawn, ax=axes, shrink=0.7)
+        grid[0].set_ylabel("random direction")
+    return figure

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: tables and figures in a single file that opens offline; and each of them as files."""
+"""One self-contained HTML page of tables and figures that opens offline, and each of them as files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FigureSection(NamedTuple):
     figure: Figure
     caption: str
     alt: str = ""
-    """What the figure shows, for who does not see it; the caption if not given."""
+    """A description for readers who do not see the figure; the caption if empty."""
 
 
 class TableSection(NamedTuple):
@@ -37,10 +37,13 @@ class TableSection(NamedTuple):
 
 
 class TextSection(NamedTuple):
-    """Lines to copy, such as commands, each group under a title of its own."""
+    """Lines to copy, such as commands, in groups with a title each."""
 
     heading: str
     groups: Mapping[str, str]
+
+
+Section = FigureSection | TableSection | TextSection
 
 
 def write_page(
@@ -48,29 +51,28 @@ def write_page(
     title: str,
     introduction: Sequence[str],
     table: Table | None,
-    plates: Sequence[FigureSection | TableSection | TextSection],
+    sections: Sequence[Section],
     environment: Mapping[str, str],
     *,
-    absent: Sequence[str] = (),
+    missing: Sequence[str] = (),
     parts: Path | None = None,
 ) -> None:
-    """Write the page; texts are escaped, figures embedded, and the browser is told to load nothing from elsewhere.
+    """Write the page; texts are escaped, figures embedded, and a policy forbids the browser to load anything else.
 
     Args:
-        table: shown first, without a heading.
-        plates: shown below, in this order.
-        absent: what the page does not show, and why.
-        parts: a folder below the page's own for each table as Markdown, LaTeX and CSV and each figure as SVG, PDF and
-            PNG, to which the page then links; none are written if not given.
+        table: comes first, without a heading.
+        sections: come below it, in this order.
+        missing: a line on each thing that the page does not show, with the reason.
+        parts: a folder beside the page for each table as Markdown, LaTeX and CSV and each figure as SVG, PDF and PNG,
+            to which the page then links; none are written if None.
 
     Raises:
         UserError: a file cannot be written.
     """
-    here = files("advalign.report")
-    template = Environment(autoescape=True, trim_blocks=True).from_string((here / "page.html.j2").read_text())
-    sections = [TableSection("", table)] if table else []
+    package = files("advalign.report")
+    template = Environment(autoescape=True, trim_blocks=True).from_string((package / "page.html.j2").read_text())
     blocks = []
-    for section in (*sections, *plates):
+    for section in (*([TableSection("", table)] if table else []), *sections):
         name = re.sub(r"[^a-z0-9]+", "-", (section.heading or "table").lower()).strip("-")
         links = {}
         if parts is not None:
@@ -79,18 +81,18 @@ def write_page(
                 links[ending] = f"{parts.relative_to(path.parent).as_posix()}/{name}.{ending}"
         figure = _embedded(section, name) if isinstance(section, FigureSection) else ""
         blocks.append({"section": section, "figure": figure, "links": links})
-    style, script = (Markup((here / name).read_text()) for name in ("page.css", "sort.js"))
+    style, script = (Markup((package / name).read_text()) for name in ("page.css", "sort.js"))
     write_atomically(
         path,
         template.render(
-            title=title, introduction=introduction, blocks=blocks, absent=absent, environment=environment,
+            title=title, introduction=introduction, blocks=blocks, missing=missing, environment=environment,
             style=style, script=script,
         ),
     )  # fmt: skip
 
 
-def _files(section: FigureSection | TableSection | TextSection, name: str) -> dict[str, str | bytes]:
-    """Return what a section gives to be used elsewhere, by file ending."""
+def _files(section: Section, name: str) -> dict[str, str | bytes]:
+    """Return the files of a section by their ending."""
     if isinstance(section, TableSection):
         table = section.table
         return {"md": table.markdown() + "\n", "tex": table.latex() + "\n", "csv": table.csv()}
@@ -101,8 +103,8 @@ def _files(section: FigureSection | TableSection | TextSection, name: str) -> di
     return {}
 
 
-def _embedded(plate: FigureSection, name: str) -> Markup:
-    """Return lines as SVG, in which the pointer finds them, and images as PNG."""
-    if any(axes.images for axes in plate.figure.axes):
-        return Markup('<img src="{}" alt="{}">').format(data_uri(plate.figure), plate.alt or plate.caption)
-    return Markup(inline(plate.figure, name))
+def _embedded(section: FigureSection, name: str) -> Markup:
+    """Return a figure of lines as SVG, which shows texts under the pointer, and one of images as PNG."""
+    if any(axes.images for axes in section.figure.axes):
+        return Markup('<img src="{}" alt="{}">').format(data_uri(section.figure), section.alt or section.caption)
+    return Markup(inline(section.figure, name))

@@ -14,16 +14,16 @@ from advalign.runs import Record
 from advalign.threats import parse_threat
 
 Curve = Mapping[float, tuple[float, int]]
-"""By radius, accuracy in [0, 1] and the number of test images; at 0 the clean one."""
+"""Accuracy in [0, 1] and number of test images by radius; at 0 the clean accuracy."""
 
 
 def radii_of(records: Sequence[Record]) -> tuple[str, Curve]:
-    """Return one model's accuracy over the radius, and the attack: of those at most radii that which leaves least.
+    """Return an attack and one model's accuracy under it over the radius.
 
-    The curve is empty where there is but one radius.
+    Among the attacks that were run at the most radii it is the strongest. With one radius the curve is empty.
     """
     curves: dict[str, dict[float, tuple[float, int]]] = {}
-    clean = {0.0: (record.accuracy, record.n) for record in records if record.attack == "clean"}  # noqa: B035 (one)
+    clean = {0.0: (record.accuracy, record.n) for record in records if record.attack == "clean"}  # noqa: B035 (a model has one)
     for record in records:
         if record.attack != "clean" and not parse_name(record.attack).of_transfer:
             eps = parse_threat(record.threat).eps
@@ -37,7 +37,7 @@ def radii_of(records: Sequence[Record]) -> tuple[str, Curve]:
 
 
 def radius_curves(curves: Mapping[str, Curve]) -> Figure:
-    """Plot accuracy over the radius, a curve a model, with one standard error of the binomial."""
+    """Plot accuracy over the radius, a curve for each model, with one standard error of the binomial."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, max(4.0, 0.19 * len(curves))), layout="constrained")
         axes = figure.add_subplot(xlabel="radius", ylabel="accuracy, %", ylim=(-2, 102))

@@ -1,4 +1,4 @@
-"""What lies below the paths of a report: records, run folders, and results, also of weights from elsewhere."""
+"""The sources of a report: records, run folders, and result files, also of weights without a training record."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from advalign.errors import UserError, require
 from advalign.runs import Record, Run, latest, read_records
 from advalign.runtime.files import digest_of_file, read_json
 
-# How a result of `advalign evaluate` begins. Other JSON below the paths is somebody else's, and is not read.
+# How a result file of `advalign evaluate` begins. Other JSON below the paths belongs to other programs and is not read.
 _RESULT = re.compile(rb'\s*\{\s*"records":\s*\[\s*\{\s*"method"')
 _FIELDS = {field.name for field in fields(Record)}
 
 
 class Scope(NamedTuple):
-    """Where accuracies can be compared."""
+    """What accuracies must share to be comparable."""
 
     data: str
     images: str
@@ -27,56 +27,56 @@ class Scope(NamedTuple):
     n: int
 
 
-class Evaluated(NamedTuple):
-    """A result file of `advalign evaluate`, and what it holds."""
+class ResultFile(NamedTuple):
+    """A result file of `advalign evaluate`, and its content."""
 
     file: Path
     content: Mapping[str, Any]
 
     @property
     def first(self) -> Mapping[str, Any]:
-        """The first of its records; the others differ in attack, accuracy and time alone."""
+        """The first record; the others differ only in attack, accuracy and time."""
         return self.content["records"][0]
 
     @property
     def scope(self) -> Scope:
-        """Where it was measured."""
+        """The scope of all its records."""
         return Scope(*(self.first[key] for key in Scope._fields))
 
     @property
     def records(self) -> list[Record]:
-        """What it measured."""
+        """The measured accuracies."""
         return [Record(**record) for record in self.content["records"]]
 
     @property
     def weights(self) -> Path | None:
-        """The weights file from elsewhere that was measured, if it still lies where its results were put beside it."""
+        """The measured weights file outside of any run, if it is still beside the folder of its results."""
         file = self.file.parent.parent / self.first["checkpoint"]
         return file if file.is_file() and digest_of_file(file) == self.content.get("weights") else None
 
     @property
     def examples(self) -> Path:
-        """The adversarial images, if they were saved."""
+        """The file of the adversarial images, which exists if they were saved."""
         return self.file.with_suffix(".npz")
 
 
 @dataclass(frozen=True)
-class Found:
-    """What lies below the paths.
+class ReportSources:
+    """Everything below the paths of a report, by model.
 
-    A model is known by its run's id. Weights from elsewhere, of which nobody knows how they were trained, are known by
-    their file's name with `, evaluated only` behind it, which is also the method of their records.
+    A run is known by its id. Weights without a training record are known by their file's name with `, evaluated only`
+    behind it, which is also the method of their records.
     """
 
     records: list[Record]
     runs: dict[str, Run]
-    """By id."""
-    evaluations: dict[str, list[Evaluated]]
-    """By model."""
+    """The runs by id."""
+    results: dict[str, list[ResultFile]]
+    """The result files of each model."""
     diagnoses: dict[str, dict[str, Any]]
-    """By run, what its newest diagnosis holds."""
+    """The content of the newest diagnosis of each run."""
     names: dict[str, str]
-    """By model: of a run its method, with seed or id where it was trained more than once."""
+    """The name of each model: of a run its method, with seed or id where several runs have the same method."""
 
     def scopes(self) -> dict[Scope, list[Record]]:
         """Return the records of each scope."""
@@ -86,8 +86,8 @@ class Found:
         return scopes
 
 
-def find(paths: Sequence[Path]) -> Found:
-    """Read everything below the paths; what is found twice counts once.
+def find_sources(paths: Sequence[Path]) -> ReportSources:
+    """Read everything below the paths; what is below two of them counts once.
 
     Raises:
         UserError: a path does not exist, there are no records below the paths, or a file is damaged.
@@ -97,28 +97,28 @@ def find(paths: Sequence[Path]) -> Found:
         require(path.exists(), lambda: f"no such file or folder: {str(path)!r}")
     folders = [card.parent for path in paths for card in sorted(path.rglob("run.json"))]
     runs = {run.id: run for run in map(Run.read, folders)}
-    evaluations = {run.id: _evaluations(run.path) for run in runs.values()}
-    read = {each.file.resolve() for results in evaluations.values() for each in results}
-    others = _by_model(_evaluated(file) for file in _results(paths) if file.resolve() not in read)
-    # What a run's folder holds comes last, and so counts where the same was measured again.
-    records = latest([*(r for results in others.values() for each in results for r in each.records), *_written(paths)])
-    records.sort(key=lambda record: not record.run)  # in tables, what is known of comes first
+    results = {run.id: _results_of_run(run.path) for run in runs.values()}
+    read = {result.file.resolve() for of_run in results.values() for result in of_run}
+    others = _by_model(_read_result(file) for file in _result_files(paths) if file.resolve() not in read)
+    # Records in a run's folder come last, and so replace older ones of the same measurement.
+    records = latest([*(r for of_model in others.values() for result in of_model for r in result.records),
+                      *_records_below(paths)])  # fmt: skip
+    records.sort(key=lambda record: not record.run)  # runs come first in tables
     require(bool(records), lambda: f"no records below {', '.join(map(str, paths))}: evaluate a run first")
-    names = _names(runs)
-    for model, results in others.items():
-        evaluations.setdefault(model, []).extend(results)
-        first = results[0].first
+    names = _names_of_runs(runs)
+    for model, of_model in others.items():
+        results.setdefault(model, []).extend(of_model)
+        first = of_model[0].first
         names.setdefault(model, f"{first['method']}, {model}" if first["run"] else model)
     diagnoses = {
         run.id: read_json(max(files, key=lambda file: file.stat().st_mtime))
         for run in runs.values()
         if (files := list((run.path / "diagnosis").glob("*.json")))
     }
-    return Found(records, runs, evaluations, diagnoses, names)
+    return ReportSources(records, runs, results, diagnoses, names)
 
 
-def _written(paths: Sequence[Path]) -> Iterator[Record]:
-    """Read the files of records."""
+def _records_below(paths: Sequence[Path]) -> Iterator[Record]:
     for path in paths:
         for file in sorted(path.rglob("records.jsonl")) if path.is_dir() else [path]:
             if file.suffix != ".json":
@@ -126,8 +126,8 @@ def _written(paths: Sequence[Path]) -> Iterator[Record]:
                     yield record if record.run else replace(record, method=_evaluated_only(record.method))
 
 
-def _results(paths: Sequence[Path]) -> list[Path]:
-    """Return the results of `advalign evaluate`: those that are named, and those in folders."""
+def _result_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the result files of `advalign evaluate`: those among the paths, and those in folders."""
     named = [path for path in paths if path.is_file() and path.suffix == ".json"]
     below = [file for path in paths for file in sorted(path.rglob("*.json")) if _begins_as_result(file)]
     return list({file.resolve(): file for file in (*named, *below)}.values())
@@ -135,46 +135,46 @@ def _results(paths: Sequence[Path]) -> list[Path]:
 
 def _begins_as_result(file: Path) -> bool:
     try:
-        with file.open("rb") as opened:
-            return _RESULT.match(opened.read(64)) is not None
-    except OSError:  # a folder of that name, or what we may not read: none of ours
+        with file.open("rb") as content:
+            return _RESULT.match(content.read(64)) is not None
+    except OSError:  # a folder of that name, or a file without permission: not a result of ours
         return False
 
 
-def _evaluations(folder: Path) -> list[Evaluated]:
+def _results_of_run(folder: Path) -> list[ResultFile]:
     files = sorted((folder / "evaluations").glob("*.json"))
-    return [_evaluated(file) for file in files if not file.name.endswith(".robustbench.json")]
+    return [_read_result(file) for file in files if not file.name.endswith(".robustbench.json")]
 
 
-def _evaluated(file: Path) -> Evaluated:
+def _read_result(file: Path) -> ResultFile:
     content = read_json(file)
     whole = isinstance(content, dict) and content.get("records") and content.get("outcomes")
-    if not (whole and all(isinstance(each, dict) and each.keys() == _FIELDS for each in content["records"])):
+    if not (whole and all(isinstance(record, dict) and record.keys() == _FIELDS for record in content["records"])):
         raise UserError(f"{file} is no result of advalign evaluate")
-    return Evaluated(file, content)
+    return ResultFile(file, content)
 
 
-def _by_model(results: Iterable[Evaluated]) -> dict[str, list[Evaluated]]:
-    """Return results by run or, of weights from elsewhere, by their file's name, which becomes their method.
+def _by_model(results: Iterable[ResultFile]) -> dict[str, list[ResultFile]]:
+    """Return results by run or, of weights without a training record, by their file's name, which is their method.
 
-    Other weights in a file of the same name, or the same under another normalisation, are another model.
+    Other weights in a file of the same name, or the same weights under another normalisation, are another model.
     """
-    models: dict[str, list[Evaluated]] = {}
+    models: dict[str, list[ResultFile]] = {}
     results = list(results)
-    for each in results:
-        method = each.first["method"]
-        if each.first["run"]:
-            models.setdefault(each.first["run"], []).append(each)
+    for result in results:
+        method = result.first["method"]
+        if result.first["run"]:
+            models.setdefault(result.first["run"], []).append(result)
             continue
-        weights, mean = each.content.get("weights", ""), each.content.get("mean")
+        weights, mean = result.content.get("weights", ""), result.content.get("mean")
         namesakes = [other.content for other in results if other.first["method"] == method and not other.first["run"]]
         if any(other.get("weights", "") != weights for other in namesakes):
             method += f" {weights[:8]}"
         if mean and any(other.get("weights") == weights and other.get("mean") != mean for other in namesakes):
             method += f" with mean {' '.join(map(str, mean))}"
         label = _evaluated_only(method)
-        told = [{**record, "method": label} for record in each.content["records"]]
-        models.setdefault(label, []).append(each._replace(content={**each.content, "records": told}))
+        records = [{**record, "method": label} for record in result.content["records"]]
+        models.setdefault(label, []).append(result._replace(content={**result.content, "records": records}))
     return models
 
 
@@ -182,7 +182,7 @@ def _evaluated_only(method: str) -> str:
     return f"{method}, evaluated only"
 
 
-def _names(runs: dict[str, Run]) -> dict[str, str]:
+def _names_of_runs(runs: dict[str, Run]) -> dict[str, str]:
     methods = {run: each.setting["method"] for run, each in runs.items()}
     seeds = {run: f"{methods[run]}, seed {each.setting['recipe']['seed']}" for run, each in runs.items()}
     ids = {run: f"{methods[run]}, {run}" for run in runs}

@@ -1,4 +1,4 @@
-"""Figures as SVG: for files, and inside a page, where a pointer on a mark shows what it is."""
+"""Figures as SVG: for files, and inside a page, where pointing at a mark shows what it is."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ ElementTree.register_namespace("xlink", _LINK)
 
 
 def svg(figure: Figure, name: str) -> str:
-    """Return the figure as SVG, text as text; the same figure gives the same bytes.
+    """Return the figure as SVG with its text as text; the same figure gives the same bytes.
 
     Args:
-        name: what tells its definitions from those of other figures in one page.
+        name: keeps its definitions apart from those of other figures in one page.
     """
     return ElementTree.tostring(_tree(figure, name), encoding="unicode") + "\n"
 
 
 def inline(figure: Figure, name: str) -> str:
-    """Return the figure as an SVG element for HTML, which knows the namespaces, as wide as there is room for."""
+    """Return the figure as an SVG element for HTML, which needs no namespaces, as wide as the page allows."""
     root = _tree(figure, name)
     root.set("style", f"max-width: {root.attrib.pop('width')}")
     del root.attrib["height"]
@@ -38,11 +38,11 @@ def _tree(figure: Figure, name: str) -> ElementTree.Element:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     root = ElementTree.fromstring(buffer.getvalue())
-    root.remove(root[0])  # metadata: who made it, and where they live in the web
+    root.remove(root[0])  # metadata: the program and its address
     for group in root.iter(f"{{{_SVG}}}g"):
-        told = group.attrib.pop("id", "")
-        if told.startswith(HOVER):
+        gid = group.attrib.pop("id", "")
+        if gid.startswith(HOVER):
             title = ElementTree.Element(f"{{{_SVG}}}title")
-            title.text = told.removeprefix(HOVER)
+            title.text = gid.removeprefix(HOVER)
             group.insert(0, title)
     return root

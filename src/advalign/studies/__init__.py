@@ -1,12 +1,14 @@
-"""Studies: declared sets of runs and evaluations, carried out here or on a cluster, at any state a table."""
+"""Studies: declared sets of runs and evaluations, run here or on a cluster, whose table shows any state."""
 
+from advalign.studies.cells import Cell, Column
 from advalign.studies.context import ExecutionContext
-from advalign.studies.declared import find_study
-from advalign.studies.paper import STUDIES
-from advalign.studies.results import Results, sweep, trade_off
+from advalign.studies.figures import sweep_section, trade_off_section
+from advalign.studies.progress import Progress
+from advalign.studies.registry import STUDIES, find_study
+from advalign.studies.results import Results
 from advalign.studies.run import check_executor, plan_study, run_study
 from advalign.studies.scales import SCALES, Scale
-from advalign.studies.study import Cell, Column, Study
+from advalign.studies.study import Study
 
 __all__ = [
     "SCALES",
@@ -14,6 +16,7 @@ __all__ = [
     "Cell",
     "Column",
     "ExecutionContext",
+    "Progress",
     "Results",
     "Scale",
     "Study",
@@ -21,6 +24,6 @@ __all__ = [
     "find_study",
     "plan_study",
     "run_study",
-    "sweep",
-    "trade_off",
+    "sweep_section",
+    "trade_off_section",
 ]

@@ -1,4 +1,4 @@
-"""Where a study's jobs are carried out, and how one ends."""
+"""How a study's jobs are run, and how one ends."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ExecutionContext:
-    """Where jobs are carried out, and until when."""
+    """Device, data folder, deadline and plug-ins with which jobs are run."""
 
     device: str = "auto"
     data_dir: Path | None = None
     deadline: float | None = None
-    """In the seconds of `time.time`, which machines share."""
+    """as `time.time` counts seconds, the same on all machines"""
     plugins: tuple[str, ...] = ()
-    """`package.module:Class` of those of one's own, which every process has to know."""
+    """the user's own plug-ins as `package.module:Class`, which every process registers"""
 
     @property
     def left(self) -> float | None:
-        """The seconds that are left, or None if there is no end."""
+        """The seconds that are left, or None without a deadline."""
         return None if self.deadline is None else max(0.0, self.deadline - time.time())
 
 

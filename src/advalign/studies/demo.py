@@ -1,39 +1,32 @@
-"""The demo: scikit-learn's digits, no network, two minutes; the trade-off between accuracy and robustness as curves."""
+"""The demo: six models on scikit-learn's digits, without a download, about a minute on two cores."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from advalign import attacks
-from advalign.data import Dataset, load
-from advalign.evaluation.measure import measure
-from advalign.report.figures import (
-    GalleryRows,
-    calibration_curves,
-    gallery,
-    gallery_in_words,
-    png,
-    trade_off,
-    training_curves,
-)
-from advalign.report.page import FigureSection, write_page
-from advalign.report.report import CALIBRATION
-from advalign.report.tables import accuracy_table, print_table
-from advalign.runs import Record, Run
-from advalign.runs import load as load_model
-from advalign.runtime.device import one_thread
-from advalign.runtime.environment import environment
-from advalign.runtime.files import write_atomically, write_lines
+from advalign.attacks.names import worst_case_name
+from advalign.errors import TrainingError
+from advalign.report.gallery import GalleryRows, gallery, gallery_in_words
+from advalign.report.page import FigureSection
+from advalign.report.tables import print_table
+from advalign.report.trade_off import trade_off_figure
+from advalign.report.training import Logs, calibration_section, training_section
+from advalign.runs import load
+from advalign.runtime.files import write_atomically
 from advalign.runtime.progress import say
 from advalign.runtime.seeds import seeded
-from advalign.threats import Linf
+from advalign.studies.cells import CLEAN, Cell, Column
+from advalign.studies.job import Job, dataset
+from advalign.studies.progress import Progress
+from advalign.studies.run import run_study
+from advalign.studies.scales import SCALES, Scale
+from advalign.studies.study import FigureBuilder, Study
 from advalign.training.recipes import digits
-from advalign.training.train import train
 
 METHODS = (
     "natural",
@@ -45,99 +38,103 @@ METHODS = (
 )
 MODEL = "small-cnn(width=16)"
 ATTACKS = ("fgsm", "pgd(steps=20)", 'pgd(loss="margin", steps=20, restarts=2)')
-SHOWN = ("natural", "trades", "trades+vfd(weight=0.1)")
+_IN_GALLERY = ("natural", "trades", "trades+vfd(weight=0.1)")
+_GALLERY_COLUMNS = 8
 
 
 def demo(out: str | Path, *, seed: int = 0, time_budget: float | None = None, console: Console) -> bool:
-    """Train, attack and report; return whether it came to its end. A second call takes what is finished as it is.
+    """Run the demo's study in a folder; return whether it is finished. The next call resumes it.
 
     Raises:
         UserError: the folder holds something else.
+        TrainingError: a model could not be trained or measured.
     """
-    with one_thread():  # the images are so small that a second thread gains little, and waits much on a busy machine
-        return _demo(Path(out), seed, time_budget, console)
-
-
-def _demo(out: Path, seed: int, time_budget: float | None, console: Console) -> bool:
-    recipe, data = replace(digits(), seed=seed), load("digits")
-    runs: list[Run] = []
-    deadline = None if time_budget is None else time.monotonic() + time_budget
-    for method in METHODS:
-        left = None if deadline is None else deadline - time.monotonic()
-        run = train(
-            method,
-            data=data,
-            model=MODEL,
-            recipe=recipe,
-            runs=out / "runs",
-            device="cpu",
-            time_budget=left,
-            console=console,
-        )
-        if not run.finished:
-            return False
-        runs.append(run)
-    threat = Linf(recipe.eps)
-    records: list[Record] = []
-    for run in runs:
-        records += measure(run.path, ATTACKS, data=data, eps=recipe.eps, device="cpu", console=console).records
-    table = accuracy_table(records)
-    write_lines(out / "records.jsonl", [asdict(record) for record in records])
-    introduction = (
-        f"Six models of one architecture ({MODEL}) on scikit-learn's handwritten digits, trained for {recipe.epochs} "
-        f"epochs each with seed {seed}, attacked inside {threat} on {len(data.test)} test images. The checkpoint is "
-        f"the best by PGD-10 on {recipe.validation} held-out training images.",
-        "Read the plot as curves: beta (TRADES) and weight (VFD) are dials between clean and robust accuracy. "
-        "One seed on a small data set: half a point is 2 or 3 images.",
-    )
-    bands = _attacked({run.setting["method"]: run for run in runs if run.setting["method"] in SHOWN}, data, threat)
-    plates = (
-        FigureSection(
-            "Trade-off",
-            trade_off(records),
-            "Clean against worst-case accuracy on the test set; up and to the right is better.",
-        ),
-        FigureSection(
-            "Adversarial examples",
-            gallery(bands, amplify=0.5 / threat.eps),
-            "PGD-20 from the same images for each model: original, adversarial example, and their difference amplified "
-            "around grey. Below each: the true class and what the model takes it for.",
-            gallery_in_words(bands),
-        ),
-        FigureSection(
-            "Training",
-            training_curves({str(run.setting["method"]): run.log for run in runs}),
-            "Training loss, and accuracy on the held-out training images.",
-        ),
-        FigureSection(
-            "Calibration of VFD",
-            calibration_curves(
-                {str(run.setting["method"]): run.log for run in runs if "vfd" in run.log[0].get("calibration", {})}
-            ),
-            CALIBRATION,
-        ),
-    )
-    for plate in plates:
-        write_atomically(out / f"{plate.heading.lower().replace(' ', '-')}.png", png(plate.figure))
-    write_page(out / "report.html", "advalign demo: keep the accuracy", introduction, table, plates, environment())
-    print_table(console, table)
+    out, study = Path(out), replace(demo_study(SCALES["tiny"]), first_seed=seed)
+    results = run_study(study, runs=out / "runs", out=out, device="cpu", time_budget=time_budget, console=console)
+    if results.failures:
+        raise TrainingError(f"the demo failed: {next(iter(results.failures.values()))}")
+    if not results.progress.finished:
+        return False
+    for picture in (out / "report-files").glob("*.png"):  # beside the page, where they are found at once
+        write_atomically(out / picture.name, picture.read_bytes())
+    print_table(console, results.table())
     say(console, f"Report: {out / 'report.html'}  plot: {out / 'trade-off.png'}  numbers: {out / 'records.jsonl'}")
     return True
 
 
-def _attacked(runs: dict[str, Run], data: Dataset, threat: Linf, count: int = 8) -> GalleryRows:
-    """Attack the first test image of each of `count` classes."""
-    rows = torch.stack([(data.test.labels == label).nonzero()[0, 0] for label in range(count)])
-    x, y = data.test.floats(rows), data.test.labels[rows]
-    bands = {}
-    attack = attacks.PGD(threat, steps=20, until_fooled=False)
-    for method, run in runs.items():
-        model = load_model(run.path)
+def demo_study(scale: Scale) -> Study:
+    """The demo: natural training, AT, TRADES and VFD on scikit-learn's digits; the same at every scale."""
+    recipe = digits()
+    return Study(
+        name="demo",
+        title="advalign demo: keep the accuracy",
+        cells=tuple(Cell(method=method, data="digits", model=MODEL, recipe=recipe) for method in METHODS),
+        columns=demo_columns(),
+        one_thread=True,  # the images are so small that a second thread gains little, and waits on a busy machine
+        introduction=(
+            f"{len(METHODS)} models of one architecture, {MODEL}, on scikit-learn's handwritten digits, each trained "
+            f"for {recipe.epochs} epochs and attacked in {recipe.threat}. The checkpoint is the best by PGD-10 on "
+            f"{recipe.validation} held-out training images.",
+            "Read the plot as curves: beta (TRADES) and weight (VFD) move a model between clean and robust accuracy. "
+            "One seed on a small data set: half a point is 2 or 3 images.",
+        ),
+        figures=tuple(map(_once_finished, (_trade_off, _examples, _training, _calibration))),
+    )
+
+
+def demo_columns() -> tuple[Column, ...]:
+    """Return clean accuracy, the demo's attacks, and the worst case over them."""
+    attacked = (Column(heading=attack, attack=attack) for attack in ATTACKS)
+    return (Column(heading=CLEAN), *attacked, Column(heading="worst case", attack=worst_case_name(ATTACKS)))
+
+
+def _once_finished(draw: FigureBuilder) -> FigureBuilder:
+    """Draw only at the end: after each cell, drawing would take longer than the cell."""
+    return lambda progress: draw(progress) if progress.finished else None
+
+
+def _trade_off(progress: Progress) -> FigureSection:
+    caption = "Clean against worst-case accuracy on the test set; up and to the right is better."
+    return FigureSection("Trade-off", trade_off_figure(progress.records()), caption)
+
+
+def _examples(progress: Progress) -> FigureSection:
+    rows = _gallery_rows([job for job in progress.jobs_of_first_seed if job.cell.row in _IN_GALLERY])
+    caption = (
+        "PGD-20 from the same images for each model: original, adversarial example, and their difference amplified "
+        "around grey. Below each: the true class and the predicted one."
+    )
+    figure = gallery(rows, amplify=0.5 / progress.jobs[0].threat.eps)
+    return FigureSection("Adversarial examples", figure, caption, gallery_in_words(rows))
+
+
+def _gallery_rows(jobs: list[Job]) -> GalleryRows:
+    """Attack the first test image of each of the first classes."""
+    data = dataset("digits", None)
+    firsts = torch.stack([(data.test.labels == label).nonzero()[0, 0] for label in range(_GALLERY_COLUMNS)])
+    x, y = data.test.floats(firsts), data.test.labels[firsts]
+    rows = {}
+    for job in jobs:
+        model = load(job.run.path)
         with seeded("gallery"):
-            x_adv = attack(model, x, y)
+            x_adv = attacks.PGD(job.threat, steps=20, until_fooled=False)(model, x, y)
         with torch.no_grad():
-            says = model(x_adv).argmax(1)
-        pairs = zip(y, says, strict=True)
-        captions = [f"true {data.class_names[a]}\npredicted {data.class_names[b]}" for a, b in pairs]
-        bands[method] = (x, x_adv, captions)
-    return bands
+            predicted = model(x_adv).argmax(1)
+        captions = [
+            f"true {data.class_names[label]}\npredicted {data.class_names[other]}"
+            for label, other in zip(y, predicted, strict=True)
+        ]
+        rows[job.cell.method] = (x, x_adv, captions)
+    return rows
+
+
+def _logs(progress: Progress) -> Logs:
+    return {job.cell.method: job.run.log for job in progress.jobs_of_first_seed}
+
+
+def _training(progress: Progress) -> FigureSection:
+    return training_section(_logs(progress))
+
+
+def _calibration(progress: Progress) -> FigureSection | None:
+    return calibration_section(_logs(progress))

@@ -1,4 +1,4 @@
-"""Carrying a study out: train what is not trained, measure what is not measured, tell what failed, go on later."""
+"""Running jobs: train what is not trained, measure what is not measured, report failures, resume later."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ from itertools import groupby
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from advalign.attacks.names import worst_case_name
 from advalign.errors import Busy, TrainingError, UserError
 from advalign.evaluation.measure import measure
+from advalign.evaluation.options import TargetOptions
 from advalign.runs import find_weights
 from advalign.runtime.interrupts import stoppable
 from advalign.runtime.progress import say
+from advalign.studies.cells import CLEAN, Column
 from advalign.studies.context import ExecutionContext, Outcome
 from advalign.studies.job import Job, dataset
-from advalign.studies.study import CLEAN, Column
 from advalign.training.train import train
 
 BUSY_SECONDS = 20.0
-
+"""Time until a job is tried again whose run another process holds."""
 
 Watcher = Callable[[Job, Outcome], None]
+"""Called after each job that finished or failed."""
 
 
 def run_job(job: Job, context: ExecutionContext, console: Console) -> Outcome:
-    """Train and measure one job as far as it is not done. A failure, of whatever kind, is an outcome."""
+    """Train and measure what is not done of one job. A failure of any kind is an outcome, not an exception."""
     try:
         with stoppable():
-            _ = job.run.records  # damaged ones are told before anything is trained
+            _ = job.run.records  # damaged records fail before anything is trained
             _train(job, context, console)
-            for n, black_box, columns in _together(job):
+            for n, black_box, columns in _groups_of_missing(job):
                 if black_box and job.surrogate is not None:
                     _train(job.surrogate, context, console)
-                with stoppable(context.left), _alone(job):
+                with stoppable(context.left), _lock_for_measuring(job):
                     _measure(job, n, columns, job.surrogate if black_box else None, context, console)
     except KeyboardInterrupt as stop:
         return Outcome("stopped", str(stop) or "SIGINT arrived")
@@ -49,15 +52,15 @@ def run_job(job: Job, context: ExecutionContext, console: Console) -> Outcome:
 
 
 def run_locally(jobs: Sequence[Job], context: ExecutionContext, console: Console, watch: Watcher) -> str:
-    """Carry the jobs out one after another; return why it stopped before the end, or the empty string.
+    """Run the jobs one after another; return why they stopped before the end, or the empty string.
 
-    What another process is at comes after the others, and is waited for at the end.
+    Jobs whose runs another process holds come after the others, and are waited for at the end.
     """
-    began, k, todo = time.monotonic(), 0, list(jobs)
-    while todo:
+    start, k, open_jobs = time.monotonic(), 0, list(jobs)
+    while open_jobs:
         later = []
-        for job in todo:
-            eta = f", about {format_duration((time.monotonic() - began) / k * (len(jobs) - k))} left" if k else ""
+        for job in open_jobs:
+            eta = f", about {format_duration((time.monotonic() - start) / k * (len(jobs) - k))} left" if k else ""
             say(console, f"cell {k + 1} of {len(jobs)}: {job.name}{eta}")
             outcome = run_job(job, context, console)
             if outcome.status == "stopped":
@@ -70,14 +73,14 @@ def run_locally(jobs: Sequence[Job], context: ExecutionContext, console: Console
                 say(console, f"failed: {outcome.reason}")
             k += 1
             watch(job, outcome)
-        if len(later) == len(todo) and (reason := _wait(context)):
+        if len(later) == len(open_jobs) and (reason := _wait(context)):
             return reason
-        todo = later
+        open_jobs = later
     return ""
 
 
 def _wait(context: ExecutionContext) -> str:
-    """Wait a while for another process; return why there is no more waiting, or the empty string."""
+    """Wait a while for another process; return why waiting must end, or the empty string."""
     try:
         with stoppable(context.left):
             time.sleep(BUSY_SECONDS)
@@ -87,7 +90,7 @@ def _wait(context: ExecutionContext) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Spell a time for people: 40s, 12m, 3h 05m."""
+    """Write a duration for readers: 40s, 12m, 3h 05m."""
     if seconds < 90:
         return f"{seconds:.0f}s"
     hours, minutes = divmod(round(seconds / 60), 60)
@@ -103,23 +106,23 @@ def _train(job: Job, context: ExecutionContext, console: Console) -> None:
         job.cell.method, data=dataset(job.cell.data, context.data_dir), model=job.cell.model, recipe=job.cell.recipe,
         runs=job.run.path.parent, device=context.device, time_budget=context.left, console=console,
     )  # fmt: skip
-    if not run.finished:  # train has said why
+    if not run.finished:  # train has printed why
         raise KeyboardInterrupt("the time budget is used up" if context.left == 0 else "a signal arrived")
 
 
-def _together(job: Job) -> Iterator[tuple[int, bool, list[Column]]]:
-    """Yield what is missing, in groups that one evaluation measures: those of as many images, on one model."""
+def _groups_of_missing(job: Job) -> Iterator[tuple[int, bool, list[Column]]]:
+    """Yield the missing columns, in groups that one evaluation measures: of equally many images, made on one model."""
 
     def key(column: Column) -> tuple[bool, int]:
-        return column.black_box, -job.n(column)  # what is quick and of all images comes before what is slow
+        return column.black_box, -job.n(column)  # columns of all images are quick and come before the slow attacks
 
     for (black_box, n), columns in groupby(sorted(job.missing(), key=key), key):
         yield -n, black_box, list(columns)
 
 
 @contextmanager
-def _alone(job: Job) -> Iterator[None]:
-    """Hold what is measured, so that no second process measures the same."""
+def _lock_for_measuring(job: Job) -> Iterator[None]:
+    """Hold the run, so that no second process measures it at the same time."""
     try:
         with FileLock(job.run.path / ".measuring.lock", timeout=0):
             yield
@@ -132,9 +135,17 @@ def _measure(
 ) -> None:
     names = ", ".join(column.heading for column in columns)
     say(console, f"measuring {names} on {n} test images: {job.run.path}")
+    target = TargetOptions(
+        model=job.cell.model, data=dataset(job.cell.data, context.data_dir), n=None if n == job.test_images else n,
+        norm=job.cell.recipe.norm, eps=job.cell.recipe.eps, device=context.device,
+    )  # fmt: skip
     measure(
-        job.run.path, [column.attack for column in columns if column.attack != CLEAN], model=job.cell.model,
-        data=dataset(job.cell.data, context.data_dir), n=None if n == job.test_images else n,
-        norm=job.cell.recipe.norm, eps=job.cell.recipe.eps, device=context.device, console=console,
+        job.run.path, _attacks_to_run(columns), target, console=console,
         surrogate=None if surrogate is None else find_weights(surrogate.run.path, model=surrogate.cell.model),
     )  # fmt: skip
+
+
+def _attacks_to_run(columns: Sequence[Column]) -> list[str]:
+    """Return the attacks of the columns, without the worst case over all others, which an evaluation adds itself."""
+    names = [column.attack for column in columns if column.attack != CLEAN]
+    return [name for name in names if name != worst_case_name(other for other in names if other != name)]

@@ -1,8 +1,8 @@
-"""Studies on a cluster: to train a run is a Ray task, after its guests; to measure it another. Each has its GPU share.
+"""Studies on a cluster: training a run is one Ray task, after its guests; measuring it another.
 
-Runs and data must be in folders that every machine sees under one path. A task that is lost with its machine is given
-to another, where the run goes on from its last saved state; training holds each run's folder, so no run is made twice
-at a time. An extra: `pip install 'advalign[ray]'`.
+Runs and data must be in folders that every machine sees under one path. If a machine is lost, another one takes its
+task, where the run resumes from its last saved state; training locks each run's folder, so that no two tasks train the
+same run. An extra: `pip install 'advalign[ray]'`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from advalign.studies.execute import BUSY_SECONDS, Watcher, format_duration, run
 from advalign.studies.job import Job
 
 RETRIES = 3
-"""How often a task is given to another machine."""
+"""How often a task moves to another machine."""
 
 
-def on_ray(jobs: Sequence[Job], context: ExecutionContext, gpus: float | None, console: Console, watch: Watcher) -> str:
-    """Carry the jobs out on the cluster that `RAY_ADDRESS` names, or else on this machine: as many as have room.
+def run_on_ray(
+    jobs: Sequence[Job], context: ExecutionContext, gpus: float | None, console: Console, watch: Watcher
+) -> str:
+    """Run the jobs on the cluster that `RAY_ADDRESS` names, or else on this machine: as many at once as have room.
 
     Returns:
-        Why it stopped before the end, or the empty string.
+        Why the jobs stopped before the end, or the empty string.
 
     Raises:
         UserError: Ray is not installed.
@@ -40,15 +42,15 @@ def on_ray(jobs: Sequence[Job], context: ExecutionContext, gpus: float | None, c
         import ray  # pyright: ignore[reportMissingImports] (an extra)
     except ImportError:
         raise UserError("Ray is not installed: pip install 'advalign[ray]'") from None
-    ours = not ray.is_initialized()
-    if ours:
+    started_here = not ray.is_initialized()
+    if started_here:
         ray.init(log_to_driver=False)
     task = ray.remote(num_cpus=1, num_gpus=_share(ray, gpus), max_retries=RETRIES)(_work)
     context = replace(context, data_dir=None if context.data_dir is None else context.data_dir.absolute())
     training: dict[Path, Any] = {}  # by the run's folder
 
     def trained(job: Job) -> Any:
-        """Return the task that trains a run, which begins when its guests are there; no run has two."""
+        """Return the task that trains a run, which begins once its guests are trained; no run has two."""
         if job.run.path not in training:
             guests = [trained(guest) for guest in job.guests if not guest.run.finished]
             training[job.run.path] = task.remote(_absolute(replace(job, columns=())), context, *guests)
@@ -56,10 +58,10 @@ def on_ray(jobs: Sequence[Job], context: ExecutionContext, gpus: float | None, c
 
     def measured(job: Job) -> Any:
         surrogate = [] if job.surrogate is None else [job.surrogate]
-        waits = [trained(each) for each in (job, *surrogate) if not each.run.finished]
-        return task.remote(_absolute(job), context, *waits)
+        needed = [trained(each) for each in (job, *surrogate) if not each.run.finished]
+        return task.remote(_absolute(job), context, *needed)
 
-    began, reason, waiting = time.monotonic(), "", dict[Any, Job]()
+    start, reason, waiting = time.monotonic(), "", dict[Any, Job]()
     try:
         with stoppable():
             waiting = {measured(job): job for job in jobs}
@@ -81,24 +83,24 @@ def on_ray(jobs: Sequence[Job], context: ExecutionContext, gpus: float | None, c
                     continue
                 k = len(jobs) - len(waiting)
                 eta = (
-                    f", about {format_duration((time.monotonic() - began) / k * len(waiting))} left" if waiting else ""
+                    f", about {format_duration((time.monotonic() - start) / k * len(waiting))} left" if waiting else ""
                 )
                 say(console, f"cell {k} of {len(jobs)}: {job.name} {outcome.status} {outcome.reason}{eta}")
                 watch(job, outcome)
     except KeyboardInterrupt as stop:
         reason = str(stop) or "SIGINT arrived"
-    if reason:  # as Ctrl-C would: training saves its state and ends
+    if reason:  # as by Ctrl-C: training saves its state and ends
         _cancel(ray, [*training.values(), *waiting])
-    if ours:
+    if started_here:
         ray.shutdown()
     return reason
 
 
 def _share(ray: Any, gpus: float | None) -> float:
-    """Return the share of a GPU for each task: a whole one, where there is any, if not given."""
-    there = ray.cluster_resources().get("GPU", 0.0)
-    gpus = min(1.0, there) if gpus is None else gpus
-    require(gpus <= there, lambda: f"gpus={gpus:g} a cell, and the cluster has {there:g}")
+    """Return the share of a GPU for each task; by default a whole one, if the cluster has any."""
+    available = ray.cluster_resources().get("GPU", 0.0)
+    gpus = min(1.0, available) if gpus is None else gpus
+    require(gpus <= available, lambda: f"gpus={gpus:g} a cell, and the cluster has {available:g}")
     return gpus
 
 
@@ -109,7 +111,7 @@ def _cancel(ray: Any, tasks: Sequence[Any]) -> None:
 
 
 def _work(job: Job, context: ExecutionContext, *needed: Outcome) -> Outcome:
-    """Carry a job out in a worker; `needed` makes Ray wait, and a guest that has failed fails again with its reason."""
+    """Run a job in a worker, once Ray has run `needed`; a guest that failed fails here again with its reason."""
     for spelling in context.plugins:
         register(spelling)
     return run_job(job, context, Console(quiet=True))
@@ -118,11 +120,11 @@ def _work(job: Job, context: ExecutionContext, *needed: Outcome) -> Outcome:
 def _outcome(ray: Any, done: Any) -> Outcome:
     try:
         return ray.get(done)
-    except ray.exceptions.RayError as error:  # the machine is lost for good, or the process was killed
+    except ray.exceptions.RayError as error:  # the machine is lost, or the process was killed
         return Outcome("failed", f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def _absolute(job: Job) -> Job:
-    """Return the job with its folder's whole path, since a worker runs elsewhere."""
+    """Return the job with absolute paths, since a worker runs in another folder."""
     surrogate = None if job.surrogate is None else _absolute(job.surrogate)
     return replace(job, run=replace(job.run, path=job.run.path.absolute()), surrogate=surrogate)

@@ -1,4 +1,4 @@
-"""The studies of the papers, by name, and their published numbers, typed once.
+"""The studies of the papers, and their published numbers.
 
 VFD-Adv: Cao et al. 2022, arXiv 2206.02158; AR-AT: Waseda et al. 2025, arXiv 2402.14648. Rows are named by their method,
 with our defaults: TRADES' beta 6, MART's 5, HAT's 2.5 and .5, ALP's 1, VFD's weight .02 on the last stage.
@@ -7,18 +7,19 @@ with our defaults: TRADES' beta 6, MART's 5, HAT's 2.5 and .5, ALP's 1, VFD's we
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from advalign import models
-from advalign.studies.results import feature_plate, sweep, trade_off
+from advalign.studies.cells import Cell, Column
+from advalign.studies.figures import feature_section, sweep_section, trade_off_section
 from advalign.studies.scales import Scale
-from advalign.studies.study import Cell, Column, FigureBuilder, Study
+from advalign.studies.study import FigureBuilder, Study
 from advalign.training.recipes import Recipe
 
 BASES = ("alp", "trades", "mart", "hat")
 PLUGINS = ("", "+kd", "+bgat", "+lbgat", "+vfd")
-# What the question is about, before the rest: does VFD add to TRADES?
+# The main question comes first: does VFD improve TRADES?
 FIRST = ("natural", "trades", "trades+vfd")
 
 _HEADINGS = ("black-box PGD", "black-box FGSM", "black-box C&W", "PGD", "FGSM", "C&W", "clean")
@@ -68,7 +69,7 @@ _TABLE2 = """
     hat+lbgat    60.1 59.4 60.1  27.7 30.0 18.7  61.2
     hat+vfd      62.7 62.4 63.1  28.0 32.8 20.1  64.5
 """
-_Points = Sequence[tuple[str, str, float | str]]
+_Points = Sequence[tuple[str, str, float | str]]  # curve, method, position on the curve
 _ARAT_HEADINGS = ("CIFAR-10 clean", "CIFAR-10 AA", "CIFAR-100 clean", "CIFAR-100 AA")
 _ARAT = """
     at                    83.77 42.42 55.82 19.50
@@ -89,7 +90,7 @@ _ARAT = """
 
 
 def _published(table: str, headings: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Read lines of a row's name and its numbers; the last of them may be missing."""
+    """Read lines of a row's name and its numbers; the last numbers may be missing."""
     lines = [re.fullmatch(r" *(.*?)  *([\d. ]+)", line) for line in table.splitlines() if line]
     return {
         line[1]: dict(zip(headings, map(float, line[2].split()), strict=False)) for line in lines if line is not None
@@ -97,9 +98,9 @@ def _published(table: str, headings: tuple[str, ...]) -> dict[str, dict[str, flo
 
 
 def _recipe(scale: Scale, method: str) -> Recipe:
-    """Return the scale's recipe; LBGAT and AR-AT need an epoch of warm-up where the learning rate begins at its top."""
-    warms = scale.recipe.schedule == "piecewise" and any(name in method for name in ("lbgat", "ar-at"))
-    return replace(scale.recipe, warmup=1) if warms else scale.recipe
+    """Return the scale's recipe; LBGAT and AR-AT need an epoch of warm-up if the learning rate starts at its peak."""
+    needs_warmup = scale.recipe.schedule == "piecewise" and any(name in method for name in ("lbgat", "ar-at"))
+    return replace(scale.recipe, warmup=1) if needs_warmup else scale.recipe
 
 
 def _table(
@@ -109,7 +110,7 @@ def _table(
     cells = [
         Cell(
             method=base + plugin, data=data, model=model, recipe=_recipe(scale, base + plugin), at=plugin,
-            curve=base if base in BASES else "",  # natural lies so far off that nothing else could be told apart
+            curve=base if base in BASES else "",  # natural lies so far off that all others would coincide
         )
         for base, plugin in parts
     ]  # fmt: skip
@@ -123,7 +124,7 @@ def _table(
         first=FIRST,
         published=_published(published, _HEADINGS),
         source=source,
-        figures=(trade_off,),
+        figures=(trade_off_section,),
     )
 
 
@@ -154,15 +155,15 @@ def figure2(scale: Scale) -> Study:
         (f"trades{plugin}", f"trades(beta={beta}){plugin}", float(beta)) for plugin in PLUGINS for beta in range(1, 7)
     ]
     title = "VFD-Adv's Figure 2: TRADES' beta from 1 to 6"
-    study = _sweep(scale, "figure2", title, points, sweep("beta"))
-    return replace(study, first=tuple(c.row for c in study.cells if c.curve in FIRST), figures=(trade_off,))
+    study = _sweep(scale, "figure2", title, points, sweep_section("beta"))
+    return replace(study, first=tuple(c.row for c in study.cells if c.curve in FIRST), figures=(trade_off_section,))
 
 
 def figure3(scale: Scale) -> Study:
     """t-SNE of clean and adversarial features, of five classes with 500 images each."""
     rows = ("natural", "trades", "trades+lbgat", "trades+vfd")
     points = [(row, row, "") for row in rows]
-    return _sweep(scale, "figure3", "VFD-Adv's Figure 3: features", points, feature_plate)
+    return _sweep(scale, "figure3", "VFD-Adv's Figure 3: features", points, feature_section)
 
 
 def figure4a(scale: Scale) -> Study:
@@ -170,14 +171,14 @@ def figure4a(scale: Scale) -> Study:
     *earlier, last = models.layers(models.build(scale.model, classes=10))[:-2]
     points = [("trades+vfd", f'trades+vfd(layer="{layer}")', layer) for layer in (*earlier, "logits")]
     points.insert(len(earlier), ("trades+vfd", "trades+vfd", last))  # its default layer
-    return _sweep(scale, "figure4a", "VFD-Adv's Figure 4a: the layer", points, sweep("layer"))
+    return _sweep(scale, "figure4a", "VFD-Adv's Figure 4a: the layer", points, sweep_section("layer"))
 
 
 def figure4b(scale: Scale) -> Study:
     """VFD's weight on TRADES, from 0, which is TRADES, to 0.04."""
     weights = [round(0.005 * k, 3) for k in range(9)]
     points = [("trades+vfd", f"trades+vfd(weight={w})" if w else "trades", w) for w in weights]
-    return _sweep(scale, "figure4b", "VFD-Adv's Figure 4b: the weight", points, sweep("weight"))
+    return _sweep(scale, "figure4b", "VFD-Adv's Figure 4b: the weight", points, sweep_section("weight"))
 
 
 def arat(scale: Scale) -> Study:
@@ -216,24 +217,11 @@ def afa(scale: Scale) -> Study:
     rows = ("natural", "at", "afa", "afa(adversarial=true)", "trades")
     points = [("" if row == "natural" else row, row, "") for row in rows]  # natural lies far off, as in Table 1
     points += [("trades+afa", f"trades+afa(weight={weight})", weight) for weight in (0.1, 0.5, 1.0)]
-    return _sweep(scale, "afa", "AFA, alone and on TRADES, CIFAR-10", points, trade_off)
-
-
-STUDIES: dict[str, Callable[[Scale], Study]] = {
-    "table1": table1,
-    "table2": table2,
-    "figure2": figure2,
-    "figure3": figure3,
-    "figure4a": figure4a,
-    "figure4b": figure4b,
-    "vgg16": vgg16,
-    "arat": arat,
-    "afa": afa,
-}
+    return _sweep(scale, "afa", "AFA, alone and on TRADES, CIFAR-10", points, trade_off_section)
 
 
 def _sweep(scale: Scale, name: str, title: str, points: _Points, *figures: FigureBuilder) -> Study:
-    """Return a study of points, each a curve, a method, and where on the curve it lies."""
+    """Return a study of methods along curves."""
     columns = {column.heading: column for column in scale.columns()}
     return Study(
         name=name,

@@ -1,177 +1,148 @@
-"""What a study has come to, at any state: its table beside the published one, its figures, its records, on disk."""
+"""The results of a study, finished or not: its table beside the published numbers, its page, its records, on disk."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from statistics import mean
 
 from advalign import attacks
 from advalign.attacks.names import parse_name
 from advalign.errors import UserError, require
-from advalign.report.features import explained, feature_map, feature_maps, few
-from advalign.report.page import FigureSection, TableSection, TextSection, write_page
-from advalign.report.sweeps import CurvePoint, sweep_curves, trade_off_curves
-from advalign.report.tables import NOISE, Row, Table, marks
-from advalign.runs import Record, find_weights
-from advalign.runtime.device import pick_device
+from advalign.report.noise import NOISE, mark_best
+from advalign.report.page import Section, TextSection, write_page
+from advalign.report.rows import Row
+from advalign.report.tables import Table
+from advalign.runs import Record
 from advalign.runtime.environment import environment
 from advalign.runtime.files import write_atomically, write_lines
-from advalign.studies.context import ExecutionContext
-from advalign.studies.job import Job, dataset
-from advalign.studies.study import CLEAN, Column, FigureBuilder, Study
+from advalign.studies.cells import Column
+from advalign.studies.job import Job
+from advalign.studies.progress import Progress
+from advalign.studies.study import Study
 from advalign.threats import Linf
 
-ROBUST = "PGD"
-"""the heading of the column that figures take for robust accuracy: of all test images, at every scale"""
 
-
-def _spelling(attack: str) -> str:
+def _canonical(attack: str) -> str:
     return str(attacks.parse(attack, threat=Linf(8 / 255)))
 
 
-# The words that a reader of a column needs who knows the attack's name from elsewhere.
-_ATTACKS = {
-    _spelling("cw"): "C&W is the L2 attack with c = 1 fixed, κ = 0, 1000 steps, lr .01, which the paper's settings "
+# Notes for readers who know other attacks under the column's name.
+_ATTACK_NOTES = {
+    _canonical("cw"): "C&W is the L2 attack with c = 1 fixed, κ = 0, 1000 steps, lr .01, which the paper's settings "
     "spell: nothing holds it inside the threat, and it measures the scale of the logits as much as robustness",
-    _spelling('pgd(loss="margin", steps=100)'): "CW-inf is PGD on the margin, 100 steps, inside the threat",
+    _canonical('pgd(loss="margin", steps=100)'): "CW-inf is PGD on the margin, 100 steps, inside the threat",
 }
-_MARK = "study.json"
-"""the file by which a folder is known as a study's"""
+_MARKER = "study.json"
+"""the file that identifies a folder as a study's results"""
 
 
 @dataclass(frozen=True)
 class Results:
-    """A study with its jobs, whatever of them is done."""
+    """A study, its progress, and the failures of its jobs."""
 
     study: Study
-    jobs: tuple[Job, ...]
-    context: ExecutionContext
-    out: Path
+    progress: Progress
     failures: dict[str, str] = field(default_factory=dict)
-    """why a job failed, by its run's id"""
+    """reasons by the run's id"""
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """The study's jobs, in the order in which they are run."""
+        return self.progress.jobs
 
     def records(self) -> list[Record]:
-        """Return every accuracy that the table is made of."""
-        return [record for job in self.jobs for record in self._known(job).values()]
+        """Return every accuracy in the table."""
+        return self.progress.records()
 
     def table(self) -> Table:
-        """Tabulate the accuracies; below a row of ours the published one and the difference, where there is one."""
+        """Tabulate the accuracies; below each of our rows the published one and the difference, where there is one."""
         headings = [column.heading for column in self.study.columns]
-        rows = {name: self._row(name) for name in self.study.rows}
-        best, faint = marks(list(rows.values()), headings)
+        rows = {name: self.progress.row(name) for name in self.study.rows}
+        best, faint = mark_best(list(rows.values()), headings)
         lines: list[tuple[str, ...]] = []
-        at = []
+        line_of_row = []
         for name, row in rows.items():
-            at.append(len(lines))
-            lines.append((self._label(name), *(self._spelled(row, heading) for heading in headings)))
+            line_of_row.append(len(lines))
+            label = f"{name} (failed)" if self._reasons(name) else name
+            lines.append((label, *(self._accuracy(row, column) for column in self.study.columns)))
             if numbers := self.study.published.get(name):
-                lines += _published(name, numbers, row, headings)
+                lines += _published_lines(name, numbers, row, headings)
         for name, numbers in self.study.published.items():
-            lines += [] if name in rows else _published(name, numbers, Row(name, (), ()), headings)
-        best, faint = (frozenset((at[i], j) for i, j in places) for places in (best, faint))
+            lines += [] if name in rows else _published_lines(name, numbers, Row(name, (), ()), headings)
+        best, faint = (frozenset((line_of_row[i], j) for i, j in cells) for cells in (best, faint))
         return Table(("method", *headings), tuple(lines), best, self._caption(), faint=faint)
-
-    def curves(self, robust: str) -> dict[str, list[CurvePoint]]:
-        """Return clean accuracy and that of the column `robust` along each curve of the study, as far as measured."""
-        headings = {column.heading: column for column in self.study.columns}
-        curves: dict[str, list[CurvePoint]] = {}
-        if not {CLEAN, robust} <= headings.keys():
-            return curves
-        for cell in self.study.cells:
-            row = self._row(cell.row)
-            by_seed = [row.accuracies(heading) for heading in (CLEAN, robust)]
-            seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
-            clean, withstood = (tuple(found[seed] for seed in seeds) for found in by_seed)
-            if cell.curve and seeds:
-                curves.setdefault(cell.curve, []).append(CurvePoint(cell.at, clean, withstood))
-        return curves
 
     def write(self, *, figures: bool = True) -> None:
         """Write the table, the records, the page and its parts into the study's folder.
 
-        A figure that cannot be drawn is left out, and the page says why.
+        A figure that cannot be drawn is left out, and the page names the reason.
 
         Raises:
-            UserError: the folder is another study's, or cannot be written to.
+            UserError: the folder belongs to another study, or cannot be written to.
         """
-        table, absent = self.table(), list[str]()
-        plates: list[FigureSection | TableSection | TextSection] = []
+        table, missing, out = self.table(), list[str](), self.progress.out
+        sections: list[Section] = []
         for draw in self.study.figures if figures else ():
             try:
-                plates += [plate] if (plate := draw(self)) is not None else []
-            except Exception as error:  # a study's own may raise anything
-                absent.append(f"A figure is missing: {type(error).__name__}: {error}".splitlines()[0])
-        mark = {"study": self.study.name, "title": self.study.title, "failures": self.failures}
-        write_atomically(self.out / _MARK, json.dumps(mark, indent=1) + "\n")
-        write_lines(self.out / "records.jsonl", [asdict(record) for record in self.records()])
-        write_atomically(self.out / "table.md", table.markdown() + "\n")
+                sections += [section] if (section := draw(self.progress)) is not None else []
+            except Exception as error:  # a user's own builder may raise anything
+                missing.append(f"A figure is missing: {type(error).__name__}: {error}".splitlines()[0])
+        marker = {"study": self.study.name, "title": self.study.title, "failures": self.failures}
+        write_atomically(out / _MARKER, json.dumps(marker, indent=1) + "\n")
+        write_lines(out / "records.jsonl", [asdict(record) for record in self.records()])
+        write_atomically(out / "table.md", table.markdown() + "\n")
         done = sum(job.finished for job in self.jobs)
-        introduction = [f"{done} of {len(self.jobs)} cells are finished."]
+        introduction = [*self.study.introduction, f"{done} of {len(self.jobs)} cells are finished."]
         if self.study.declared:
-            plates.append(TextSection("The study as it was declared", {self.study.name: self.study.declared}))
+            sections.append(TextSection("The study as it was declared", {self.study.name: self.study.declared}))
         write_page(
-            self.out / "report.html", self.study.title, introduction, table, plates, environment(), absent=absent,
-            parts=self.out / "report-files",
+            out / "report.html", self.study.title, introduction, table, sections, environment(), missing=missing,
+            parts=out / "report-files",
         )  # fmt: skip
 
-    def failures_before(self) -> dict[str, str]:
-        """Return what an earlier call has noted of cells that failed.
+    def read_failures(self) -> dict[str, str]:
+        """Return the failures that an earlier call has noted in the study's folder.
 
         Raises:
             UserError: the folder holds something else than this study.
         """
-        mark = self.out / _MARK
-        if not mark.exists():
-            taken = [name for name in ("records.jsonl", "table.md", "report.html") if (self.out / name).exists()]
-            require(not taken, lambda: f"{self.out} holds another {taken and taken[0]}: name another folder with --out")
+        marker = self.progress.out / _MARKER
+        if not marker.exists():
+            for name in ("records.jsonl", "table.md", "report.html"):
+                file = self.progress.out / name
+                require(
+                    not file.exists(), lambda: f"{file.parent} holds another {name}: name another folder with --out"
+                )
             return {}
         try:
-            content = json.loads(mark.read_text())
+            content = json.loads(marker.read_text())
             study, failures = (content["study"], content["title"]), dict(content["failures"])
         except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{mark} is damaged: remove it") from None
+            raise UserError(f"{marker} is damaged: remove it") from None
         ours = (self.study.name, self.study.title)
-        require(study == ours, lambda: f"{self.out} is the folder of {study[1]!r}: name another with --out")
+        require(study == ours, lambda: f"{marker.parent} is the folder of {study[1]!r}: name another with --out")
         return failures
 
     def overview(self) -> list[str]:
-        """Return a line on each job: how far it is."""
+        """Return a line on the progress of each job."""
         surrogate = self.jobs[0].surrogate
-        lines = [] if surrogate is None else [f"surrogate: {surrogate.trained}: {surrogate.run.path}"]
+        lines = [] if surrogate is None else [f"surrogate: {surrogate.training_status}: {surrogate.run.path}"]
         for job in self.jobs:
-            measured = len(self._known(job))
-            status = "finished" if job.finished else f"{job.trained}, {measured} of {len(job.columns)} columns measured"
+            measured = f"{len(self.progress.measured(job))} of {len(job.columns)} columns measured"
+            status = "finished" if job.finished else f"{job.training_status}, {measured}"
             if job.run.id in self.failures:
                 status += f", failed: {self.failures[job.run.id]}"
             lines.append(f"{job.name}: {status}: {job.run.path}")
         return lines
 
-    def _known(self, job: Job) -> dict[Column, Record]:
-        """Return what was measured of a job; nothing, where its files cannot be read, which carrying it out tells."""
-        try:
-            return job.records()
-        except UserError:
-            return {}
-
-    def _row(self, name: str) -> Row:
-        """Return a row's records, each under its column's heading."""
-        jobs = [job for job in self.jobs if job.cell.row == name]
-        found = [(column, record) for job in jobs for column, record in self._known(job).items()]
-        return Row(name, (), tuple(replace(record, attack=column.heading) for column, record in found))
-
-    def _spelled(self, row: Row, heading: str) -> str:
-        """Spell mean and spread, and how many of the seeds that are planned were measured, if not all."""
-        column = next(column for column in self.study.columns if column.heading == heading)
+    def _accuracy(self, row: Row, column: Column) -> str:
+        """Write mean and spread, and how many of the planned seeds were measured if not all."""
         planned = sum(job.cell.row == row.method and column in job.columns for job in self.jobs)
-        measured = len(row.accuracies(heading))
-        told = row.cell(heading).partition(" (")[0]
-        return told if measured in (0, planned) else f"{told} ({measured} of {planned} seeds)"
-
-    def _label(self, row: str) -> str:
-        return f"{row} (failed)" if self._reasons(row) else row
+        measured = len(row.accuracies(column.heading))
+        accuracy = row.cell(column.heading).partition(" (")[0]
+        return accuracy if measured in (0, planned) else f"{accuracy} ({measured} of {planned} seeds)"
 
     def _reasons(self, row: str) -> list[str]:
         return [self.failures[job.run.id] for job in self.jobs if job.cell.row == row and job.run.id in self.failures]
@@ -180,13 +151,13 @@ class Results:
         study, cells = self.study, [job.cell for job in self.jobs]
         notes = [
             "Accuracy in %",
-            _told("data", [cell.data for cell in cells]),
-            _told("model", [cell.model for cell in cells]),
-            _told("threat", [job.threat for job in self.jobs]),
-            _told("epochs", [cell.recipe.epochs for cell in cells]),
-            _told("training images", [record.training_images for record in self.records()]),
+            _values("data", [cell.data for cell in cells]),
+            _values("model", [cell.model for cell in cells]),
+            _values("threat", [job.threat for job in self.jobs]),
+            _values("epochs", [cell.recipe.epochs for cell in cells]),
+            _values("training images", [record.training_images for record in self.records()]),
             "checkpoint: best",
-            _told("seeds", [cell.recipe.seed for cell in cells]),
+            _values("seeds", [cell.recipe.seed for cell in cells]),
             f"test images: {self._test_images()}",
         ]
         if any(column.black_box for column in study.columns) and study.surrogate is not None:
@@ -197,84 +168,42 @@ class Results:
             notes.append("±: standard deviation over seeds")
         if study.published:
             notes.append(f"paper: {study.source}; difference: ours − paper, in points")
-        reasons: dict[str, list[str]] = {}
+        rows_by_reason: dict[str, list[str]] = {}
         for row in study.rows:
             for reason in self._reasons(row):
-                reasons.setdefault(reason, []).append(row)
-        notes += [f"failed: {', '.join(dict.fromkeys(rows))}: {reason}" for reason, rows in reasons.items()]
+                rows_by_reason.setdefault(reason, []).append(row)
+        notes += [f"failed: {', '.join(dict.fromkeys(rows))}: {reason}" for reason, rows in rows_by_reason.items()]
         return "; ".join(notes) + "."
 
     def _test_images(self) -> str:
-        """Tell how many the columns are measured on: the usual number, and those that have another."""
         headings: dict[int, list[str]] = {}
         for column in self.study.columns:
             job = next(job for job in self.jobs if column in job.columns)
             headings.setdefault(job.n(column), []).append(column.heading)
-        return spelled_images(headings)
+        return numbers_of_images(headings)
 
 
-def spelled_images(headings: Mapping[int, Sequence[str]]) -> str:
-    """Spell the number of test images that most columns are measured on, and the columns that have another."""
+def numbers_of_images(headings: Mapping[int, Sequence[str]]) -> str:
+    """Write the number of test images of most columns, and the columns that have another number."""
     usual, *others = sorted(headings, key=lambda n: -len(headings[n]))
     return ", ".join([str(usual), *(f"{n} for {' and '.join(headings[n])}" for n in others)])
 
 
-def notes_on(spellings: Sequence[str]) -> list[str]:
+def notes_on(attack_names: Sequence[str]) -> list[str]:
     """Return what a reader must know of columns under these attacks."""
-    return [note for attack, note in _ATTACKS.items() if any(parse_name(each).attack == attack for each in spellings)]
+    measured = {parse_name(name).attack for name in attack_names}
+    return [note for attack, note in _ATTACK_NOTES.items() if attack in measured]
 
 
-def trade_off(results: Results) -> FigureSection | None:
-    """Draw clean against robust accuracy along the study's curves."""
-    if not (curves := results.curves(ROBUST)):
-        return None
-    caption = "Up and to the right is better. Bars: one standard deviation over seeds, where there are several."
-    if aside := ", ".join(cell.row for cell in results.study.cells if not cell.curve):
-        caption += f" Not drawn: {aside}."
-    return FigureSection("Trade-off", trade_off_curves(curves, ROBUST), caption)
-
-
-def feature_plate(results: Results) -> FigureSection | None:
-    """Draw the features of every model of the study's first seed that is trained, of five classes of test images."""
-    jobs = [job for job in results.jobs if job.run.finished and job.cell.recipe.seed == 0]
-    if not jobs:
-        return None
-    first, device = jobs[0], pick_device(results.context.device)
-    data = dataset(first.cell.data, results.context.data_dir)
-    images, names = few(data.test, classes=5, each=500), data.class_names[:5]
-    maps = {
-        job.cell.row: feature_map(
-            find_weights(job.run.path, model=job.cell.model),
-            images,
-            first.threat,
-            device,
-            results.out / "features" / f"{job.run.id}.npz",
-        )
-        for job in jobs
-        if (job.cell.data, job.threat) == (first.cell.data, first.threat)
-    }
-    return FigureSection("Features", feature_maps(maps, names), explained(images, first.threat, names))
-
-
-def sweep(along: str) -> FigureBuilder:
-    """Return what draws clean and robust accuracy along an argument of this name."""
-
-    def draw(results: Results) -> FigureSection | None:
-        if not (curves := results.curves(ROBUST)):
-            return None
-        caption = f"Accuracy along {along}. Bars: one standard deviation over seeds, where there are several."
-        return FigureSection(f"Along {along}", sweep_curves(curves, along, ROBUST), caption)
-
-    return draw
-
-
-def _published(name: str, numbers: Mapping[str, float], row: Row, headings: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return the published numbers of a row and, if some of ours are there, the difference."""
-    there = [f"{numbers[heading]:.1f}" if heading in numbers else "" for heading in headings]
+def _published_lines(
+    name: str, numbers: Mapping[str, float], row: Row, headings: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """Return the published numbers of a row and, if some of ours are measured, the difference."""
+    published = [f"{numbers[heading]:.1f}" if heading in numbers else "" for heading in headings]
     ours = {heading: row.accuracies(heading).values() for heading in headings}
     gaps = [f"{mean(ours[h]) - numbers[h]:+.1f}" if ours[h] and h in numbers else "" for h in headings]
-    return [(f"{name}, paper", *there), *([(f"{name}, difference", *gaps)] if any(gaps) else [])]
+    return [(f"{name}, paper", *published), *([(f"{name}, difference", *gaps)] if any(gaps) else [])]
 
 
-def _told(label: str, values: Sequence[object]) -> str:
+def _values(label: str, values: Sequence[object]) -> str:
     return f"{label}: {', '.join(dict.fromkeys(map(str, values))) or 'none yet'}"

@@ -1,29 +1,29 @@
-"""How large the paper's studies are carried out: recipe, networks, and how many test images the slow attacks get.
+"""The scales of studies: recipe, networks, and the number of test images for slow attacks.
 
-The precision of training is the scale's and not the device's, since it is part of a run's name: the same command on
-another machine goes on with the same runs. `paper` is in the papers' fp32; `short` is made for one GPU, so in bf16.
+The precision of training belongs to the scale and not to the device, since it is part of a run's name: the same command
+on another machine resumes the same runs. `paper` has the papers' fp32; `short` is for one GPU and has bf16.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from advalign.studies.study import Cell, Column
+from advalign.studies.cells import Cell, Column
 from advalign.training.recipes import Recipe, common, cpu, short
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """What a study is carried out with, where it does not say otherwise itself."""
+    """The defaults of a study."""
 
     name: str
     description: str
     recipe: Recipe
     model: str
     vgg: str
-    """what stands for VGG16"""
+    """the network in place of VGG16"""
     large: str
-    """what stands for WRN-34-10: the black-box surrogate, trained naturally, and AR-AT's larger network"""
+    """the network in place of WRN-34-10: the black-box surrogate, trained naturally, and AR-AT's larger network"""
     carlini_wagner: int
     """test images for the L2 attack of Carlini and Wagner, 1000 steps each"""
     autoattack: int | None
@@ -31,7 +31,7 @@ class Scale:
     seeds: int
 
     def columns(self) -> tuple[Column, ...]:
-        """Return the columns of the paper's tables, and AutoAttack and the Linf attack of the name C&W besides."""
+        """Return the columns of the paper's tables, AutoAttack, and the Linf attack that is also called C&W."""
         few = self.carlini_wagner
         return (
             Column(heading="black-box PGD", attack="pgd(steps=20)", black_box=True),
@@ -46,7 +46,7 @@ class Scale:
         )
 
     def surrogate(self, data: str) -> Cell:
-        """Return what black-box attacks are made on."""
+        """Return the model on which black-box attacks are made."""
         return Cell(row="surrogate", method="natural", data=data, model=self.large, recipe=self.recipe)
 
 

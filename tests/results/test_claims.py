@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from results.claims import claims, study_in, sweep_table
 from tests.samples import RECORD
 
 from advalign.errors import UserError
 from advalign.runs import Record, append_records
 from advalign.studies import SCALES, STUDIES
-from advalign.studies.claims import claims, study_in, sweep_table
 
 TABLE1 = STUDIES["table1"](SCALES["tiny"])
 SURROGATE = "natural small-cnn(width=64) 0123456789"

@@ -1,0 +1,187 @@
+"""The sections of a report, each from what lies below its paths; `missing` gets a line on what cannot be shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from advalign.attacks.names import worst_cases_among
+from advalign.errors import UserError
+from advalign.report.classes import by_class, class_figure, class_table, dataset_of, labels_of, outcomes_of
+from advalign.report.commands import diagnose_line, evaluate_line, train_line
+from advalign.report.diagnosis import remarks_table, verdicts_table
+from advalign.report.examples import COLUMNS, read_examples
+from advalign.report.gallery import gallery, gallery_in_words
+from advalign.report.page import FigureSection, Section, TableSection, TextSection
+from advalign.report.radius import Curve, radii_of, radius_curves
+from advalign.report.rows import Flags, group_rows
+from advalign.report.sources import ReportSources, Scope
+from advalign.report.trade_off import trade_off_figure
+from advalign.report.training import calibration_section, training_section
+from advalign.runs import Record
+from advalign.runtime.files import read_json
+from advalign.threats import parse_threat
+
+_GALLERY_MODELS = 6
+
+
+def trade_off_sections(name: str, records: Sequence[Record], flags: Flags) -> list[Section]:
+    """Return clean against worst-case accuracy and, if it was run, against AutoAttack."""
+    caption = (
+        "Up and to the right is better. Bars: standard deviation over seeds, where there are several. Dotted: the "
+        "Pareto front, the models that no other one equals or beats in both. Point at a mark for its numbers."
+    )
+    sections: list[Section] = [
+        FigureSection(f"Trade-off: {name}", trade_off_figure(records, flags=flags), caption),
+    ]  # fmt: skip
+    if any(record.attack == "autoattack" for record in records):
+        figure = trade_off_figure(records, "autoattack", flags)
+        sections.append(FigureSection(f"Trade-off, AutoAttack: {name}", figure, caption))
+    return sections
+
+
+def class_sections(
+    name: str,
+    scope: Scope,
+    records: Sequence[Record],
+    sources: ReportSources,
+    flags: Flags,
+    data_dir: str | Path | None,
+    missing: list[str],
+) -> list[Section]:
+    """Return accuracy by class, of the runs whose result files have the outcomes of the worst case."""
+    worst = worst_cases_among(record.attack for record in records)[0]
+    contents = {
+        record: result.content
+        for of_model in sources.results.values()
+        for result in of_model
+        for record in result.records
+        if result.scope == scope and record.attack == worst
+    }
+    if not contents.keys() & set(records):
+        missing.append(f"Accuracy by class, {name}: no run folder below the paths has the outcomes of {worst}.")
+        return []
+    try:
+        sizes = (run.setting["shape"][1] for run in sources.runs.values() if run.setting["data"] == scope.data)
+        data = dataset_of(scope.data, scope.images, next(sizes, 32), data_dir)
+        labels, accuracies = labels_of(data, scope.n), {}
+        for row in group_rows(records, flags)[0]:
+            measured = [contents[record] for record in row.records if record in contents]
+            if measured:
+                clean, robust = zip(*(outcomes_of(content, worst) for content in measured), strict=True)
+                model = ", ".join((row.method, *row.traits))
+                accuracies[model] = (by_class(clean, labels, data.classes), by_class(robust, labels, data.classes))
+    except UserError as error:
+        missing.append(f"Accuracy by class, {name}: {error}.")
+        return []
+    caption = f"Robust: the worst case over the most attacks, {worst}. Means over seeds, where there are several."
+    table = class_table(accuracies, data.class_names, "In %. " + caption)
+    return [
+        FigureSection(f"Accuracy by class: {name}", class_figure(accuracies, data.class_names), caption),
+        TableSection(f"Accuracy by class in numbers: {name}", table),
+    ]
+
+
+def gallery_sections(name: str, scope: Scope, sources: ReportSources, missing: list[str]) -> list[Section]:
+    """Return the gallery of the adversarial examples that were saved."""
+    rows, errors = {}, []
+    for model, of_model in sources.results.items():
+        for result in of_model:
+            if result.scope == scope and result.examples.exists():
+                try:
+                    *images_and_captions, attack = read_examples(result.examples, result.content)
+                    rows[f"{sources.names[model]}\n{attack}"] = tuple(images_and_captions)
+                except UserError as error:
+                    errors.append(f"Adversarial examples, {name}: {error}.")
+    missing += errors
+    if not rows and not errors:
+        missing.append(f"Adversarial examples, {name}: none were saved; advalign evaluate RUN --save-examples does.")
+    if not rows:
+        return []
+    shown = dict(list(rows.items())[:_GALLERY_MODELS])
+    caption = (
+        f"The first test image of each of the first {COLUMNS} classes, its adversarial example by the strongest attack "
+        "(named by the model; C&W may leave the threat model), and the difference around grey; below each its true "
+        "class, the predicted class of the adversarial image, and whether it withstands. "
+        f"{len(shown)} of {len(rows)} models whose examples were saved."
+    )
+    figure = gallery(shown, amplify=0.5 / parse_threat(scope.threat).eps)
+    return [FigureSection(f"Adversarial examples: {name}", figure, caption, gallery_in_words(shown))]
+
+
+def radius_sections(sources: ReportSources, missing: list[str]) -> list[Section]:
+    """Return accuracy over the radius, a figure for each data set and norm."""
+    measured: dict[tuple[str, str, str], list[Record]] = {}
+    for record in sources.records:
+        model = record.run or record.method
+        measured.setdefault((record.data, _norm_of(record.threat), model), []).append(record)
+    curves: dict[tuple[str, str], dict[str, Curve]] = {}
+    for (data, norm, model), records in measured.items():
+        attack, curve = radii_of(records)
+        if curve:
+            name = sources.names.get(model, f"{records[0].method}, {model}" if records[0].run else model)
+            curves.setdefault((data, norm), {})[f"{name}: {attack}"] = curve
+    for run, diagnosis in sources.diagnoses.items():
+        shares = {float(eps): (share, diagnosis["n"]) for eps, share in diagnosis["accuracy_by_radius"].items()}
+        if len(shares) > 1:
+            figure = (diagnosis["data"], _norm_of(diagnosis["threat"]))
+            curves.setdefault(figure, {})[f"{sources.names[run]}: PGD-20 of its diagnosis"] = shares
+    if not curves:
+        missing.append("Accuracy over the radius: evaluate runs once for each of several --eps, or diagnose them.")
+    caption = "Bars: one standard error of the binomial. The radius at 0 is clean accuracy."
+    return [
+        FigureSection(f"Accuracy over the radius: {data}, {norm}", radius_curves(of_models), caption)
+        for (data, norm), of_models in curves.items()
+    ]
+
+
+def _norm_of(threat: str) -> str:
+    return type(parse_threat(threat)).__name__
+
+
+def training_sections(sources: ReportSources, missing: list[str]) -> list[Section]:
+    """Return the curves of the runs' logs."""
+    logs = {sources.names[run]: log for run, each in sources.runs.items() if (log := each.log)}
+    if not logs:
+        missing.append("Training curves: no run folder with a log lies below the paths.")
+        return []
+    calibration = calibration_section(logs)
+    return [training_section(logs), *([] if calibration is None else [calibration])]
+
+
+def verdict_sections(sources: ReportSources, missing: list[str]) -> list[Section]:
+    """Return the verdicts of the newest diagnoses."""
+    diagnoses = {sources.names[run]: each for run, each in sources.diagnoses.items()}
+    if not diagnoses:
+        missing.append("Verdicts on the evaluation: advalign diagnose RUN makes them.")
+        return []
+    return [
+        TableSection("Can the numbers be trusted?", verdicts_table(diagnoses)),
+        TableSection("Warnings and failures", remarks_table(diagnoses)),
+    ]
+
+
+def command_sections(sources: ReportSources) -> list[Section]:
+    """Return for each model the lines that repeat it, and what it was made with."""
+    folders = {run: each.path for run, each in sources.runs.items()}
+    lines: dict[str, list[str]] = {}
+    for run, each in sources.runs.items():
+        made_with = _made_with(read_json(each.path / "run.json").get("environment", {}))
+        lines[run] = [f"# trained with {made_with}", train_line(each, folders)]
+    for model, of_model in sources.results.items():
+        for result in of_model:
+            line = evaluate_line(sources.runs.get(model, result.weights), result.content, folders)
+            line += " --save-examples" if result.examples.exists() else ""
+            lines.setdefault(model, []).extend([f"# measured with {_made_with(result.first)}", line])
+    for run, diagnosis in sources.diagnoses.items():
+        lines.setdefault(run, []).append(diagnose_line(sources.runs[run], diagnosis))
+    titles = {
+        model: f"{sources.names[model]} ({model})" if model in sources.runs else sources.names[model]
+        for model in lines
+    }  # fmt: skip
+    groups = {titles[model]: "\n".join(of_model) for model, of_model in lines.items()}
+    return [TextSection("The commands that repeat them", groups)] if groups else []
+
+
+def _made_with(fields: Mapping[str, str]) -> str:
+    return ", ".join(f"{key} {fields[key]}" for key in ("commit", "torch", "device") if fields.get(key))

@@ -1,0 +1,85 @@
+"""Training logs as figures: loss and validation accuracy, and the calibration of VFD."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import nan
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from advalign.report.figures import FEW_CURVES, HOVER, STYLE, color_of
+from advalign.report.page import FigureSection
+
+Logs = Mapping[str, Sequence[Mapping[str, Any]]]
+"""The log of each run, a mapping for each epoch, by the run's name."""
+
+
+def training_section(logs: Logs) -> FigureSection:
+    """Return the training curves of all runs."""
+    return FigureSection("Training", training_curves(logs), "Loss on the training images, accuracy on held-out ones.")
+
+
+def calibration_section(logs: Logs) -> FigureSection | None:
+    """Return the calibration of the runs that were trained with VFD, or None if there are none."""
+    calibrated = {name: log for name, log in logs.items() if "vfd" in log[0].get("calibration", {})}
+    if not calibrated:
+        return None
+    caption = (
+        "Distance of the student's features to the vanilla model's, and VFD's gradient at those features relative to "
+        "that of the terms that teach labels, on the first batch of each epoch."
+    )
+    return FigureSection("Calibration of VFD", calibration_curves(calibrated), caption)
+
+
+def training_curves(logs: Logs) -> Figure:
+    """Plot loss and validation accuracies over the epochs, a colour per run."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(
+            figsize=(9 if len(logs) <= FEW_CURVES else 12, max(3.4, 0.17 * len(logs))), layout="constrained"
+        )
+        left, right = figure.subplots(1, 2)
+        for i, (name, log) in enumerate(logs.items()):
+            color = color_of(i, len(logs))
+            line = {"color": color, "gid": HOVER + name}
+            left.plot([row["epoch"] for row in log], [row["loss"] for row in log], label=name, **line)
+            for key, style in (("clean", "--"), ("robust", "-")):
+                rows = [row for row in log if key in row.get("validation", {})]
+                shares = [100 * row["validation"][key] for row in rows]
+                right.plot([row["epoch"] for row in rows], shares, style, **line)
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        left.set(xlabel="epoch", ylabel="training loss", yscale="log")
+        right.set(xlabel="epoch", ylabel="validation accuracy, %", title="dashed: clean, solid: PGD-10")
+        if len(logs) <= FEW_CURVES:
+            left.legend(frameon=False, fontsize=7)
+        else:
+            figure.legend(frameon=False, fontsize=6, loc="outside right upper")
+    return figure
+
+
+def calibration_curves(logs: Logs) -> Figure:
+    """Plot what the log holds of each layer that VFD aligns: distances of features, and the ratio of gradients.
+
+    In the band from 0.05 to 0.5 the method neither idles nor dominates; both plots have a logarithmic y axis.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        right.axhspan(0.05, 0.5, color="0.92")
+        layers = [(name, layer) for name, log in logs.items() for layer in log[0]["calibration"]["vfd"]]
+        for i, (name, layer) in enumerate(layers):
+            color = color_of(i, len(layers))
+            rows = [(row["epoch"], row["calibration"]["vfd"][layer]) for row in logs[name]]
+            epochs = [epoch for epoch, _ in rows]
+            for view, style in (("clean", "--"), ("adv", "-")):
+                left.plot(epochs, [values[f"distance_{view}"] for _, values in rows], style, color=color)
+            right.plot(epochs, [values.get("ratio", nan) for _, values in rows], color=color, label=f"{name}, {layer}")
+        left.set(xlabel="epoch", ylabel="distance of features", yscale="log", title="dashed: clean, solid: adversarial")
+        right.set(xlabel="epoch", ylabel="gradient, VFD / labels", yscale="log", title="band: .05 to .5")
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(frameon=False, fontsize=7, loc="outside lower center", ncols=3)
+    return figure
