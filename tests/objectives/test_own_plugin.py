@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from torch import Tensor
 
-from advalign import objectives
 from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, parse
 from advalign.objectives.bases.trades import TRADES
@@ -71,12 +73,11 @@ def test_the_documentation_shows_the_example_and_it_is_short():
 
 
 @pytest.fixture
-def registries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Registries that forget, and a folder on the path."""
-    monkeypatch.setattr(objectives, "BASES", dict(BASES))
-    monkeypatch.setattr(objectives, "PLUGINS", dict(PLUGINS))
+def registries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Registries that forget what a test registers, and a folder on the path."""
     monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path
+    with patch.dict(BASES), patch.dict(PLUGINS):
+        yield tmp_path
 
 
 HEAD = "from advalign.objectives.contract import ADV, Term\nfrom advalign.objectives.method import Base, PlugIn\n\n"
@@ -88,7 +89,11 @@ HEAD = "from advalign.objectives.contract import ADV, Term\nfrom advalign.object
         ("wrong_a", "", "'wrong_a' must be package.module:Class"),
         ("wrong_b:Thing", None, "cannot import 'wrong_b'"),
         ("wrong_c:Thign", "class Thing: pass", "did you mean 'Thing'"),
-        ("wrong_d:Thing", "class Thing: pass", "must be a class derived from advalign.PlugIn or advalign.Base"),
+        (
+            "wrong_d:Thing",
+            "class Thing: pass",
+            "must be a class derived from advalign.PlugIn, advalign.Base or",
+        ),
         ("wrong_e:make", "def make(): pass", "must be a class derived from"),
         (
             "wrong_f:Own",
