@@ -464,7 +464,7 @@ def test_a_model_that_draws_at_random_is_repeatable_and_leaves_the_generator():
     for seed in (1, 2):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        found.append(evaluate(noisy, images, [PGD(BUDGET, steps=2), FGSM(BUDGET)], given=given, batch_size=16))
+        found.append(evaluate(noisy, images, [PGD(BUDGET, steps=2), FGSM(BUDGET)], precomputed=given, batch_size=16))
         assert torch.equal(torch.get_rng_state(), state)
     for name, flags in found[0].correct.items():
         assert torch.equal(flags, found[1].correct[name]), name
@@ -477,7 +477,7 @@ def test_the_verdict_is_in_fp32_inside_a_callers_autocast():
     net.load_state_dict(plain.state_dict())
     expected = evaluate(plain, images, [FGSM(BUDGET)])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = evaluate(net, images, [FGSM(BUDGET)], given={"a": PrecomputedExamples(images.floats(), BUDGET)})
+        found = evaluate(net, images, [FGSM(BUDGET)], precomputed={"a": PrecomputedExamples(images.floats(), BUDGET)})
     assert set(net.notes) == {torch.float32}
     assert torch.equal(found.correct["fgsm"], expected.correct["fgsm"])
 

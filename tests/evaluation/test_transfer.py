@@ -74,14 +74,14 @@ def test_given_examples_are_judged_by_the_target_on_what_it_gets_right():
         net,
         given,
         [FGSM(BUDGET)],
-        given={"a": PrecomputedExamples(x_adv, BUDGET), "far": PrecomputedExamples(far, None)},
+        precomputed={"a": PrecomputedExamples(x_adv, BUDGET), "far": PrecomputedExamples(far, None)},
     )
     clean = net(x).argmax(1) == given.labels
     assert torch.equal(found.correct["a"], clean & (net(x_adv).argmax(1) == given.labels))
     assert torch.equal(found.correct["far"], clean & (net(far).argmax(1) == given.labels))
     assert torch.equal(found.outcomes[WORST_CASE], found.correct["a"] & found.correct["fgsm"])
     with pytest.raises(UserError, match="outside"):
-        evaluate(net, given, given={"a": PrecomputedExamples(far, BUDGET)})
+        evaluate(net, given, precomputed={"a": PrecomputedExamples(far, BUDGET)})
 
 
 def test_from_the_command_the_same_examples_serve_every_target(tmp_path: Path):

@@ -109,15 +109,15 @@ def run_diagnose(options: DiagnoseOptions) -> None:
     from advalign.runtime.progress import say
 
     source, console = _source_of(options, "diagnose"), _console()
-    found = diagnose_source(
+    written = diagnose_source(
         source, _target_options(options, options.n), _attack_options(options), out=options.out, console=console
     )
-    print_table(console, verdict_table(found.diagnosis))
-    dataset = found.target.dataset
-    introduction = [f"{found.target.model} on {dataset.name}.", *filter(None, [dataset.note])]
-    page = found.path.with_suffix(".html")
-    write_diagnosis(page, f"Diagnosis of {source}", introduction, found.diagnosis, environment())
-    say(console, f"{summary(found.diagnosis)}\nWritten: {found.path}, .html")
+    print_table(console, verdict_table(written.diagnosis))
+    dataset = written.target.dataset
+    introduction = [f"{written.target.model} on {dataset.name}.", *filter(None, [dataset.note])]
+    page = written.path.with_suffix(".html")
+    write_diagnosis(page, f"Diagnosis of {source}", introduction, written.diagnosis, environment())
+    say(console, f"{summary(written.diagnosis)}\nWritten: {written.path}, .html")
 
 
 def run_compare(options: CompareOptions) -> None:

@@ -76,7 +76,7 @@ def evaluate(
     images: Images | tuple[Tensor, Tensor],
     attacks: Attack | Sequence[Attack] = (),
     *,
-    given: Mapping[str, PrecomputedExamples] | None = None,
+    precomputed: Mapping[str, PrecomputedExamples] | None = None,
     batch_size: int = 512,
     precision: str = "fp32",
     seed: int = 0,
@@ -96,7 +96,7 @@ def evaluate(
         model: images (N, C, H, W) in [0, 1] to logits (N, K), on the images' device.
         images: with labels; or a pair of floats (N, C, H, W) in [0, 1] and labels (N,).
         attacks: one or several, such as `attacks.parse("pgd(steps=20)", threat=Linf(8 / 255))`.
-        given: adversarial images by name that were made elsewhere, such as on a surrogate.
+        precomputed: adversarial images by name that exist already, such as those made on a surrogate.
         keep_examples: also return the adversarial images.
         state: a file in which progress is kept, every 10 seconds, and from which a second call resumes, to the same
             bits. The caller makes sure that it belongs to this evaluation, and removes it.
@@ -118,19 +118,19 @@ def evaluate(
     names = [str(attack) for attack in attack_list]
     for name in names:
         require(names.count(name) == 1, lambda: f"attack {name} is given twice: results are keyed by spelling")
-    by_name, given, model = dict(zip(names, attack_list, strict=True)), given or {}, _inside(model)
+    by_name, precomputed, model = dict(zip(names, attack_list, strict=True)), precomputed or {}, _inside(model)
     options = AttackOptions(batch_size=batch_size, precision=precision, seed=seed)
     mode = check_mode([name or "the model" for name, module in model.named_modules() if module.training])
     with evaluating(model):
         evaluator = Evaluator(model, pictures, options, keep_examples=keep_examples, state_file=state, advance=advance)
-        evaluator.classify_clean(attacked=bool(by_name or given))
-        for name, examples in given.items():
-            evaluator.evaluate_given(name, examples)
+        evaluator.classify_clean(attacked=bool(by_name or precomputed))
+        for name, examples in precomputed.items():
+            evaluator.evaluate_precomputed(name, examples)
         for name, attack in by_name.items():
             evaluator.attack(name, attack)
     unbounded = [name for name, attack in by_name.items() if not attack.bounded]
-    unbounded += [name for name, examples in given.items() if examples.threat is None]
-    masked = _broken_without_gradient(by_name, given, evaluator.state, len(pictures))
+    unbounded += [name for name, examples in precomputed.items() if examples.threat is None]
+    masked = _broken_without_gradient(by_name, precomputed, evaluator.state, len(pictures))
     return _evaluation(evaluator.state, unbounded, warnings_of([mode]), warnings_of(masked))
 
 
@@ -170,13 +170,13 @@ def _inside(model: nn.Module) -> nn.Module:
 
 
 def _broken_without_gradient(
-    attacks: Mapping[str, Attack], given: Mapping[str, PrecomputedExamples], state: EvaluationState, n: int
+    attacks: Mapping[str, Attack], precomputed: Mapping[str, PrecomputedExamples], state: EvaluationState, n: int
 ) -> Iterator[Verdict]:
     """Check what broke images without gradients, where an attack with gradients was made in the same threat model."""
     bounded = {name: attack for name, attack in attacks.items() if attack.bounded}
     white = {name: a.threat for name, a in bounded.items() if all(member.uses_gradients for member in a.members)}
     black = {name: attack.threat for name, attack in bounded.items() if not attack.uses_gradients}
-    black |= {name: examples.threat for name, examples in given.items() if examples.threat is not None}
+    black |= {name: examples.threat for name, examples in precomputed.items() if examples.threat is not None}
     for name, threat in black.items():
         if same := [state.correct[other] for other, its in white.items() if its == threat]:
             yield check_black_box(torch.stack(same).all(0), {name: state.correct[name]})

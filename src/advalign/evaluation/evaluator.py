@@ -37,7 +37,7 @@ from advalign.threats import Threat, require_inside
 
 
 class PrecomputedExamples(NamedTuple):
-    """Adversarial images that were made elsewhere, such as on a surrogate."""
+    """Adversarial images that exist already, such as those made on a surrogate."""
 
     x_adv: Tensor
     """(N, C, H, W) in [0, 1], of all images."""
@@ -104,7 +104,7 @@ class Evaluator:
         if (right := correct[rows]).any():
             yield check_gradient(again.grad[right])
 
-    def evaluate_given(self, name: str, examples: PrecomputedExamples) -> None:
+    def evaluate_precomputed(self, name: str, examples: PrecomputedExamples) -> None:
         """Classify adversarial images that exist already."""
         if name in self.state.correct:
             return self.advance(name, len(self.images))

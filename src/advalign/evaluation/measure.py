@@ -113,8 +113,8 @@ def _measure_target(
         say(console, f"resuming an interrupted evaluation: {state}")
     with counting(console, ["clean", *names], len(target.images)) as advance:
         evaluation = evaluate(
-            target.net, target.images, chosen, given=transferred, batch_size=how.batch_size, precision=how.precision,
-            seed=how.seed, keep_examples=keep, state=state, advance=advance,
+            target.net, target.images, chosen, precomputed=transferred, batch_size=how.batch_size,
+            precision=how.precision, seed=how.seed, keep_examples=keep, state=state, advance=advance,
         )  # fmt: skip
     examples = {**evaluation.examples, **{name: each.x_adv for name, each in transferred.items()}}
     measured = Measurement(

@@ -99,7 +99,9 @@ def transfer_matrix(
     }
     evaluations = {}
     for source, model in models.items():
-        evaluations[source] = evaluate(model.net, model.images, given=examples, batch_size=ATTACK_OPTIONS.batch_size)
+        evaluations[source] = evaluate(
+            model.net, model.images, precomputed=examples, batch_size=ATTACK_OPTIONS.batch_size
+        )
         say(console, f"shown to {source}")
     return TransferMatrix(chosen, models, evaluations)
 
