@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
@@ -163,6 +162,7 @@ def test_an_argument_that_the_spelling_lacks_is_refused_from_python_too():
         str(TRADES() + Hides(2.0))
 
 
+@pytest.mark.slow
 def test_a_class_typed_into_a_shell_trains_too(tmp_path: Path):
     code = (
         "import advalign as aa\nfrom advalign.training.recipes import Recipe\n"
