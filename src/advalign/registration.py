@@ -13,6 +13,7 @@ from advalign.attacks.names import parse_name
 from advalign.errors import UserError, require
 from advalign.models.user import find_function
 from advalign.objectives import BASES, PLUGINS, Base, PlugIn
+from advalign.objectives.method import Part
 from advalign.runtime.files import digest
 from advalign.threats import Linf
 
@@ -87,7 +88,7 @@ def register_attacks(spelling: str) -> str:
     return f"{register(head.strip())}{bracket}{arguments}" if ":" in head else spelling
 
 
-def source_digests(parts: Iterable[Base | PlugIn | Attack]) -> dict[str, str]:
+def source_digests(parts: Iterable[Part | Attack]) -> dict[str, str]:
     """Return, by name, a digest of the source file of each part that is the user's own: it may change under one name.
 
     The library's own parts have none, since their names identify them. An attack's members count as well.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,6 +18,7 @@ from advalign.objectives import Method, Objective, total
 from advalign.objectives.bases.contrast import Contrast
 from advalign.objectives.bases.natural import Natural
 from advalign.objectives.bases.trades import TRADES
+from advalign.registration import source_digests
 from advalign.runs import Run, Weights, find_weights
 from advalign.runs.checkpoint import load_weights
 from advalign.runs.run import setting_digest
@@ -259,17 +259,8 @@ def try_step(planned: Plan) -> None:
 
 def _user_parts(method: Method) -> dict[str, dict[str, str]]:
     """Identify the parts that are not the library's by their source, which may change under one name."""
-    classes = {part.name: type(part) for part in method.parts if not type(part).__module__.startswith("advalign.")}
-    digests = {name: digest(_source(part), digits=10) for name, part in classes.items()}
+    digests = source_digests(method.parts)
     return {"own": digests} if digests else {}
-
-
-def _source(part: type) -> bytes:
-    """Return the file in which a class is written or, of one that is in no file, its qualified name."""
-    try:
-        return Path(inspect.getsourcefile(part) or "").read_bytes()
-    except (OSError, TypeError):  # typed into a shell or a notebook
-        return f"{part.__module__}:{part.__qualname__}".encode()
 
 
 def _identity(source: Weights | Plan | None) -> str:
