@@ -8,15 +8,25 @@ from inspect import isclass
 from typing import Any, get_args
 
 import beartype
-from jaxtyping import AbstractArray, install_import_hook
+import jaxtyping
 from torch import fx
 
 PACKAGES = [f"advalign.{room}" for room in ("threats", "attacks", "objectives", "models", "data")]
 
 
 def install() -> None:
-    """Check the shapes of modules that are imported from now on."""
-    install_import_hook(PACKAGES, "tests.shapes.check")
+    """Check the shapes of modules that are imported from now on.
+
+    Functions that state none are left as they are: the hook would wrap them too, which takes time, and hides
+    generators from the compiler.
+    """
+    jaxtyped = jaxtyping.jaxtyped
+
+    def where_shapes_are_stated(*, typechecker: Any) -> Callable[[Any], Any]:
+        return lambda each: jaxtyped(each, typechecker=typechecker) if _states_shapes(each) else each
+
+    setattr(jaxtyping, "jaxtyped", where_shapes_are_stated)  # noqa: B010 (to pyright it is a constant)
+    jaxtyping.install_import_hook(PACKAGES, "tests.shapes.check")
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,10 +35,7 @@ def check(function: Callable[..., Any]) -> Callable[..., Any]:
     Others are for the library to refuse, by a `UserError` that tests look at, and for pyright. The symbols with which
     torch.fx traces a network have no shape.
     """
-    shapes = {name: hint for name, hint in function.__annotations__.items() if _states_shape(hint)}
-    if not shapes:
-        return function
-    function.__annotations__ = shapes
+    function.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if _is_shape(hint)}
     checked = beartype.beartype(function)
 
     @functools.wraps(function)
@@ -39,5 +46,16 @@ def check(function: Callable[..., Any]) -> Callable[..., Any]:
     return checked_unless_traced
 
 
-def _states_shape(hint: Any) -> bool:
-    return (isclass(hint) and issubclass(hint, AbstractArray)) or any(map(_states_shape, get_args(hint)))
+def _states_shapes(function: Any) -> bool:
+    return not isclass(function) and any(_is_shape(_read(hint, function)) for hint in function.__annotations__.values())
+
+
+def _read(hint: Any, function: Any) -> Any:
+    try:
+        return eval(hint, function.__globals__) if isinstance(hint, str) else hint
+    except NameError:  # of an import for the type checker alone
+        return None
+
+
+def _is_shape(hint: Any) -> bool:
+    return (isclass(hint) and issubclass(hint, jaxtyping.AbstractArray)) or any(map(_is_shape, get_args(hint)))

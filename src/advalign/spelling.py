@@ -13,6 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -199,6 +200,8 @@ def _literal(node: ast.expr, name: str, argument: str) -> Any:
 def _hints(make: Callable[..., Any]) -> dict[str, Any]:
     """Return what the annotations say; nothing of a partial, or where a name is imported for the type checker alone."""
     try:
+        if is_dataclass(make):  # each field in the names of the module that declares it
+            return get_type_hints(make)
         return get_type_hints(make.__init__ if inspect.isclass(make) else make)
     except Exception:  # a user's annotations may be any expression
         return {}

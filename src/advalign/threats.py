@@ -200,7 +200,7 @@ def require_inside(attack: object, threat: Threat | None, x_adv: Tensor, x: Tens
     rounding = max(torch.finfo(x_adv.dtype).eps / 2, 2**-24)  # of each pixel; lengths are sums over all of them
     if isinstance(threat, L2):
         rounding *= math.sqrt(x[0].numel())
-    x_adv, x = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (x_adv, x))
+    x_adv, x = (each.detach().to(torch.promote_types(each.dtype, torch.float32)) for each in (x_adv, x))
     moved = float(threat.distance(x_adv, x).max())
     require(
         moved <= threat.eps * (1 + 1e-5) + rounding, lambda: f"{attack} moved an image by {moved:g}, outside {threat}"

@@ -227,6 +227,7 @@ def test_another_layer(layer: str):
 @pytest.mark.parametrize("model", ["small-cnn(width=4)", "resnet18(width=4)", "preact-resnet18(width=4)"])
 def test_built_in_networks(model: str):
     x, y = images(2, side=32)
+    torch.manual_seed(0)  # some networks give a map of two images that marks nothing
     objective = compose(parse("at+part"), student=build(model, classes=4)).train()
     x_adv = objective.perturb(x, y, Linf(EPS), steps=1, start="clean", step_size=EPS)
     assert ((x_adv - x).abs() > LOW + 1e-6).any()

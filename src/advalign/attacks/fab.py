@@ -16,7 +16,7 @@ from advalign.attacks.classification import misclassified
 from advalign.attacks.contract import Attack, attack_survivors
 from advalign.errors import require
 from advalign.shapes import ImageBatch, Labels, PerImage
-from advalign.threats import PixelLinf, Threat
+from advalign.threats import PixelLinf, Pixels, Threat
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _nearest_boundary(
     return w, gap
 
 
-def onto_plane(threat: Threat, x: ImageBatch, w: ImageBatch, gap: PerImage) -> ImageBatch:
+def onto_plane(threat: Threat, x: Pixels, w: Pixels, gap: PerImage) -> Pixels:
     """Return the nearest point z to x in [0, 1] with <w, z - x> = gap; where there is none, the corner nearest to that.
 
     The nearest point lies on the path along the steepest direction that each coordinate leaves at its wall:
