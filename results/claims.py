@@ -56,7 +56,7 @@ def claims(study: Study, records: Sequence[Record]) -> Table:
     notes = [
         "Change in points where VFD joins a base",
         *_setting(records, attacks),
-        f"in parentheses: cannot be told from none, being {NEAR}",
+        f"in parentheses: not distinguishable from none, {NEAR}",
         f"{_NOT_MEASURED}: not measured yet, or not in the paper",
         *notes_on(list(attacks.values())),
         f"paper: {study.source}",
@@ -144,5 +144,5 @@ def _setting(records: Sequence[Record], attacks: Mapping[str, str]) -> list[str]
         notes.append(f"black box: made on {', '.join(sorted(surrogates))}")
     seeds = [{record.seed for record in records if record.method == each} for each in {r.method for r in records}]
     if min(map(len, seeds)) == 1:
-        notes.append("a row of one seed does not tell how far another seed would move it")
+        notes.append("a row of one seed does not show how far another seed would move it")
     return notes

@@ -9,6 +9,8 @@ from dataclasses import replace
 import numpy as np
 from tests.samples import RECORD
 
+from advalign.objectives import BASES
+from advalign.report.rows import is_defense, is_first_stage
 from advalign.report.tables import Table, accuracy_table
 from advalign.report.trade_off import TradeOffPoint, pareto, trade_off_figure
 
@@ -114,3 +116,11 @@ def test_the_plot_shows_the_front_and_tells_each_point():
     told = [line.get_gid() for line in lines.values() if line.get_gid()]
     assert "hover: at: clean 90.0 %, robust 50.0 %, 1 seed" in told
     assert str(TradeOffPoint(90, 50, 1, 2, 3, "at", "")) == "at: clean 90.0 ± 1.0 %, robust 50.0 ± 2.0 %, 3 seeds"
+
+
+def test_defenses_and_first_stages_are_known_from_the_methods():
+    assert [is_defense(method) for method in ("natural", "at", "trades+vfd", "afa", "net.pt, evaluated only")] == [
+        False, True, True, True, True,
+    ]  # fmt: skip
+    assert [name for name in BASES if is_first_stage(name)] == ["contrast"]
+    assert not is_first_stage("net.pt, evaluated only")

@@ -21,6 +21,7 @@ from advalign.evaluation.measure import measure
 from advalign.evaluation.options import TargetOptions
 from advalign.report import sweeps
 from advalign.runs import Record, Run, read_records
+from advalign.runtime.files import read_json
 from advalign.studies import (
     Cell,
     Column,
@@ -412,3 +413,20 @@ def test_notes_are_of_exactly_these_attacks():
 
 def test_times_for_people():
     assert [format_duration(seconds) for seconds in (40, 700, 11_100)] == ["40s", "12m", "3h 05m"]
+
+
+def test_the_worst_case_over_all_columns_is_measured_with_them(tmp_path: Path):
+    """It is what every attack leaves of the same evaluation, image by image, and no attack of its own."""
+    attacks = ("fgsm", "pgd(steps=2)")
+    worst = f"worst({', '.join(attacks)})"
+    columns = (*(Column(heading=name, attack=name) for name in attacks), Column(heading="worst case", attack=worst))
+    made = study(cell("natural"), columns=columns, surrogate=None, first_seed=7)
+    results = run(made, tmp_path)
+    (job,) = results.jobs
+    assert job.cell.recipe.seed == 7
+    assert [record.attack for record in results.records()] == [*attacks, worst]
+    (file,) = (job.run.path / "evaluations").glob("*.json")
+    outcomes = read_json(file)["outcomes"]
+    assert set(outcomes) == {"clean", *attacks}
+    left = [all(digit == "1" for digit in image) for image in zip(*outcomes.values(), strict=True)]
+    assert results.records()[-1].accuracy == mean(left)

@@ -11,10 +11,10 @@ from advalign.report.rows import Row
 FLOOR = 0.5
 """Points by which another training seed moves an accuracy anyway."""
 NEAR = (
-    "nearer than the 95 % interval of the difference reaches (Student's t over seeds; of a single seed, the binomial's "
-    f"over its test images) or than {FLOOR} points"
+    "within the 95 % interval of the difference (Student's t over seeds; for a single seed, the binomial over its test "
+    f"images) or within {FLOOR} points"
 )
-NOISE = f"bold: the best of a column, natural models aside; grey, or italic: not told from it, being {NEAR}"
+NOISE = f"bold: the best of a column, natural models aside; grey or italic: not distinguishable from it, {NEAR}"
 
 CellSet = frozenset[tuple[int, int]]
 """Cells of a table, each (row, column)."""

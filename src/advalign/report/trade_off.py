@@ -49,7 +49,7 @@ def trade_off_figure(records: Sequence[Record], attack: str | None = None, flags
     without its arguments, in one setting: TRADES at several betas is one curve.
 
     Args:
-        attack: the attack of the robust accuracy; the worst case over the most attacks if not given.
+        attack: the attack of the robust accuracy; the worst case over the most attacks if None.
     """
     attack = attack or worst_cases_among(record.attack for record in records)[0]
     families = _families(records, attack, flags)

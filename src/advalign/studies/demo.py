@@ -55,7 +55,7 @@ def demo(out: str | Path, *, seed: int = 0, time_budget: float | None = None, co
         raise TrainingError(f"the demo failed: {next(iter(results.failures.values()))}")
     if not results.progress.finished:
         return False
-    for picture in (out / "report-files").glob("*.png"):  # beside the page, where they are found at once
+    for picture in (out / "report-files").glob("*.png"):  # beside the page, for readers who look for them there
         write_atomically(out / picture.name, picture.read_bytes())
     print_table(console, results.table())
     say(console, f"Report: {out / 'report.html'}  plot: {out / 'trade-off.png'}  numbers: {out / 'records.jsonl'}")

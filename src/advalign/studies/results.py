@@ -30,9 +30,11 @@ def _canonical(attack: str) -> str:
 
 # Notes for readers who know other attacks under the column's name.
 _ATTACK_NOTES = {
-    _canonical("cw"): "C&W is the L2 attack with c = 1 fixed, κ = 0, 1000 steps, lr .01, which the paper's settings "
-    "spell: nothing holds it inside the threat, and it measures the scale of the logits as much as robustness",
-    _canonical('pgd(loss="margin", steps=100)'): "CW-inf is PGD on the margin, 100 steps, inside the threat",
+    _canonical(
+        "cw"
+    ): "C&W is the L2 attack with c = 1 fixed, κ = 0, 1000 steps, lr .01, as in the paper's settings: "
+    "it is not confined to the threat model, and measures the scale of the logits as much as robustness",
+    _canonical('pgd(loss="margin", steps=100)'): "CW-inf is PGD on the margin loss, 100 steps, inside the threat model",
 }
 _MARKER = "study.json"
 """the file that identifies a folder as a study's results"""
