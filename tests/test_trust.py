@@ -10,13 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 import advalign as aa
 from advalign.cli import commands as cli
 from advalign.errors import UserError
 from advalign.runs import Run
 from advalign.runs.checkpoint import load_weights
+from advalign.runs.formats import write_checked_json
+from advalign.runs.run import setting_digest
+from advalign.runs.sealed import Owner, seal_safetensors
 from advalign.training.recipes import digits
 from advalign.training.train import train
 
@@ -62,16 +64,24 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: Run):
     sys.modules.pop("canary_nets", None)
 
 
-def plant(run: Run, folder: Path, model: str) -> Path:
-    """Copy a run whose files name another network."""
+def plant(run: Run, folder: Path, model: str, *, in_setting: bool = True) -> Path:
+    """Copy a run whose weights, and whose run.json, name another network; everything else about them is right."""
     shutil.copytree(run.path, folder)
-    for file in folder.glob("*.safetensors"):
-        card = load_weights(file)[1]
-        save_file(load_file(file), file, metadata={"card": json.dumps({**card, "model": model})})
     content = json.loads((folder / "run.json").read_text())
-    content["setting"]["model"] = model
-    (folder / "run.json").write_text(json.dumps(content))
+    del content["checksum"], content["format"]
+    if in_setting:
+        content["setting"]["model"] = model
+        content["id"] = setting_digest(content["setting"])
+        write_checked_json(folder / "run.json", content)
+    for file in folder.glob("*.safetensors"):
+        rename_network(file, model, content["id"])
     return folder
+
+
+def rename_network(file: Path, model: str, run: str) -> None:
+    state, card = load_weights(file)
+    card = json.dumps({**card, "model": model, "run": run})
+    file.write_bytes(seal_safetensors(state, {"card": card}, Owner(run, "")))
 
 
 def assert_silent(here: Path) -> None:
@@ -112,11 +122,10 @@ def test_a_file_runs_no_function(name: str, model: str, here: Path, plain: Run, 
 
 @pytest.mark.parametrize("model", SPELLINGS)
 def test_reports_and_python_run_none_either(model: str, here: Path, plain: Run, capsys: pytest.CaptureFixture[str]):
-    evil = plant(plain, here / "evil", model)
+    evil = plant(plain, here / "evil", model, in_setting=False)
     for source in (evil, evil / "best.safetensors"):
         with pytest.raises(UserError, match="function that would be run"):
             aa.load(source)
-    (evil / "run.json").write_text((plain.path / "run.json").read_text())  # whose id the records name
     cli.main(["report", "evil", "--out", "page.html"])
     assert "function that would be run" in (here / "page.html").read_text()
     (result,) = (evil / "evaluations").glob("best-????????.json")
@@ -151,8 +160,7 @@ def test_a_study_builds_the_networks_it_declares_and_not_those_of_planted_files(
     shutil.rmtree(run / "evaluations")
     (run / "records.jsonl").unlink()
     for file in run.glob("*.safetensors"):
-        card = load_weights(file)[1]
-        save_file(load_file(file), file, metadata={"card": json.dumps({**card, "model": OWN})})
+        rename_network(file, OWN, Run.read(run).id)
     cli.main(["study", "mine.yaml", "--device", "cpu"])
     assert_silent(here)
 

@@ -141,6 +141,6 @@ def _fill_disk(at: int) -> None:
 
 def _save_at_once() -> None:
     """Let evaluations save after every batch and not at most every ten seconds, so that kills find states."""
-    from advalign.evaluation import accuracy
+    from advalign.evaluation import state
 
-    accuracy.SAVE_SECONDS = -1.0
+    state.SAVE_SECONDS = -1.0

@@ -61,7 +61,7 @@ def test_examples_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     again = craft_examples(net, given, PGD(BUDGET, steps=2), AttackOptions(batch_size=9), file=file)
     assert torch.equal(again, first)
     file.write_bytes(b"no tensors")
-    with pytest.raises(UserError, match="damaged: remove it"):
+    with pytest.raises(UserError, match="damaged, its checksum does not fit: remove it"):
         craft_examples(net, given, PGD(BUDGET, steps=2), AttackOptions(batch_size=9), file=file)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from torch import nn
 from advalign.errors import UserError
 from advalign.runs import append_records, read_records
 from advalign.runs.checkpoint import load_into, load_state, load_weights, save_state, save_weights
+from advalign.runs.formats import write_checked_lines
+from advalign.runs.sealed import Owner
 from advalign.runtime.files import read_json, read_lines, remove_leftovers, write_atomically, write_json, write_lines
 
 
@@ -95,7 +98,7 @@ def test_records_round_trip_and_a_new_measurement_replaces_the_old(tmp_path: Pat
     append_records(path, elsewhere)
     assert len(read_records(path)) == 5
     write_lines(path, [{"accuracy": 1.0}])
-    with pytest.raises(UserError, match="holds no records"):
+    with pytest.raises(UserError, match=r"records\.jsonl, line 1 is damaged or not of advalign"):
         read_records(path)
 
 
@@ -187,9 +190,12 @@ def test_what_a_kill_leaves_of_a_write_is_removed(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("line", ["3", "[]", "null", '"text"'])
 def test_a_line_that_is_no_object_is_named(line: str, tmp_path: Path):
     (tmp_path / "b.jsonl").write_text(f'{{"a": 1}}\n{line}\n')
-    for read in (read_lines, read_records):
-        with pytest.raises(UserError, match=r"cannot read .*b\.jsonl: line 2 is no JSON object"):
-            read(tmp_path / "b.jsonl")
+    with pytest.raises(UserError, match=r"cannot read .*b\.jsonl: line 2 is no JSON object"):
+        read_lines(tmp_path / "b.jsonl")
+    write_checked_lines(tmp_path / "b.jsonl", [asdict(RECORD)])
+    (tmp_path / "b.jsonl").write_text((tmp_path / "b.jsonl").read_text() + line + "\n")
+    with pytest.raises(UserError, match=r"b\.jsonl, line 2 is damaged or not of advalign: it is no JSON object"):
+        read_records(tmp_path / "b.jsonl")
 
 
 @pytest.mark.parametrize("state", [{}, [], 3, {"objective": {}}, {"optimizer": {}}, torch.zeros(2)], ids=repr)
@@ -201,7 +207,10 @@ def test_a_state_of_something_else_is_refused(state: object, tmp_path: Path):
 
 def test_a_state_round_trips(tmp_path: Path):
     state = {"objective": {"weight": torch.arange(3.0)}, "optimizer": {"lr": 0.1}, "epoch": 2}
-    save_state(tmp_path / "state.pt", state)
-    loaded = load_state(tmp_path / "state.pt")
+    owner = Owner("0123456789", "remove it")
+    save_state(tmp_path / "state.pt", state, owner)
+    with pytest.raises(UserError, match=r"state\.pt belongs to 0123456789, not to 9876543210: remove it"):
+        load_state(tmp_path / "state.pt", owner=Owner("9876543210", "remove it"))
+    loaded = load_state(tmp_path / "state.pt", owner=owner)
     assert torch.equal(loaded["objective"].pop("weight"), torch.arange(3.0))
     assert loaded == {"objective": {}, "optimizer": {"lr": 0.1}, "epoch": 2}

@@ -11,8 +11,9 @@ from advalign.evaluation.diagnose import Diagnosis, N, diagnose
 from advalign.evaluation.options import AttackOptions, TargetOptions
 from advalign.evaluation.target import Target, load_target
 from advalign.runs import Weights, find_weights
+from advalign.runs.formats import write_checked_json
 from advalign.runtime.environment import environment
-from advalign.runtime.files import digest, require_writable, write_json
+from advalign.runtime.files import digest, require_writable
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,5 +61,5 @@ def diagnose_source(
     }  # fmt: skip
     identity = repr([*setting.values(), diagnosis.n, diagnosis.threat])
     file = folder / f"{target.path.stem}-{digest(identity, digits=8)}.json"
-    write_json(file, {**setting, **diagnosis.content(), "environment": environment()})
+    write_checked_json(file, {**setting, **diagnosis.content(), "environment": environment()})
     return WrittenDiagnosis(diagnosis, target, file)

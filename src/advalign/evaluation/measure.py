@@ -25,6 +25,7 @@ from advalign.evaluation.target import Target, load_target
 from advalign.evaluation.transfer import transfer_examples, transferable
 from advalign.registration import register_attacks, source_digests
 from advalign.runs import Weights, find_weights
+from advalign.runs.sealed import FORMAT
 from advalign.runtime.device import autocast, pick_device
 from advalign.runtime.environment import environment
 from advalign.runtime.files import digest, require_writable
@@ -108,7 +109,8 @@ def _measure_target(
     names = [*map(str, chosen), *transferred]
     keep = save_examples or not all(attack.bounded for attack in chosen)  # distances are taken from the examples
     file = folder / f"{target.path.stem}-{_digest([*names, *setting.items(), *identity.items()])}.json"
-    state = folder / f".{file.stem}-{_digest([*made_with.items(), keep])}.state"
+    version = environment()["advalign"], FORMAT  # of what may resume it; there is no commit where a wheel is installed
+    state = folder / f".{file.stem}-{_digest([*made_with.items(), *version, keep])}.state"
     if state.exists():
         say(console, f"resuming an interrupted evaluation: {state}")
     with counting(console, ["clean", *names], len(target.images)) as advance:

@@ -19,8 +19,10 @@ from advalign.data import Images
 from advalign.evaluation.accuracy import WORST_CASE, Evaluation
 from advalign.evaluation.target import Target
 from advalign.runs import Record, append_records
+from advalign.runs.formats import write_checked_json
+from advalign.runs.sealed import Owner, seal_zip
 from advalign.runtime.environment import environment
-from advalign.runtime.files import write_atomically, write_json
+from advalign.runtime.files import write_atomically
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +70,7 @@ def write_measurement(measured: Measurement, target: Target, identity: Mapping[s
         UserError: a file cannot be written.
     """
     evaluation = measured.evaluation
-    write_json(
+    write_checked_json(
         measured.path,
         {
             "records": [asdict(record) for record in measured.records],
@@ -127,7 +129,8 @@ def write_examples(measured: Measurement, examples: Mapping[str, Tensor], target
         arrays[f"predicted {name}"] = _predicted(target.net, x_adv, x.device, batch_size)
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
-    write_atomically(measured.examples_path, content.getvalue())
+    owner = Owner(measured.path.name, "remove it, and evaluate again")
+    write_atomically(measured.examples_path, seal_zip(content.getvalue(), owner))
 
 
 def _predicted(net: nn.Module, x: Tensor, device: torch.device, batch_size: int) -> NDArray[np.int64]:

@@ -11,8 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from advalign.runs.checkpoint import load_state, save_state
+from advalign.runs.sealed import Owner
 
 SAVE_SECONDS = 10.0
+
+
+def state_owner(path: Path) -> Owner:
+    """Return what a state file belongs to: its name, which says what is being measured, and by which version."""
+    return Owner(path.name, "remove it, and the work starts again")
 
 
 class StateFile:
@@ -24,7 +30,7 @@ class StateFile:
     def save(self, content: Mapping[str, Any]) -> None:
         """Write the content, unless the last time was a moment ago."""
         if self.path is not None and time.monotonic() - self.saved > SAVE_SECONDS:
-            save_state(self.path, content)
+            save_state(self.path, content, state_owner(self.path))
             self.saved = time.monotonic()
 
 
@@ -66,7 +72,7 @@ class EvaluationState:
         Raises:
             UserError: it is damaged or something else.
         """
-        content = load_state(path, ("correct", "under_way"))
+        content = load_state(path, ("correct", "under_way"), state_owner(path))
         under_way = CurrentAttack(**content["under_way"]) if content["under_way"] else None
         return cls(**{**content, "under_way": under_way})
 

@@ -14,7 +14,7 @@ from advalign.data import Dataset, Images, load, stratified_subset
 from advalign.errors import UserError, require
 from advalign.evaluation.options import TargetOptions
 from advalign.runs import Run, Weights, find_weights, require_classes
-from advalign.runs.checkpoint import load_into, load_weights
+from advalign.runs.checkpoint import load_into
 from advalign.runtime.device import pick_device, to_device
 from advalign.runtime.files import digest_of_file
 from advalign.runtime.progress import say
@@ -66,7 +66,7 @@ def load_target(
     options, console = options or TargetOptions(), console or Console(quiet=True)
     weights = find_weights(source, options.checkpoint, model=options.model, trust_model=options.trust_model)
     path = weights.path
-    state, card = load_weights(path)
+    state, card = weights.read()
     model = _architecture(weights, card)
     require(
         not (options.mean and card),

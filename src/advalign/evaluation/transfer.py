@@ -16,12 +16,13 @@ from advalign.data import Images
 from advalign.errors import UserError, require
 from advalign.evaluation.evaluator import PrecomputedExamples
 from advalign.evaluation.options import AttackOptions
-from advalign.evaluation.state import StateFile
+from advalign.evaluation.state import StateFile, state_owner
 from advalign.evaluation.target import Target
 from advalign.models.fold import Folded
 from advalign.models.modes import evaluating
 from advalign.registration import source_digests
 from advalign.runs.checkpoint import load_state
+from advalign.runs.sealed import Owner, check_sealed, note_unsealed, seal_safetensors
 from advalign.runtime.device import autocast
 from advalign.runtime.files import digest, write_atomically
 from advalign.runtime.progress import counting, say
@@ -73,15 +74,13 @@ def craft_examples(
     Raises:
         UserError: the attack's examples do not carry over, or the file is damaged.
     """
-    from safetensors.torch import save
-
     attack, lock = transferable(attack), file.with_name(f".{file.name}.lock")
     exists = file.exists()
     if not exists:
         with FileLock(lock):
             if not (exists := file.exists()):  # another process may have written it while this one waited
                 examples = _make(surrogate, images, attack, options, state_path(file), advance)
-                write_atomically(file, save({"x_adv": examples}))
+                write_atomically(file, seal_safetensors({"x_adv": examples}, {}, _owner(file)))
                 state_path(file).unlink(missing_ok=True)
         lock.unlink(missing_ok=True)  # a process that still waits for it then finds the file
     if exists:
@@ -97,7 +96,7 @@ def _make(
     state: Path,
     advance: Callable[[int], None],
 ) -> Tensor:
-    made: list[Tensor] = load_state(state, ("made",))["made"] if state.exists() else []
+    made: list[Tensor] = load_state(state, ("made",), state_owner(state))["made"] if state.exists() else []
     state_file = StateFile(state)
     advance(sum(map(len, made)))
     with evaluating(surrogate):
@@ -144,14 +143,21 @@ def state_path(file: Path) -> Path:
     return file.with_name(f".{file.name}.state")
 
 
+def _owner(file: Path) -> Owner:
+    return Owner(file.name, "remove it, and the examples are made again")
+
+
 def _read(file: Path, n: int) -> Tensor:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
+    content, owner = file.read_bytes(), _owner(file)
+    if not check_sealed(content, file, owner):
+        note_unsealed(file)
     try:
-        examples = load_file(file)["x_adv"]
-    except (SafetensorError, KeyError, OSError):
-        raise UserError(f"{file} is damaged: remove it, and the examples are made again") from None
+        examples = load(content)["x_adv"]
+    except (SafetensorError, KeyError):
+        raise UserError(f"{file} is damaged: {owner.remedy}") from None
     if len(examples) != n:
-        raise UserError(f"{file} holds {len(examples)} images, not {n}: remove it, and they are made again")
+        raise UserError(f"{file} holds {len(examples)} images, not {n}: {owner.remedy}")
     return examples

@@ -18,7 +18,6 @@ from advalign.evaluation.options import AttackOptions, TargetOptions
 from advalign.evaluation.target import Target, load_target
 from advalign.evaluation.transfer import transfer_examples, transferable
 from advalign.runs import find_weights
-from advalign.runs.checkpoint import load_weights
 from advalign.runtime.files import require_writable
 from advalign.runtime.progress import say
 from advalign.threats import Linf, Threat, make_threat
@@ -82,7 +81,7 @@ def transfer_matrix(
     }
     for each in weights.values():
         require_writable(each.path.parent / "transfer")
-    cards = {source: load_weights(each.path)[1] for source, each in weights.items()}
+    cards = {source: each.read()[1] for source, each in weights.items()}
     require(len(cards) == len(sources), lambda: f"a model is named twice in {' '.join(map(str, sources))}")
     threat = _threat(cards, options.norm, options.eps)
     trained_on = {source: card["data"] for source, card in cards.items() if "data" in card}

@@ -132,6 +132,28 @@ class ResultFile(msgspec.Struct, forbid_unknown_fields=True):
                 raise ValueError(f"the accuracy of {name} is not that of its outcomes")
 
 
+class Card(msgspec.Struct):
+    """What a weights file says of itself; files of earlier versions say less."""
+
+    method: str = ""
+    data: str = ""
+    model: str = ""
+    classes: int = 2
+    channels: int = 1
+    shape: tuple[int, int, int] = (0, 0, 0)
+    recipe: str = ""
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float = 0.0
+    epochs: int = 0
+    seed: int = 0
+    training_images: int = 0
+    extra: str = ""
+    run: str = ""
+    checkpoint: str = ""
+    epoch: int = 0
+    validation: dict[str, float] | None = None
+
+
 class VerdictRow(msgspec.Struct, forbid_unknown_fields=True):
     """A verdict of a diagnosis."""
 
@@ -166,6 +188,21 @@ class StudyFile(msgspec.Struct, forbid_unknown_fields=True):
     study: str
     title: str
     failures: dict[str, str]
+
+
+def check_card(card: Any, path: Path) -> dict[str, Any]:
+    """Return the card of a weights file if its fields have the types that they must have.
+
+    Raises:
+        UserError: the first field that has not.
+    """
+    if not isinstance(card, dict):
+        raise UserError(f"{path} is damaged or not of advalign: its card is no JSON object")
+    try:
+        msgspec.convert(card, Card)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path} is damaged or not of advalign: its card is wrong ({str(error)[:200]})") from None
+    return card
 
 
 def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
-from advalign.errors import UserError
-from advalign.runtime.files import read_lines, write_lines
+from advalign.runs.formats import RecordRow, read_checked_lines, write_checked_lines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +48,7 @@ def append_records(path: Path, records: list[Record]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        write_lines(path, [asdict(record) for record in latest([*read_records(path), *records])])
+        write_checked_lines(path, [asdict(record) for record in latest([*read_records(path), *records])])
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
@@ -67,12 +66,8 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         UserError: the file is damaged or holds something else.
     """
-    names = {field.name for field in fields(Record)}
-    rows = read_lines(path)
-    for row in rows:
-        if row.keys() != names:
-            raise UserError(f"{path} holds no records: expected the fields {', '.join(sorted(names))}")
-    return [Record(**row) for row in rows]
+    remedy = "remove it, and evaluate again"
+    return [Record(**row) for row in read_checked_lines(path, RecordRow, remedy)]
 
 
 def _measured(record: Record) -> tuple[object, ...]:

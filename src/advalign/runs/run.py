@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from advalign.errors import require
+from advalign.runs.formats import LogRow, RunFile, read_checked_json, read_checked_lines, write_checked_json
 from advalign.runs.records import Record, read_records
-from advalign.runtime.files import digest, read_json, read_lines, remove_leftovers, require_folder, write_json
+from advalign.runtime.files import digest, remove_leftovers, require_folder
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Run:
     @property
     def log(self) -> list[dict[str, Any]]:
         """One row an epoch: loss terms, learning rate, and validation accuracies where it was validated."""
-        return read_lines(self._log)
+        return read_checked_lines(self._log, LogRow, "remove it; the next epoch writes it anew")
 
     @property
     def records(self) -> list[Record]:
@@ -92,7 +93,7 @@ class Run:
 
     def write_card(self, status: str, environment: Mapping[str, str]) -> None:
         """Write run.json."""
-        write_json(
+        write_checked_json(
             self._card, {"id": self.id, "status": status, "setting": self.setting, "environment": dict(environment)}
         )
 
@@ -137,11 +138,13 @@ def _slug(setting: Mapping[str, Any]) -> str:
 
 
 def _read_card(path: Path) -> dict[str, Any]:
-    """Read a run.json, and refuse one without what a run is known by."""
-    card = read_json(path)
-    setting = card.get("setting") if isinstance(card, dict) else None
-    known = isinstance(setting, dict) and {"method", "data", "model"} <= setting.keys() and "status" in card
-    require(known, lambda: f"{path} is damaged or not of advalign: it must hold a setting and a status")
+    """Read a run.json, and refuse one whose setting is not that of its id."""
+    card = read_checked_json(path, RunFile, "fetch the folder again, or remove it and train again")
+    named = setting_digest(card["setting"])
+    require(
+        card["id"] == named,
+        lambda: f"{path} was edited: its setting is that of run {named}, not of {card['id']}; fetch the folder again",
+    )
     return card
 
 

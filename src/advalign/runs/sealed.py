@@ -23,8 +23,10 @@ FORMAT = 1
 """Raised when a newer program writes what this one cannot read."""
 
 _BLANK = "0" * 64
+_BEGIN_OF_ZIP = b"PK"
 _END_OF_ZIP = b"PK\x05\x06"  # begins the last record of a zip archive, 22 bytes and the comment
 _ZIP_TAIL = 22
+_BEGIN_OF_NPY = b"\x93NUMPY"
 _NPY_MARK = b"\nadvalign-seal "
 _NPY_TAIL = 1024  # the seal of a .npy file lies within its last bytes
 
@@ -86,7 +88,7 @@ def check_sealed(content: Content, file: Path, owner: Owner | None, *, remedy: s
     remedy = owner.remedy if owner is not None else remedy
     damaged = UserError(f"{file} is damaged, its checksum does not fit: {remedy}")
     try:
-        text = _find(content, file.suffix)
+        text = _find(content)
     except ValueError:
         raise damaged from None
     if text is None:
@@ -128,22 +130,22 @@ def _checksum(content: Content, at: int) -> str:
     return total.hexdigest()
 
 
-def _find(content: Content, suffix: str) -> str | None:
+def _find(content: Content) -> str | None:
     """Return the seal's text, or None where there is none; ValueError if the place for it is damaged."""
-    if suffix == ".safetensors":
-        return _seal_in_metadata(content)
-    if suffix == ".npy":  # only caches, which are made anew where they have none
+    if content[:2] == _BEGIN_OF_ZIP:
+        at = content.rfind(_END_OF_ZIP, max(0, len(content) - _ZIP_TAIL - 2**16))
+        comment = content[at + _ZIP_TAIL :]
+        if not 0 <= at <= len(content) - _ZIP_TAIL or int.from_bytes(
+            content[at + _ZIP_TAIL - 2 : at + _ZIP_TAIL], "little"
+        ) != len(comment):
+            raise ValueError
+        return comment.decode() or None
+    if content[:6] == _BEGIN_OF_NPY:  # only caches, which are made anew where they have none
         at = content.rfind(_NPY_MARK, max(0, len(content) - _NPY_TAIL))
         if at < 0:
             raise ValueError
         return content[at + len(_NPY_MARK) :].decode()
-    at = content.rfind(_END_OF_ZIP, max(0, len(content) - _ZIP_TAIL - 2**16))
-    if (
-        at < 0
-        or int.from_bytes(content[at + _ZIP_TAIL - 2 : at + _ZIP_TAIL], "little") != len(content) - at - _ZIP_TAIL
-    ):
-        raise ValueError
-    return content[at + _ZIP_TAIL :].decode() or None
+    return _seal_in_metadata(content)
 
 
 def _seal_in_metadata(content: Content) -> str | None:

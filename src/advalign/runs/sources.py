@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from advalign import models
 from advalign.errors import UserError, require, unknown
-from advalign.runs.checkpoint import load_into, load_weights
+from advalign.runs.checkpoint import FETCH_AGAIN, load_into, load_weights
 from advalign.runs.run import Run
 
 
@@ -22,6 +22,22 @@ class Weights(NamedTuple):
     """Its architecture; if None, what the file says."""
     trusted: bool = False
     """Whether a function that the file names as its architecture may be called."""
+
+    def read(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Read the weights and their card; those in a run's folder must be that run's own.
+
+        Raises:
+            UserError: the file is damaged, of a newer version, or of another run.
+        """
+        state, card = load_weights(self.path)
+        folder = self.path.parent
+        if self.path.name in ("best.safetensors", "last.safetensors") and (folder / "run.json").is_file():
+            run = Run.read(folder).id
+            require(
+                card.get("run", run) == run,
+                lambda: f"{self.path} belongs to run {card['run']}, not to {run}: {FETCH_AGAIN}",
+            )
+        return state, card
 
     def architecture(self, card: Mapping[str, Any], typed: str = "") -> str | None:
         """Return the spelling of the network to build: the user's, else the one in the file's card, if it has one.
@@ -126,7 +142,7 @@ def load(
         UserError: no such run or file, a damaged one, or weights of unknown or untrusted architecture.
     """
     weights = find_weights(source, checkpoint, model=model, trust_model=trust_model)
-    state, card = load_weights(weights.path)
+    state, card = weights.read()
     if not card:
         raise UserError(f"{weights.path} does not say which architecture it is: name it with --model and --data")
     for key, kind in (("model", str), ("classes", int), ("channels", int)):

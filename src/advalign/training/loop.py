@@ -20,8 +20,9 @@ from advalign.evaluation.accuracy import WORST_CASE, evaluate
 from advalign.objectives import Objective
 from advalign.objectives.contract import Calibration, Terms
 from advalign.runs.checkpoint import load_state, save_state, save_weights
+from advalign.runs.formats import write_checked_lines
+from advalign.runs.sealed import Owner
 from advalign.runtime.device import to_device
-from advalign.runtime.files import write_lines
 from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.seeds import derive_seed
 from advalign.training.averaging import Average
@@ -156,7 +157,7 @@ class _Trainer:
         state.seconds = row["seconds"] = time.monotonic() - self.began
         if self.compile_seconds is not None:
             row["compile_seconds"] = self.compile_seconds
-        write_lines(self.run.path / "log.jsonl", state.log)
+        write_checked_lines(self.run.path / "log.jsonl", state.log)
         self._save_state()
         return row
 
@@ -190,14 +191,15 @@ class _Trainer:
     def _save_state(self) -> None:
         self._require_finite()
         networks = {"objective": self.objective.learned_state(), "average": self.average.state()}
-        save_state(self.run.state, {**networks, "optimizer": self.step.optimizer.state_dict(), **vars(self.state)})
+        content = {**networks, "optimizer": self.step.optimizer.state_dict(), **vars(self.state)}
+        save_state(self.run.state, content, self._owner)
         self.saved = time.monotonic()
 
     def _resume(self, device: torch.device) -> TrainState:
         """Take over what the run has saved, and return how far it was; a new run begins at its first step."""
         if not self.run.state.exists():
             return TrainState()
-        state = load_state(self.run.state)
+        state = load_state(self.run.state, owner=self._owner)
         try:
             self.objective.load_state_dict({**self.objective.state_dict(), **state.pop("objective")})
             self.step.optimizer.load_state_dict(state.pop("optimizer"))
@@ -206,6 +208,10 @@ class _Trainer:
             return TrainState(**state)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{self.run.state} is no state of this run: {str(error).partition(chr(10))[0]}") from None
+
+    @property
+    def _owner(self) -> Owner:
+        return Owner(self.run.id, "remove it, and the training starts again")
 
     def _require_finite(self) -> None:
         state = self.state

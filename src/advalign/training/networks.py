@@ -11,7 +11,7 @@ from advalign.data import Dataset
 from advalign.errors import UserError, require
 from advalign.objectives import Method, Objective
 from advalign.runs import Weights, require_classes
-from advalign.runs.checkpoint import load_into, load_weights
+from advalign.runs.checkpoint import load_into
 from advalign.runtime.seeds import seeded
 from advalign.training.recipes import Recipe
 
@@ -47,7 +47,7 @@ def _network(role: str, model: str, dataset: Dataset, recipe: Recipe) -> nn.Modu
 def _load(role: str, weights: Weights, model: str, dataset: Dataset, recipe: Recipe) -> nn.Module:
     """Return a guest with the weights of a file; its architecture is the student's where nothing names another."""
     path = weights.path
-    state, card = load_weights(path)
+    state, card = weights.read()
     require_classes(path, card, dataset.classes, dataset.name)
     data = card.get("data", dataset.name)
     require(data == dataset.name, lambda: f"{path} was trained on {data}, not on {dataset.name}")

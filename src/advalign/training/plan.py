@@ -20,7 +20,6 @@ from advalign.objectives.bases.natural import Natural
 from advalign.objectives.bases.trades import TRADES
 from advalign.registration import source_digests
 from advalign.runs import Run, Weights, find_weights
-from advalign.runs.checkpoint import load_weights
 from advalign.runs.run import setting_digest
 from advalign.runtime.files import digest
 from advalign.runtime.seeds import seeded
@@ -283,5 +282,5 @@ def _kind(source: Weights | Plan | None) -> list[str | None]:
         return ["learns"]
     if isinstance(source, Plan):
         return [str(source.method), source.model, source.kind]
-    card = load_weights(source.path)[1]
+    card = source.read()[1]
     return [card[key] for key in ("method", "model", "recipe")] if "recipe" in card else [_identity(source)]
