@@ -207,6 +207,7 @@ def test_a_time_budget_stops_and_the_same_call_goes_on_to_the_same_records(
     budget, stops = 0.4, 0
     while not all(job.finished for job in results.jobs):
         results, stops, budget = run(THREE, tmp_path, time_budget=budget), stops + 1, 1.5 * budget
+        assert results.failures == {}
     assert stops > 1
     assert numbers(results.records()) == numbers(done[0].records())
 
