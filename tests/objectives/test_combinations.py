@@ -21,9 +21,10 @@ from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, Method, parse, total
 
 SINGLE, PAIRS = combinations(0) + combinations(1), combinations(2)
+ALL = [*SINGLE, *(pytest.param(method, marks=pytest.mark.slow) for method in PAIRS)]
 
 
-@pytest.mark.parametrize("method", SINGLE + PAIRS)
+@pytest.mark.parametrize("method", ALL)
 def test_trains_three_steps_and_gradient_reaches_exactly_what_learns(method: str):
     objective = bound(method)
     before = {key: value.clone() for key, value in objective.double().state_dict().items()}
@@ -39,7 +40,7 @@ def test_trains_three_steps_and_gradient_reaches_exactly_what_learns(method: str
     assert moved
 
 
-@pytest.mark.parametrize("method", SINGLE + PAIRS)
+@pytest.mark.parametrize("method", ALL)
 def test_each_declared_pass_runs_once(method: str):
     objective, count = bound(method), Counter[str]()
     for name, net in objective.nets.items():

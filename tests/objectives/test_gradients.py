@@ -19,9 +19,10 @@ from advalign.models.fold import Folded
 from advalign.objectives import BASES, compose, parse, total
 from advalign.objectives.bases.trades import from_clean
 from advalign.objectives.contract import ADV, CLEAN
-from advalign.threats import L2, Linf
+from advalign.threats import L2, Linf, Threat
 
 METHODS = combinations(0) + combinations(1)
+ATTACKED = [method for method in METHODS if method not in ("natural", "afa")]
 FORWARDS = {  # of the student, with 10 steps
     "natural": 1,
     "at": 11,
@@ -149,12 +150,20 @@ def test_forwards_of_a_step(method: str, x_y, monkeypatch: pytest.MonkeyPatch):
     assert count == expected
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("natural", "afa")])
-@pytest.mark.parametrize("threat", [Linf(8 / 255), L2(0.5)])
-def test_examples_are_inside_the_threat_model_and_leave_everything_as_it_was(method: str, threat, x_y):
+@pytest.mark.parametrize(
+    ("method", "threat"),
+    [
+        *((method, Linf(8 / 255)) for method in ATTACKED),
+        *((method, L2(0.5)) for method in ATTACKED if method in BASES),
+        *(
+            pytest.param(method, L2(0.5), marks=pytest.mark.slow)
+            for method in ATTACKED
+            if method not in BASES and not method.endswith("+part")  # which is defined for linf
+        ),
+    ],
+)
+def test_examples_are_inside_the_threat_model_and_leave_everything_as_it_was(method: str, threat: Threat, x_y):
     x, y = x_y
-    if method.endswith("+part") and isinstance(threat, L2):
-        pytest.skip("part is defined for linf")
     objective = bound(method)
     before = x.clone()
     x_adv = objective.perturb(x, y, threat, second=x.flip(3))
