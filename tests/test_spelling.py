@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advalign.errors import UserError
+from advalign import attacks, models, objectives
+from advalign.errors import UserError, quoted
+from advalign.registration import register_attacks
 from advalign.spelling import Call, build, parse_call, parse_calls, parse_number, spell, spell_number
+from advalign.threats import Linf
 
 if TYPE_CHECKING:
     from collections.abc import Sized as Missing
@@ -327,3 +330,67 @@ def test_arguments_that_the_caller_sets_cannot_be_in_the_text():
     with pytest.raises(UserError, match="unknown argument"):
         build("thing", parse_call("thing(size=2)"), {"thing": Thing}, size=1)
     assert build("thing", parse_call("thing(word=b)"), {"thing": Thing}, size=4).size == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 100_000,
+        "trades(beta=" + "9" * 9_000 + ")",
+        "trades(beta=0x" + "f" * 9_000 + ")",
+        "trades(" + "b" * 5_000 + "=1)",
+        'trades(beta="' + "x" * 5_000 + '")',
+        "at" + "+at" * 2_000,
+        "at(x=" + "-" * 5_000 + "1)",
+        "at(x=" + "1/" * 3_000 + "1)",
+        "at" + "()" * 3_000,
+        "at(" * 300 + ")" * 300,
+        "(" * 3_000 + ")" * 3_000,
+        "t" * 5_000 + "(1)",
+        "t" * 5_000 + "(a=1, a=2)",
+    ],
+    ids=lambda text: text[:12],
+)
+def test_a_monstrous_spelling_is_refused_in_a_line_that_a_screen_can_show(text: str):
+    with pytest.raises(UserError) as caught:
+        objectives.parse(text)
+    assert len(str(caught.value)) < 900  # of which 200 at most are the user's; the others name what is known
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 100_000,
+        "x" * 5_000 + ":Attack",
+        "x" * 100_000 + ":Attack",
+        "worst(" * 1_500 + ")" * 1_500,
+        "worst(" * 15 + "pgd,,fgsm" + ")" * 15,
+        "worst(pgd,,fgsm)",
+    ],
+)
+def test_a_monstrous_attack_is_refused_in_a_line(text: str):
+    with pytest.raises(UserError) as caught:
+        attacks.parse(register_attacks(text), threat=Linf())
+    assert len(str(caught.value)) < 600
+
+
+def test_numbers_that_tensors_do_not_hold_are_refused():
+    with pytest.raises(UserError, match=r"trades: beta=1e\+308 is out of range: at most 3.4e38"):
+        objectives.parse("trades(beta=1e308)")
+    with pytest.raises(UserError, match=r"out of range"):
+        objectives.parse(f"at+vfd(weight={10**60})")
+    with pytest.raises(UserError, match=r"pgd: steps=9+ is out of range: at most 2\*\*63 - 1"):
+        attacks.parse(f"pgd(steps={'9' * 30})", threat=Linf())
+    with pytest.raises(UserError, match=r"width=9+ is out of range"):
+        models.canonical(f"small-cnn(width={'9' * 30})")
+    objectives.parse("trades(beta=1e38)")
+
+
+def test_a_message_shows_a_bounded_part_of_a_value_that_stands_for_a_billion():
+    value: Any = ["x"] * 10
+    for _ in range(12):
+        value = [value] * 10
+    assert len(quoted(value)) <= 200
+    assert quoted({"b": 1}) == "{'b': 1}"
+    assert "bits" in quoted(1 << 100_000)

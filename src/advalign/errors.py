@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from reprlib import Repr
+
+SHOWN = 200
+"""Characters at most that a message shows of a text which the user has written."""
 
 
 class UserError(ValueError):
@@ -18,12 +22,35 @@ class TrainingError(RuntimeError):
     """A run that cannot go on (a loss that is not finite); the last good checkpoint is kept. Exit code 1."""
 
 
+def shorten(text: str) -> str:
+    """Return a text as it is; of one that is longer than a message shows, the beginning."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def quoted(value: object) -> str:
+    """Return the `repr` of what the user has written, for a message; parts of it where it is long or nested."""
+    return shorten(_REPR.repr(value))
+
+
+class _Repr(Repr):
+    """Looks at a bounded part of its argument: a few lines of YAML can stand for a list of a billion entries."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 10_000 else f"<number of {x.bit_length()} bits>"
+
+
+_REPR = _Repr()
+_REPR.maxstring = _REPR.maxother = SHOWN
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 20
+_REPR.maxlevel = 3
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a name that is not among the known ones, with the nearest of them."""
     known = sorted(known)
-    near = get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    near = get_close_matches(name[:SHOWN].lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return UserError(f"unknown {what} {name!r}: {hint}choose from {', '.join(known)}")
+    return UserError(f"unknown {what} {quoted(name)}: {hint}choose from {', '.join(known)}")
 
 
 def require(condition: bool, message: str | Callable[[], str]) -> None:

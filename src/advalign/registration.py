@@ -10,11 +10,12 @@ from typing import Any
 
 from advalign.attacks import ATTACKS, Attack
 from advalign.attacks.names import parse_name
-from advalign.errors import UserError, require
+from advalign.errors import UserError, quoted, require, shorten
 from advalign.models.user import find_function
 from advalign.objectives import BASES, PLUGINS, Base, PlugIn
 from advalign.objectives.method import Part
 from advalign.runtime.files import digest
+from advalign.spelling import check_size
 from advalign.threats import Linf
 
 # By the class that a user's class is derived from: its registry, and the arguments of a first instance.
@@ -42,7 +43,7 @@ def register(spelling: str) -> str:
         UserError: it cannot be imported, is none of these, has an argument without default, or a name already taken.
     """
     module, colon, name = spelling.partition(":")
-    require(bool(colon), lambda: f"{spelling!r} must be package.module:Class")
+    require(bool(colon), lambda: f"{quoted(spelling)} must be package.module:Class")
     part: Any = find_function(module, name)
     kind = next((each for each in _KINDS if isinstance(part, type) and issubclass(part, each[0])), None)
     if kind is None:
@@ -68,7 +69,7 @@ def _instantiate(spelling: str, part: Any, arguments: tuple[object, ...]) -> Non
     except UserError:
         raise
     except Exception as error:  # a user's constructor may raise anything
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        line = shorten(f"{type(error).__name__}: {error}".splitlines()[0])
         raise UserError(f"{spelling} cannot be made without arguments: {line}") from error
 
 
@@ -81,6 +82,7 @@ def register_attacks(spelling: str) -> str:
     Raises:
         UserError: as `register`.
     """
+    check_size(spelling)
     name = parse_name(spelling)
     if name.is_worst_case:
         return f"worst({', '.join(map(register_attacks, name.members))})"

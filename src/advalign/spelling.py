@@ -12,14 +12,22 @@ import inspect
 import math
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from advalign.errors import UserError, unknown
+from advalign.errors import UserError, quoted, require, shorten, unknown
 
 T = TypeVar("T")
+
+LONGEST = 10_000
+"""Characters at most of a spelling."""
+DEEPEST = 20
+"""Brackets at most inside one another."""
+_LARGEST_FLOAT = 3.4028234663852886e38  # that fp32 holds; networks and losses compute in it
+_LARGEST_INT = 2**63 - 1
 
 
 class Call(NamedTuple):
@@ -35,29 +43,48 @@ def parse_calls(text: str) -> list[Call]:
     Raises:
         UserError: the text is not names with keyword arguments joined by `+`.
     """
-    wrong = UserError(f"cannot read {text!r}: write names joined by '+', as in 'trades(beta=6)+vfd(layer=\"layer4\")'")
+    check_size(text)
+    wrong = UserError(
+        f"cannot read {quoted(text)}: write names joined by '+', as in 'trades(beta=6)+vfd(layer=\"layer4\")'"
+    )
     opened, closed = (_QUOTED_OR_JOINED.sub("", text).count(bracket) for bracket in "()")
     if opened != closed:
-        raise UserError(f"cannot read {text!r}: a bracket is {'not closed' if opened > closed else 'closed too often'}")
+        fault = "not closed" if opened > closed else "closed too often"
+        raise UserError(f"cannot read {quoted(text)}: a bracket is {fault}")
     if "#" in _QUOTED_OR_JOINED.sub("", text):  # to Python the rest would be a comment
         raise wrong
     try:
-        node = ast.parse(_joined_words(text.strip()), mode="eval").body
+        with warnings.catch_warnings(action="ignore"):  # of Python, about backslashes in quotes
+            node = ast.parse(_joined_words(text.strip()), mode="eval").body
+        return [_call(operand, wrong) for operand in _operands(node)]
+    except UserError:
+        raise
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise wrong from None
-    operands: list[ast.expr] = []
-    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        operands.append(node.right)
-        node = node.left
-    operands.append(node)
-    return [_call(operand, wrong) for operand in reversed(operands)]
+
+
+def check_size(text: str) -> None:
+    """Refuse a spelling that is too long, or nested too deeply, to be one.
+
+    Raises:
+        UserError: the beginning of the text, and what is allowed.
+    """
+    require(
+        len(text) <= LONGEST,
+        lambda: f"cannot read {quoted(text)}: it has {len(text)} characters, and {LONGEST} are allowed",
+    )
+    depth = deepest = 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        deepest = max(deepest, depth)
+    require(deepest <= DEEPEST, lambda: f"cannot read {quoted(text)}: at most {DEEPEST} brackets may be nested")
 
 
 def parse_call(text: str) -> Call:
     """Parse exactly one call, such as `pgd(steps=20)`."""
     calls = parse_calls(text)
     if len(calls) != 1:
-        raise UserError(f"cannot read {text!r}: one name was expected, not {len(calls)} joined by '+'")
+        raise UserError(f"cannot read {quoted(text)}: one name was expected, not {len(calls)} joined by '+'")
     return calls[0]
 
 
@@ -67,7 +94,7 @@ def parse_number(text: str) -> float:
     Raises:
         UserError: the text is neither.
     """
-    wrong = UserError(f"{text!r} is not a number: write a decimal or a fraction, as in 8/255")
+    wrong = UserError(f"{quoted(text)} is not a number: write a decimal or a fraction, as in 8/255")
     numerator, slash, denominator = text.partition("/")
     try:
         value = float(numerator) / float(denominator) if slash else float(text)
@@ -114,7 +141,7 @@ def check_arguments(
     for name, value in arguments.items():
         if name not in known:
             if not known:
-                raise UserError(f"{owner} takes no arguments, but {name!r} was given")
+                raise UserError(f"{owner} takes no arguments, but {quoted(name)} was given")
             raise unknown(f"argument of {owner}", name, known)
         hint = hints.get(name, Any)
         checked[name] = next((reading for reading in _readings(value) if _fits(reading, hint)), value)
@@ -123,8 +150,22 @@ def check_arguments(
         if isinstance(value, str) and not _fits(value, hint) and (choices := _choices(hint)):
             raise unknown(f"{name} of {owner}", value, choices)
         if flag_for_number or infinite or not _fits(checked[name], hint):
-            raise UserError(f"{owner}: {name}={value!r} must be {_readable(hint)}")
+            raise UserError(f"{owner}: {name}={quoted(value)} must be {_readable(hint)}")
     return checked
+
+
+def check_range(owner: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse numbers that tensors cannot hold, in which networks and losses compute.
+
+    Raises:
+        UserError: the number, and the largest that is allowed.
+    """
+    for name, value in arguments.items():
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, float) and not abs(each) <= _LARGEST_FLOAT:
+                raise UserError(f"{owner}: {name}={quoted(value)} is out of range: at most 3.4e38, all that fp32 holds")
+            if type(each) is int and abs(each) > _LARGEST_INT:
+                raise UserError(f"{owner}: {name}={quoted(value)} is out of range: at most 2**63 - 1")
 
 
 def spell(name: str, make: Callable[..., Any], values: Mapping[str, Any], *, hidden: str = "", always: str = "") -> str:
@@ -164,6 +205,15 @@ def _joined_words(text: str) -> str:
     return _QUOTED_OR_JOINED.sub(python, text)
 
 
+def _operands(node: ast.expr) -> list[ast.expr]:
+    """Return what is joined by `+`, in order."""
+    operands: list[ast.expr] = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        operands.append(node.right)
+        node = node.left
+    return [node, *reversed(operands)]
+
+
 def _call(node: ast.expr, wrong: UserError) -> Call:
     if isinstance(node, ast.Name):
         return Call(node.id.replace("_", "-"), {})
@@ -171,13 +221,14 @@ def _call(node: ast.expr, wrong: UserError) -> Call:
         raise wrong
     name = node.func.id.replace("_", "-")
     if node.args:
-        raise UserError(f"cannot read {ast.unparse(node)!r}: write an argument with its name, as in {name}(NAME=VALUE)")
+        example = f"{shorten(name)}(NAME=VALUE)"
+        raise UserError(f"cannot read {quoted(ast.unparse(node))}: write an argument with its name, as in {example}")
     arguments = {}
     for keyword in node.keywords:
         if keyword.arg is None:
             raise wrong
         if keyword.arg in arguments:
-            raise UserError(f"{name}: {keyword.arg} is given twice")
+            raise UserError(f"{shorten(name)}: {shorten(keyword.arg)} is given twice")
         arguments[keyword.arg] = _literal(keyword.value, name, keyword.arg)
     return Call(name, arguments)
 
@@ -194,7 +245,8 @@ def _literal(node: ast.expr, name: str, argument: str) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError):  # TypeError: {[]: 1}
-        raise UserError(f"{name}: {argument}={ast.unparse(node)} is not a number, word or tuple") from None
+        text = shorten(f"{argument}={ast.unparse(node)}")
+        raise UserError(f"{shorten(name)}: {text} is not a number, word or tuple") from None
 
 
 def _hints(make: Callable[..., Any]) -> dict[str, Any]:

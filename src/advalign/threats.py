@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from advalign.errors import UserError, require, unknown
+from advalign.errors import UserError, quoted, require, unknown
 from advalign.shapes import PerImage
 from advalign.spelling import parse_number, spell_number
 
@@ -167,7 +167,7 @@ def parse_threat(text: str) -> Threat:
     name, bracket, radius = text.removesuffix(")").partition("(")
     require(
         bool(bracket) and text.endswith(")"),
-        lambda: f"{text!r} is no threat model: write one as in Linf(8/255), L2(0.5)",
+        lambda: f"{quoted(text)} is no threat model: write one as in Linf(8/255), L2(0.5)",
     )
     return make_threat(name.lower(), parse_number(radius))
 

@@ -10,8 +10,8 @@ from advalign.attacks.fab import FAB, FABT
 from advalign.attacks.gradient import FGSM, MIM, PGD
 from advalign.attacks.names import parse_name
 from advalign.attacks.square import Square
-from advalign.errors import require
-from advalign.spelling import build, parse_call
+from advalign.errors import quoted, require
+from advalign.spelling import build, check_size, parse_call
 from advalign.threats import Threat
 
 __all__ = [
@@ -62,9 +62,10 @@ def parse(spelling: str, *, threat: Threat) -> Attack:
     Raises:
         UserError: unknown attack or argument, or a value out of range.
     """
+    check_size(spelling)
     name = parse_name(spelling)
     if name.is_worst_case:
-        require(all(name.members), f"cannot read {spelling!r}: an attack is missing beside a comma")
+        require(all(name.members), lambda: f"cannot read {quoted(spelling)}: an attack is missing beside a comma")
         members = [parse(each, threat=threat) for each in name.members]
         worst = Worst(threat, tuple(members))
         return worst if len(members) > 1 else members[0]  # one alone can go on after an image is fooled

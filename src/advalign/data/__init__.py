@@ -11,7 +11,7 @@ from advalign.data.digits import load_digits
 from advalign.data.extra import Extra, load_extra
 from advalign.data.folder import load_folder
 from advalign.data.images import Dataset, Images, hold_out, stratified_subset
-from advalign.errors import UserError, unknown
+from advalign.errors import UserError, quoted, unknown
 
 __all__ = [
     "AUGMENTATIONS",
@@ -61,6 +61,6 @@ def load(name: str, *, directory: Path | str | None = None, image_size: int = 32
         case ["folder", path] if path:
             return load_folder(path, image_size)
         case [path] if path and Path(path).is_dir():
-            raise UserError(f"unknown data set {name!r}: for images in a folder write folder:{name}")
+            raise UserError(f"unknown data set {quoted(name)}: for images in a folder write folder:{name}")
         case _:
             raise unknown("data set", name, NAMES)

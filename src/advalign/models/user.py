@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advalign.errors import UserError, require, unknown
+from advalign.errors import UserError, quoted, require, shorten, unknown
 from advalign.models.modes import evaluating
 
 
@@ -27,10 +27,12 @@ def find_function(module: str, name: str) -> Callable[..., Any]:
     try:
         imported = importlib.import_module(module)
     except Exception as error:
-        raise UserError(f"cannot import {module!r} from the current directory or the path: {_line(error)}") from error
+        raise UserError(
+            f"cannot import {quoted(module)} from the current directory or the path: {_line(error)}"
+        ) from error
     callables = {key: value for key, value in vars(imported).items() if callable(value)}
     if name not in callables:
-        raise unknown(f"function of {module}", name, _defined_in(module, callables))
+        raise unknown(f"function of {shorten(module)}", name, _defined_in(module, callables))
     return callables[name]
 
 
@@ -46,9 +48,10 @@ def call_function(spelling: str, make: Callable[..., Any], arguments: dict[str, 
     try:
         net = make(**arguments, **accepted)
     except Exception as error:
-        raise UserError(f"model {spelling!r} cannot be built: {_line(error)}") from error
+        raise UserError(f"model {quoted(spelling)} cannot be built: {_line(error)}") from error
     require(
-        isinstance(net, nn.Module), lambda: f"model {spelling!r} returns {type(net).__name__}, not a torch.nn.Module"
+        isinstance(net, nn.Module),
+        lambda: f"model {quoted(spelling)} returns {type(net).__name__}, not a torch.nn.Module",
     )
     return net
 
@@ -81,4 +84,4 @@ def _defined_in(module: str, callables: dict[str, Any]) -> list[str]:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return shorten(f"{type(error).__name__}: {error}".splitlines()[0])

@@ -28,7 +28,7 @@ from advalign.objectives.plugins.kd import KD
 from advalign.objectives.plugins.lbgat import LBGAT
 from advalign.objectives.plugins.part import PART
 from advalign.objectives.plugins.vfd import VFD
-from advalign.spelling import build, parse_calls
+from advalign.spelling import build, check_range, parse_calls
 
 __all__ = [
     "BASES",
@@ -94,7 +94,9 @@ def parse(spelling: str) -> Method:
     Raises:
         UserError: unknown base, plug-in or argument, a value out of range, or parts that make no sense together.
     """
-    first, *others = parse_calls(spelling)
+    first, *others = calls = parse_calls(spelling)
+    for call in calls:
+        check_range(call.name, call.arguments)
     if first.name in PLUGINS and first.name not in BASES:
         raise UserError(f"{first.name!r} is a plug-in: put a base before it, as in 'trades+{first.name}'")
     method = Method(build("method", first, BASES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
@@ -9,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from advalign.errors import require, unknown
+from advalign.errors import quoted, require, unknown
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -24,12 +25,12 @@ def pick_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind, colon, index = name.partition(":")
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind not in available or (colon and not index.isdecimal()):
+    if kind not in available or (colon and not re.fullmatch("[0-9]{1,2}", index)):
         raise unknown("device", name, ["auto", *available])
-    require(available[kind], lambda: f"device {name!r} is not available on this machine; use 'auto' or 'cpu'")
+    require(available[kind], lambda: f"device {quoted(name)} is not available on this machine; use 'auto' or 'cpu'")
     if kind == "cuda" and index:
         count = torch.cuda.device_count()
-        require(int(index) < count, lambda: f"device {name!r} does not exist: this machine has {count} GPUs")
+        require(int(index) < count, lambda: f"device {quoted(name)} does not exist: this machine has {count} GPUs")
     return torch.device(name)
 
 

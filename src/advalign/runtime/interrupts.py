@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-from advalign.errors import require
+from advalign.errors import quoted, require
+
+_LONGEST = 1e8  # seconds, of a time budget; timers of the system take not much more
 
 
 class Interrupts:
@@ -86,10 +88,11 @@ def parse_duration(text: str) -> float:
         if letter in units:
             require(
                 number.replace(".", "", 1).isdecimal(),
-                lambda: f"{text!r} is no duration: write 90, 45s, 9m, 2h or 1h30m",
+                lambda: f"{quoted(text)} is no duration: write 90, 45s, 9m, 2h or 1h30m",
             )
             seconds, number = seconds + float(number) * units[letter], ""
         else:
             number += letter
-    require(not number and seconds > 0, lambda: f"{text!r} is no duration: write 90, 45s, 9m, 2h or 1h30m")
+    require(seconds <= _LONGEST, lambda: f"{quoted(text)} is too long: at most {_LONGEST / 3600:.0f}h")
+    require(not number and seconds > 0, lambda: f"{quoted(text)} is no duration: write 90, 45s, 9m, 2h or 1h30m")
     return seconds
