@@ -72,6 +72,7 @@ def linear_case(scale: float = 3.0, n: int = 12) -> tuple[Linear, Tensor, Tensor
     return model, x, (side < 0).long(), wanted
 
 
+@pytest.mark.slow
 def test_binary_search_reaches_the_boundary_of_a_linear_model():
     model, x, y, distance = linear_case()
     x_adv = CarliniWagner(ANYWHERE, c=0.01, steps=200, lr=0.01, search=8)(model, x, y)

@@ -130,7 +130,7 @@ def linear(classes: int) -> tuple[Linear, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("some", [range(3), pytest.param(range(3, 12), marks=pytest.mark.slow)])
-@pytest.mark.parametrize("classes", [2, 3, 4, 8])
+@pytest.mark.parametrize("classes", [2, 3, 4, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", [FAB, FABT])
 @pytest.mark.parametrize("norm", [Linf, L2])
 def test_the_least_distance_on_a_linear_model(norm: type[Linf | L2], make: type[FAB | FABT], classes: int, some: range):
@@ -172,7 +172,9 @@ def without_final_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fab, "_within", lambda threat, model, x, y, nearest: x)
 
 
-@pytest.mark.parametrize("threat", [Linf(0.2), pytest.param(Linf(0.15), marks=pytest.mark.slow), L2(0.8)], ids=str)
+@pytest.mark.parametrize(
+    "threat", [Linf(0.2), *(pytest.param(each, marks=pytest.mark.slow) for each in (Linf(0.15), L2(0.8)))], ids=str
+)
 def test_as_strong_as_the_authors_code(threat: Threat, target: Target, monkeypatch: pytest.MonkeyPatch):
     pairs = [
         (FABT(threat, steps=10, targets=3), theirs(target, threat, targeted=True, n_iter=10, n_target_classes=3)),

@@ -126,6 +126,7 @@ def test_what_cannot_be_mapped_is_said(trained: Path, tmp_path: Path, monkeypatc
         assert word in line
 
 
+@pytest.mark.slow
 def test_the_page_says_it(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(manifold, "TSNE", FirstTwo)
     cli.main(["report", str(trained), "--out", str(tmp_path / "page.html")])

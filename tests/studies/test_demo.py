@@ -25,6 +25,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_module, "ATTACKS", ("fgsm", "mim(steps=2)"))
 
 
+@pytest.mark.slow
 def test_it_writes_the_page_the_pictures_and_the_records(tmp_path: Path):
     with (tmp_path / "out.txt").open("w") as printed:
         assert demo_module.demo(tmp_path, console=Console(file=printed, width=100))

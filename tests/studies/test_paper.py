@@ -36,8 +36,8 @@ def jobs_of(study: Study, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list
     return plan_jobs(study, 1, runs=folder, data_dir=None)
 
 
-# Each tries a step of every method that it trains, which takes seconds: the default tests do so for Table 1.
-LONG = [("tiny", name) for name in ("table2", "vgg16", "figure2", "arat")]
+# Each tries a step of every method that it trains, which takes seconds.
+LONG = [("tiny", name) for name in ("table1", "table2", "vgg16", "figure2", "arat")]
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,7 @@ def test_several_seeds(tmp_path: Path):
     assert more.table().rows[0][1].endswith(" (2 of 3 seeds)")
 
 
+@pytest.mark.slow
 def test_features_are_mapped_and_kept(tmp_path: Path):
     from advalign.studies.figures import feature_section
 
