@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from advalign.data.images import Dataset, Images, note_on_test, split_for_test
+from advalign.data.npy import read_array, read_header
 from advalign.errors import UserError, require
 
 TRAIN, TEST = ("x_train", "y_train"), ("x_test", "y_test")
@@ -19,7 +20,8 @@ def load_npz(path: Path | str) -> Dataset:
     """Return the data set in an `.npz` file; without test arrays, a fixed fifth of the images is held out.
 
     Images, `x_train` and `x_test`, are uint8 or floats in [0, 1], of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with
-    C 1 or 3; floats are rounded to 1/255. Labels, `y_train` and `y_test`, are integers 0..K-1 of shape (N,).
+    C 1 or 3; floats are rounded to 1/255. Labels, `y_train` and `y_test`, are integers 0..K-1 of shape (N,). All are
+    held in memory; an array that says it is larger than the machine's is refused.
 
     Raises:
         UserError: whatever of this does not hold, with the array's name and what it holds.
@@ -52,10 +54,16 @@ def load_npz(path: Path | str) -> Dataset:
 def _read(path: Path) -> dict[str, np.ndarray]:
     require(path.is_file(), lambda: f"npz:{path}: there is no such file")
     require(zipfile.is_zipfile(path), lambda: f"{path} is not an .npz file, or is cut short: write it with numpy.savez")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in TRAIN + TEST if key in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # pickled objects: a ValueError
+        with zipfile.ZipFile(path) as archive:
+            present = [key for key in TRAIN + TEST if f"{key}.npy" in archive.namelist()]
+            for key in present:  # all headers before any content
+                read_header(archive, key, str(path))
+            return {key: read_array(archive, key, str(path), memory) for key in present}
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
@@ -67,8 +75,11 @@ def _images(arrays: dict[str, np.ndarray], keys: tuple[str, str], path: Path | s
             f"{path}: {' and '.join(missing)} missing; it must hold x_train and y_train, and may hold x_test and y_test"
         ),
     )
-    pixels = _pixels(arrays[keys[0]], f"{path}: {keys[0]}")
-    labels = _labels(arrays[keys[1]], f"{path}: {keys[1]}")
+    try:
+        pixels = _pixels(arrays[keys[0]], f"{path}: {keys[0]}")
+        labels = _labels(arrays[keys[1]], f"{path}: {keys[1]}")
+    except MemoryError as error:
+        raise UserError(f"{path}: {keys[0]} is too large for this machine's memory: save it as uint8") from error
     require(
         len(pixels) == len(labels),
         lambda: f"{path}: {keys[0]} has {len(pixels)} images, but {keys[1]} {len(labels)} labels",

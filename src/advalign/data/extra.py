@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from shutil import copyfileobj
+from shutil import copyfileobj, disk_usage
 
 import numpy as np
 import torch
 
 from advalign.data.cache import cache_folder
 from advalign.data.images import Images, Rows
+from advalign.data.npy import Header, read_header
 from advalign.errors import UserError, require
 from advalign.runtime.files import digest_of_stream, written_atomically
 
@@ -93,13 +94,13 @@ def load_extra(path: Path | str, shape: tuple[int, int, int], classes: int, name
                 bool(pairs),
                 lambda: f"extra data {path} must hold image and label, or x_train and y_train, not {_list(files)}",
             )
-            images, labels = (_Member.read(archive, f"{key}.npy", path) for key in pairs[0])
+            images, labels = (_Member.read(archive, key, path) for key in pairs[0])
             _check_images(images, shape, name)
             _check_labels(labels, images)
             extra = Extra(_channels_first(images.map(archive), shape), labels.map(archive))
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"extra data {path} cannot be read: {' '.join(str(error).split())}") from error
     for first in range(0, len(extra), _CHUNK):
         part = extra.labels[first : first + _CHUNK]
@@ -115,22 +116,20 @@ class _Member:
 
     info: zipfile.ZipInfo
     path: Path
-    shape: tuple[int, ...]
-    fortran: bool
-    dtype: np.dtype
-    begins: int
+    header: Header
 
     @classmethod
     def read(cls, archive: zipfile.ZipFile, name: str, path: Path) -> _Member:
-        info = archive.getinfo(name)
-        with archive.open(info) as file:
-            version = np.lib.format.read_magic(file)
-            require(
-                version in ((1, 0), (2, 0)),
-                lambda: f"extra data {path}: {name} is of the unknown .npy version {version}",
-            )
-            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            return cls(info, path, *header(file), file.tell())
+        header = read_header(archive, name, f"extra data {path}")
+        return cls(archive.getinfo(f"{name}.npy"), path, header)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.header.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.header.dtype
 
     @property
     def label(self) -> str:
@@ -138,14 +137,12 @@ class _Member:
 
     def map(self, archive: zipfile.ZipFile) -> np.ndarray:
         """Return the array as a read-only memory map."""
-        size = self.begins + self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
-        require(self.info.file_size >= size, lambda: f"{self.label} is cut short")
         if self.info.compress_type == zipfile.ZIP_STORED:
-            file, begins = self.path, _content(self.path, self.info) + self.begins
+            file, begins = self.path, _content(self.path, self.info) + self.header.begins
         else:
-            file, begins = _unpacked(archive, self.info), self.begins
-        require(file.stat().st_size >= begins - self.begins + size, lambda: f"{self.label} is cut short")
-        return np.memmap(file, self.dtype, "r", begins, self.shape, "F" if self.fortran else "C")
+            file, begins = _unpacked(archive, self.info), self.header.begins
+        require(file.stat().st_size >= begins + self.header.size, lambda: f"{self.label} is cut short")
+        return np.memmap(file, self.dtype, "r", begins, self.shape, "F" if self.header.fortran else "C")
 
 
 def _content(path: Path, info: zipfile.ZipInfo) -> int:
@@ -162,6 +159,9 @@ def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Path:
     if cache.is_file():
         return cache
     try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        if info.file_size > disk_usage(cache.parent).free:  # a packed array can be a thousand times its file
+            raise OSError("the disk has not that much")
         with written_atomically(cache) as file, archive.open(info) as packed:  # which checks the sum at its end
             copyfileobj(packed, file, _CHUNK)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,15 @@ import torch
 
 from advalign.data.cache import cache_folder
 from advalign.data.images import Dataset, Images, note_on_test, split_for_test
-from advalign.errors import UserError, require
+from advalign.errors import UserError, require, shorten
 from advalign.runtime.files import digest, written_atomically
 
+LARGEST = 100_000_000
+"""Pixels at most of an image file: a file of a few kilobytes can say that it has billions, and decoding takes memory
+for them, 4 bytes each."""
+_LARGEST_SIDE = 10_000  # of images in the cache
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # by content; Pillow starts programs for some others
 
 
 def load_folder(path: Path | str, image_size: int) -> Dataset:
@@ -21,7 +27,8 @@ def load_folder(path: Path | str, image_size: int) -> Dataset:
 
     Images are turned upright (EXIF), converted to RGB, 16 bits scaled to 8, resized so that the shorter side is
     `image_size` (bicubic), cropped at the centre, and kept as uint8 in a cache, which is made anew when a file's name,
-    size or date changes. Without test folder, a fixed fifth of the images is held out.
+    size or date changes. An image file has at most 100 million pixels. Without test folder, a fixed fifth of the images
+    is held out.
 
     Returns:
         Images (N, 3, image_size, image_size), mapped from the cache, not held in memory; drawing part of them, as a
@@ -34,7 +41,10 @@ def load_folder(path: Path | str, image_size: int) -> Dataset:
     root = Path(path).expanduser().resolve()
     name = f"folder:{root}"
     require(root.is_dir(), lambda: f"{name}: there is no such folder")
-    require(image_size > 0, lambda: f"image size {image_size} must be positive")
+    require(
+        1 <= image_size <= _LARGEST_SIDE,
+        lambda: f"image size {image_size} must be positive, and at most {_LARGEST_SIDE}",
+    )
     train_root = root / "train" if (root / "train").is_dir() else root
     test_root = next((root / part for part in ("test", "val") if train_root != root and (root / part).is_dir()), None)
 
@@ -117,7 +127,9 @@ def _pixels(file: Path, size: int) -> bytes:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(file) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=_FORMATS) as image:
+            if image.width * image.height > LARGEST:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than {LARGEST // 10**6} million")
             deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
             if image.mode in ("I", "F") and not deep:
                 raise ValueError(f"the range of its pixels (mode {image.mode}) is not known; save it with 8 or 16 bits")
@@ -125,6 +137,11 @@ def _pixels(file: Path, size: int) -> bytes:
             if deep:  # convert would clip at 255
                 upright = Image.fromarray(np.rint(np.asarray(upright) / 257).astype(np.uint8))
             square = ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:  # as Pillow raises
-        raise UserError(f"{file} cannot be read as an image: {error}") from error
+    except Image.DecompressionBombError as error:  # Pillow's own bound, above ours
+        raise UserError(
+            f"{file} cannot be read as an image: it has more than {LARGEST // 10**6} million pixels"
+        ) from error
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+        reason = shorten(" ".join(f"{error}".split())) or type(error).__name__
+        raise UserError(f"{file} cannot be read as an image: {reason}") from error
     return np.asarray(square).transpose(2, 0, 1).tobytes()
