@@ -23,8 +23,8 @@ class TrainingError(RuntimeError):
 
 
 def shorten(text: str) -> str:
-    """Return a text as it is; of one that is longer than a message shows, the beginning."""
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    """Return a text as it is; of one that is longer than a message shows, the beginning and the end."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 53]}...{text[-50:]}"
 
 
 def quoted(value: object) -> str:
@@ -41,8 +41,8 @@ class _Repr(Repr):
 
 _REPR = _Repr()
 _REPR.maxstring = _REPR.maxother = SHOWN
-_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 20
-_REPR.maxlevel = 3
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 100
+_REPR.maxlevel = 2
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -188,3 +190,51 @@ def test_a_file_may_define_dataclasses(tmp_path: Path):
         "@dataclass\nclass Pair:\n    a: int\n\ndef study(scale):\n    return figure4a(scale)\n"
     )
     assert find_study(str(tmp_path / "with_classes.py"), TINY).name == "figure4a"
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in pairwise("abcdefghi")
+)
+HOSTILE = {
+    "nested": ("data: digits\nmethods: " + "[" * 3000 + "]" * 3000, "cannot read .*mine.yaml: .*recursion"),
+    "nested a little": ("data: digits\nmethods: " + "[" * 30 + "]" * 30, "mine.yaml has lists .* more than 10 deep"),
+    "inside itself": ("data: digits\nmethods: &a [*a]", "mine.yaml has lists .* inside themselves"),
+    "a mapping inside itself": ("&x {data: digits, methods: [at], recipe: *x}", "inside themselves"),
+    "a billion entries": (BOMB + "data: digits\nmethods: *i", "mine.yaml has more than 50000 entries"),
+    "long": ("data: digits\nmethods: [" + "at, " * 100_000 + "]", "mine.yaml: it has 400024 bytes"),
+    "many seeds": (
+        "data: digits\nmethods: [at]\nseeds: 100000000",
+        "seeds=100000000 must be at least 1 and at most 1000",
+    ),
+    "a long number": ("data: digits\nmethods: [at]\nseeds: " + "9" * 5000, "cannot read .*mine.yaml"),
+    "a date that is none": ("data: digits\nmethods: [at]\ntitle: 2020-13-45", "cannot read .*mine.yaml"),
+    "a tag": ("data: digits\nmethods: [at]\ntitle: !!timestamp x", "cannot read .*mine.yaml"),
+    "an object": ("data: !!python/object/apply:os.system [x]\nmethods: [at]", "cannot read .*mine.yaml"),
+    "epochs": ("data: digits\nmethods: [at]\nrecipe: {epochs: " + "9" * 30 + "}", "epochs=9+ is out of range"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_yaml_is_refused_in_a_line(tmp_path: Path, case: str):
+    text, message = HOSTILE[case]
+    with pytest.raises(UserError, match=message) as caught:
+        read(text, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "key", ["title", "data", "model", "recipe", "methods", "columns", "surrogate", "seeds", "figure"]
+)
+@pytest.mark.parametrize(
+    "value", ["1", "-1.5", "true", "null", "nan", ".nan", "[]", "{}", "[[1]]", "{a: b}", "2020-01-01"]
+)
+def test_a_value_of_a_wrong_type_is_refused_or_read(tmp_path: Path, key: str, value: str):
+    lines = {"data": "digits", "methods": "[at]", key: value}
+    with suppress(UserError):
+        read("\n".join(f"{name}: {text}" for name, text in lines.items()), tmp_path)
+
+
+def test_a_command_bounds_the_seeds_as_well(tmp_path: Path):
+    with pytest.raises(UserError, match="seeds=1001 must be at least 1 and at most 1000"):
+        plan_jobs(read("data: digits\nmethods: [at]", tmp_path), 1001, runs=tmp_path, data_dir=None)

@@ -10,7 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from advalign.errors import UserError, require, unknown
+from advalign.errors import UserError, quoted, require, shorten, unknown
 from advalign.models import user
 from advalign.objectives import parse
 from advalign.runs.sources import require_builtin
@@ -21,6 +21,9 @@ from advalign.studies.scales import Scale
 from advalign.studies.study import FigureBuilder, Study
 from advalign.training.recipes import RECIPES, Recipe
 
+_LONGEST = 250_000  # bytes of a file
+_MOST_ENTRIES = 50_000  # of all lists and mappings; an alias counts as what it stands for
+_DEEPEST = 10  # lists and mappings inside one another
 _KEYS = ("title", "data", "model", "recipe", "methods", "columns", "surrogate", "seeds", "figure")
 
 
@@ -78,10 +81,15 @@ def read_yaml(path: Path, scale: Scale, trust_model: bool) -> Study:
     import yaml
 
     try:
+        size = path.stat().st_size
+        require(size <= _LONGEST, lambda: f"cannot read {path}: it has {size} bytes, and {_LONGEST} are allowed")
         text = path.read_text()
         content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    except UserError:
+        raise
+    except Exception as error:  # PyYAML's constructors raise anything; a RecursionError where entries nest deeply
+        raise UserError(f"cannot read {path}: {shorten(' '.join(str(error).split()))}") from None
+    _check_nesting(content, path)
     content = _mapping(content, "a study", _KEYS)
     for key in ("data", "methods"):
         require(key in content, lambda: f"{path} has no {key}")
@@ -101,10 +109,12 @@ def read_yaml(path: Path, scale: Scale, trust_model: bool) -> Study:
     headings = {column.heading for column in columns}
     require(
         "figure" not in content or {CLEAN, ROBUST} <= headings,
-        lambda: f"{path}: a figure needs the columns {CLEAN!r} and {ROBUST!r}, and there are {sorted(headings)}",
+        lambda: (
+            f"{path}: a figure needs the columns {CLEAN!r} and {ROBUST!r}, and there are {quoted(sorted(headings))}"
+        ),
     )
     seeds = content.get("seeds", scale.seeds)
-    require(type(seeds) is int, lambda: f"seeds={seeds!r} must be a whole number")
+    require(type(seeds) is int, lambda: f"seeds={quoted(seeds)} must be a whole number")
     return Study(
         name=path.stem,
         title=f"{content.get('title', path.stem)}, scale {scale.name}",
@@ -117,10 +127,26 @@ def read_yaml(path: Path, scale: Scale, trust_model: bool) -> Study:
     )
 
 
+def _check_nesting(content: Any, path: Path) -> None:
+    """Refuse what is too deep or too large, such as a list that contains itself or stands for a billion entries."""
+    entries, level = 0, [content]
+    for _ in range(_DEEPEST):
+        level = [part for each in level for part in _parts(each)]
+        entries += len(level)
+        require(entries <= _MOST_ENTRIES, lambda: f"{path} has more than {_MOST_ENTRIES} entries")
+    require(not level, lambda: f"{path} has lists or mappings nested more than {_DEEPEST} deep, or inside themselves")
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    return list(value) if isinstance(value, list | tuple | set) else []
+
+
 def _cell(entry: Any, common: Mapping[str, Any]) -> Cell:
     """Read a method, or a mapping with a method and the cell's own settings; its recipe changes the common one."""
     entry = {"method": entry} if isinstance(entry, str) else _mapping(entry, "methods", _field_names(Cell))
-    require("method" in entry, lambda: f"an entry of methods has no method: {entry}")
+    require("method" in entry, lambda: f"an entry of methods has no method: {quoted(entry)}")
     entry = {"row": entry["method"], **entry}  # as the file spells it, also with defaults
     recipe = _recipe(entry.get("recipe", {}), common["recipe"])
     return Cell(**check_arguments("methods", Cell, {**common, **entry, "recipe": recipe}))
@@ -163,7 +189,7 @@ def _figures(name: Any, cells: Iterable[Cell]) -> tuple[FigureBuilder, ...]:
 
 
 def _mapping(entry: Any, kind: str, known: Iterable[str]) -> dict[str, Any]:
-    require(isinstance(entry, dict), lambda: f"{kind}: {entry!r} must be a mapping")
+    require(isinstance(entry, dict), lambda: f"{kind}: {quoted(entry)} must be a mapping")
     for key in entry:
         if key not in known:
             raise unknown(f"key of {kind}", str(key), known)
@@ -171,7 +197,7 @@ def _mapping(entry: Any, kind: str, known: Iterable[str]) -> dict[str, Any]:
 
 
 def _list(entry: Any, kind: str) -> list[Any]:
-    require(isinstance(entry, list), lambda: f"{kind}: {entry!r} must be a list")
+    require(isinstance(entry, list), lambda: f"{kind}: {quoted(entry)} must be a list")
     return entry
 
 

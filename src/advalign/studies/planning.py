@@ -9,7 +9,7 @@ from advalign.errors import require
 from advalign.objectives import parse
 from advalign.studies.cells import Cell
 from advalign.studies.job import Job, dataset
-from advalign.studies.study import Study
+from advalign.studies.study import Study, check_seeds
 from advalign.training.plan import Plan, plan
 
 
@@ -19,7 +19,7 @@ def plan_jobs(study: Study, seeds: int, *, runs: Path, data_dir: Path | None) ->
     Raises:
         UserError: anything that cannot work.
     """
-    require(seeds >= 1, lambda: f"seeds={seeds} must be at least 1")
+    check_seeds(seeds)
     tried: set[object] = set()  # cells share guests, and another seed needs no other trial
     surrogate = None if study.surrogate is None else _job(study.surrogate, 0, runs, data_dir, tried)
     jobs = [

@@ -10,6 +10,8 @@ from advalign.report.page import FigureSection
 from advalign.studies.cells import Cell, Column
 from advalign.studies.progress import Progress
 
+MOST_SEEDS = 1000
+"""Seeds at most, each a training of every cell."""
 FigureBuilder = Callable[[Progress], FigureSection | None]
 """Draws a figure from what is measured so far, or returns None if that is too little."""
 
@@ -50,7 +52,7 @@ class Study:
 
     def __post_init__(self) -> None:
         require(bool(self.cells and self.columns), lambda: f"study {self.name!r} has no cells or no columns")
-        require(self.seeds >= 1, lambda: f"seeds={self.seeds} must be at least 1")
+        check_seeds(self.seeds)
         _require_distinct("column", [column.heading for column in self.columns])
         _require_distinct("row", [f"{cell.row}, {cell.data}" for cell in self.cells])
         self._check_data_of_columns()
@@ -83,6 +85,15 @@ class Study:
             require(
                 len(data) == 1, lambda: f"row {row!r} has the data {' and '.join(data)}: each column needs its data"
             )
+
+
+def check_seeds(seeds: int) -> None:
+    """Refuse a number of seeds that is none, or more than anybody will wait for.
+
+    Raises:
+        UserError: it is below 1 or above `MOST_SEEDS`.
+    """
+    require(1 <= seeds <= MOST_SEEDS, lambda: f"seeds={seeds} must be at least 1 and at most {MOST_SEEDS}")
 
 
 def _require_distinct(kind: str, names: Iterable[str]) -> None:
