@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from math import comb
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.samples import RECORD
 
 from advalign.errors import UserError
 from advalign.evaluation.compare import Comparison, Difference, compare
 from advalign.report.comparison import comparison_table
+from advalign.runs.formats import write_checked_json
 from advalign.runtime.files import digest_of_file
 
 SETTING = {
@@ -28,9 +31,15 @@ def result(
     path.parent.mkdir(parents=True, exist_ok=True)
     bounded = [attack for attack in outcomes if attack not in ("clean", "cw(steps=9)")]
     attacks = [*outcomes, *([f"worst({', '.join(bounded)})"] if bounded else [])]
-    records = [{**SETTING, **changes, "attack": attack} for attack in attacks]
+    records = []
+    for attack in attacks:
+        columns = zip(*(outcomes[each] for each in ("clean", *bounded)), strict=True)
+        digits = outcomes.get(attack) or "".join(map(min, columns))
+        accuracy = digits.count("1") / len(digits)
+        setting = {**asdict(RECORD), **SETTING, "n": len(digits), **changes}
+        records.append({**setting, "attack": attack, "accuracy": accuracy})
     own = {} if weights is None else {"weights": weights}
-    path.write_text(json.dumps({"records": records, "outcomes": outcomes, **own}))
+    write_checked_json(path, {"records": records, "outcomes": outcomes, "environment": {}, **own})
     return folder / name
 
 
@@ -97,7 +106,8 @@ def test_the_interval_covers_the_truth_about_19_times_in_20():
     "change", [{"images": "other"}, {"n": 5}, {"threat": "L2(0.5)"}, {"attack_seed": 1}, {"batch_size": 9}]
 )
 def test_different_questions_are_not_compared(tmp_path: Path, change: dict[str, Any]):
-    a, b = result(tmp_path, "a", {"clean": "111110"}), result(tmp_path, "b", {"clean": "111110"}, **change)
+    digits = "111110"[: change.get("n", 6)]
+    a, b = result(tmp_path, "a", {"clean": "111110"}), result(tmp_path, "b", {"clean": digits}, **change)
     with pytest.raises(UserError, match="no evaluation in common"):
         compare(a, b)
 
@@ -105,7 +115,7 @@ def test_different_questions_are_not_compared(tmp_path: Path, change: dict[str, 
 def test_what_is_no_result_is_refused(tmp_path: Path):
     a = result(tmp_path, "a", {"clean": "1"})
     (tmp_path / "odd.json").write_text("[1]")
-    with pytest.raises(UserError, match="is no result of advalign evaluate"):
+    with pytest.raises(UserError, match=r"odd\.json is damaged or not of advalign: it is no JSON object"):
         compare(a, tmp_path / "odd.json")
     with pytest.raises(UserError, match="no evaluations in"):
         compare(a, tmp_path / "nowhere")
@@ -151,7 +161,7 @@ def test_each_checkpoint_is_compared_with_its_own_kind(tmp_path: Path):
     result(tmp_path, "b", {"clean": "000111"}, "last", checkpoint="last")
     assert compare(a, b).differences == [Difference("clean", 5 / 6, 5 / 6, 0, 0, 6)]
     found = compare(a, b, "last")
-    assert found == Comparison(f"{a} (last)", f"{b} (last)", [Difference("clean", 0, 3 / 6, 0, 3, 6)], "")
+    assert found == Comparison(f"{a} (last)", f"{b} (last)", [Difference("clean", 0, 3 / 6, 0, 3, 6)], "", [])
     found = compare(a / "evaluations" / "last.json", b)
     assert (found.first, found.second) == (f"{a / 'evaluations' / 'last.json'} (last)", f"{b} (best)")
     with pytest.raises(UserError, match=r"unknown checkpoint 'lst': did you mean 'last'"):

@@ -150,7 +150,7 @@ def test_examples_are_the_first_of_each_class_under_the_strongest_attack(tmp_pat
     assert attack == "pgd+"
     np.savez(tmp_path / "none.npz", x=x)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:100])
-    for name, words in (("none", "holds no adversarial images"), ("cut", "cannot read")):
+    for name, words in (("none", "holds no adversarial images"), ("cut", "is damaged, its checksum does not fit")):
         with pytest.raises(UserError, match=words):
             read_examples(tmp_path / f"{name}.npz", evaluation)
     np.testing.assert_allclose(shown.flatten(), [0.2, 0.0, 0.4], atol=1e-6)

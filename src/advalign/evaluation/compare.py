@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from advalign.attacks.names import parse_name, worst_cases_among
-from advalign.errors import require, unknown
-from advalign.runtime.files import digest_of_file, read_json
+from advalign.errors import UserError, require, unknown
+from advalign.runs.formats import ResultFile, read_checked_json
+from advalign.runtime.files import digest_of_file
 
 # What two outcomes must share to be comparable image by image.
 _SAME = ("data", "images", "threat", "n", "attack_seed", "precision", "batch_size")
@@ -74,6 +75,8 @@ class Comparison(NamedTuple):
     differences: list[Difference]
     worst: str
     """The worst case by its name; empty if the two have none in common."""
+    unreadable: list[str]
+    """A line on each result file that could not be read, with the reason."""
 
 
 class _Key(NamedTuple):
@@ -102,13 +105,15 @@ def compare(first: str | Path, second: str | Path, checkpoint: str = "best") -> 
     """
     if checkpoint not in ("best", "last"):
         raise unknown("checkpoint", checkpoint, ("best", "last"))
-    ours, theirs = _outcomes(Path(first), checkpoint), _outcomes(Path(second), checkpoint)
+    unreadable: list[str] = []
+    ours, theirs = (_outcomes(Path(source), checkpoint, unreadable) for source in (first, second))
     common = _comparable([key for key in ours if key in theirs], f"{first} and {second}")
     a, b = ([_only(outcomes[key], key.attack) for key in common] for outcomes in (ours, theirs))
     names = ["worst case" if key.worst else key.attack for key in common]
     differences = [_difference(name, x.images, y.images) for name, x, y in zip(names, a, b, strict=True)]
     worst = next((key.attack for key in common if key.worst), "")
-    return Comparison(f"{first} ({a[0].checkpoint})", f"{second} ({b[0].checkpoint})", differences, worst)
+    sources = f"{first} ({a[0].checkpoint})", f"{second} ({b[0].checkpoint})"
+    return Comparison(*sources, differences, worst, list(dict.fromkeys(unreadable)))
 
 
 def _difference(attack: str, first: str, second: str) -> Difference:
@@ -156,10 +161,10 @@ def _only(outcomes: list[_Outcome], attack: str) -> _Outcome:
     return first
 
 
-def _outcomes(source: Path, checkpoint: str) -> dict[_Key, list[_Outcome]]:
+def _outcomes(source: Path, checkpoint: str, unreadable: list[str]) -> dict[_Key, list[_Outcome]]:
     """Return the outcomes in a result file, or in those of a run folder."""
     outcomes: dict[_Key, list[_Outcome]] = {}
-    for file, content in _results(source, checkpoint).items():
+    for file, content in _results(source, checkpoint, unreadable).items():
         first, last = content["records"][0], content["records"][-1]
         setting = tuple(first[key] for key in _SAME)
         for attack, images in content["outcomes"].items():
@@ -172,19 +177,22 @@ def _outcomes(source: Path, checkpoint: str) -> dict[_Key, list[_Outcome]]:
     return outcomes
 
 
-def _results(source: Path, checkpoint: str) -> dict[Path, Any]:
+def _results(source: Path, checkpoint: str, unreadable: list[str]) -> dict[Path, Any]:
     """Read a result file, or those of a run folder that are of the checkpoint's present weights.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none that can be read.
     """
     if source.is_file():
-        content = read_json(source)
-        require(_is_result(content), lambda: f"{source} is no result of advalign evaluate")
-        return {source: content}
-    every = {file: read_json(file) for file in sorted((source / "evaluations").glob("*.json"))}
-    every = {file: content for file, content in every.items() if _is_result(content)}
-    require(bool(every), lambda: f"no evaluations in {str(source)!r}: run advalign evaluate first")
+        return {source: _read_result(source)}
+    every, files = {}, sorted((source / "evaluations").glob("*.json"))
+    for file in (file for file in files if not file.name.endswith(".robustbench.json")):
+        try:
+            every[file] = _read_result(file)
+        except UserError as error:
+            unreadable.append(f"Not read: {error}.")
+    reasons = "".join(f" {line}" for line in unreadable[:1])
+    require(bool(every), lambda: f"no evaluations in {str(source)!r}: run advalign evaluate first.{reasons}")
     weights = source / f"{checkpoint}.safetensors"
     now = digest_of_file(weights) if weights.exists() else ""
     results = {
@@ -203,12 +211,5 @@ def _results(source: Path, checkpoint: str) -> dict[Path, Any]:
     return results
 
 
-def _is_result(content: Any) -> bool:
-    """Tell a result of `evaluate` from other JSON, such as the card beside it."""
-    try:
-        known = {*_SAME, "checkpoint", "attack"}
-        return bool(content["records"] and content["outcomes"]) and all(
-            known <= record.keys() for record in content["records"]
-        )
-    except (KeyError, TypeError, AttributeError):
-        return False
+def _read_result(file: Path) -> dict[str, Any]:
+    return read_checked_json(file, ResultFile, "evaluate again")

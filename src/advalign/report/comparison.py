@@ -8,7 +8,7 @@ from advalign.report.tables import Table
 
 def comparison_table(comparison: Comparison) -> Table:
     """Tabulate differences in points, each with its confidence interval and p-value."""
-    first, second, differences, worst = comparison
+    first, second, differences, worst, _ = comparison
     rows = []
     for d in differences:
         low, high = (100 * bound for bound in d.interval)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from advalign.errors import UserError, require
+from advalign.runs.sealed import Owner, check_sealed, note_unsealed
 
 COLUMNS = 8
 
@@ -26,25 +29,31 @@ def read_examples(file: Path, evaluation: Mapping[str, Any]) -> tuple[Tensor, Te
         UserError: the file is damaged, or holds no attack, or no predictions, as files of earlier versions do not.
     """
     accuracies = {record["attack"]: record["accuracy"] for record in evaluation["records"]}
-    with file.open("rb") as content:
-        try:
-            arrays = np.load(content)
-        except (OSError, ValueError, BadZipFile) as error:
-            raise UserError(f"cannot read {file}: {error}") from None
-        names = [key.removeprefix("x_adv ") for key in arrays.files if key.startswith("x_adv ")]
-        require(bool(names), lambda: f"{file} holds no adversarial images")
-        attack = min(names, key=lambda name: accuracies[name])
-        has_predictions = "class_names" in arrays.files
-        require(
-            has_predictions,
-            lambda: f"{file} holds no predictions: advalign evaluate RUN --save-examples writes it anew",
-        )
-        labels, rows = np.unique(arrays["y"], return_index=True)
-        labels, rows = labels[:COLUMNS], rows[:COLUMNS]
-        x, x_adv, withstands, predicted = (
-            arrays[key][rows] for key in ("x", f"x_adv {attack}", f"correct {attack}", f"predicted {attack}")
-        )
-        true, predicted_names = (arrays["class_names"][classes] for classes in (labels, predicted))
+    content = file.read_bytes()
+    owner = Owner(file.with_suffix(".json").name, "evaluate again with --save-examples")
+    if not check_sealed(content, file, owner):
+        note_unsealed(file)
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            names = [key.removeprefix("x_adv ") for key in arrays.files if key.startswith("x_adv ")]
+            require(bool(names), lambda: f"{file} holds no adversarial images")
+            attack = min(names, key=lambda name: accuracies[name])
+            has_predictions = "class_names" in arrays.files
+            require(
+                has_predictions,
+                lambda: f"{file} holds no predictions: advalign evaluate RUN --save-examples writes it anew",
+            )
+            labels, rows = np.unique(arrays["y"], return_index=True)
+            labels, rows = labels[:COLUMNS], rows[:COLUMNS]
+            x, x_adv, withstands, predicted = (
+                arrays[key][rows] for key in ("x", f"x_adv {attack}", f"correct {attack}", f"predicted {attack}")
+            )
+            true, predicted_names = (arrays["class_names"][classes] for classes in (labels, predicted))
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, EOFError, BadZipFile, zlib.error) as error:  # of another shape, or cut
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{file} cannot be read ({line}): {owner.remedy}") from None
     right = [evaluation["outcomes"]["clean"][row] == "1" for row in rows]
     captions = [
         f"true {label}\npredicted {other}\n{'withstands' if after else 'fooled' if before else 'wrong before'}"

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from advalign import attacks, models
 from advalign.data import Images
+from advalign.errors import UserError
 from advalign.report.figures import HOVER
 from advalign.runs import Weights, load
+from advalign.runs.sealed import Owner, check_sealed, seal_zip
 from advalign.runtime.files import write_atomically
 from advalign.runtime.seeds import seeded
 from advalign.threats import Threat
@@ -51,12 +53,28 @@ def feature_map(weights: Weights, images: Images, threat: Threat, device: torch.
     Raises:
         UserError: the network cannot be built, or has no linear layer.
     """
-    if not cache_file.exists():
-        content = io.BytesIO()
-        np.savez(content, **_embedded(weights, images, threat, device)._asdict())
-        write_atomically(cache_file, content.getvalue())
-    with np.load(cache_file) as file:
-        return FeatureMap(**file)
+    if (cached := _cached(cache_file)) is not None:
+        return cached
+    content, made = io.BytesIO(), _embedded(weights, images, threat, device)
+    np.savez(content, **made._asdict())
+    write_atomically(cache_file, seal_zip(content.getvalue(), _cache_owner(cache_file)))
+    return made
+
+
+def _cache_owner(file: Path) -> Owner:
+    return Owner(file.name, "remove it")
+
+
+def _cached(file: Path) -> FeatureMap | None:
+    """Return the map in a cache file; None where there is none, or it is damaged or of another version."""
+    try:
+        content = file.read_bytes()
+        if not check_sealed(content, file, _cache_owner(file)):
+            return None
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return FeatureMap(**arrays)
+    except (OSError, UserError):
+        return None
 
 
 def feature_maps(maps: Mapping[str, FeatureMap], class_names: Sequence[str]) -> Figure:

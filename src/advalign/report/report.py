@@ -53,11 +53,11 @@ def report_on(
             no map otherwise.
 
     Raises:
-        UserError: a path does not exist, there are no records below the paths, a file is damaged, or the page cannot be
-            written.
+        UserError: a path does not exist, there are no readable records below the paths, or the page cannot be written.
     """
     require(maps >= 0, lambda: f"maps={maps} must be at least 0")
-    sources, page, missing = find_sources([Path(path) for path in paths]), Path(out), list[str]()
+    sources, page = find_sources([Path(path) for path in paths]), Path(out)
+    missing = list(sources.unreadable)
     parts = page.parent / f"{page.stem}-files"
     require(not page.is_dir(), lambda: f"{page} is a folder: name a file, such as {page / 'report.html'}")
     require_writable(page.parent)

@@ -19,7 +19,6 @@ from advalign.report.sources import ReportSources, Scope
 from advalign.report.trade_off import trade_off_figure
 from advalign.report.training import calibration_section, training_section
 from advalign.runs import Record
-from advalign.runtime.files import read_json
 from advalign.threats import parse_threat
 
 _GALLERY_MODELS = 6
@@ -141,7 +140,12 @@ def _norm_of(threat: str) -> str:
 
 def training_sections(sources: ReportSources, missing: list[str]) -> list[Section]:
     """Return the curves of the runs' logs."""
-    logs = {sources.names[run]: log for run, each in sources.runs.items() if (log := each.log)}
+    logs = {}
+    for run, each in sources.runs.items():
+        try:
+            logs |= {sources.names[run]: log} if (log := each.log) else {}
+        except UserError as error:
+            missing.append(f"Training curves, {sources.names[run]}: {error}.")
     if not logs:
         missing.append("Training curves: no run folder with a log lies below the paths.")
         return []
@@ -166,7 +170,7 @@ def command_sections(sources: ReportSources) -> list[Section]:
     folders = {run: each.path for run, each in sources.runs.items()}
     lines: dict[str, list[str]] = {}
     for run, each in sources.runs.items():
-        made_with = _made_with(read_json(each.path / "run.json").get("environment", {}))
+        made_with = _made_with(each.environment)
         lines[run] = [f"# trained with {made_with}", train_line(each, folders)]
     for model, of_model in sources.results.items():
         for result in of_model:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from advalign.errors import UserError, require
 from advalign.runs import Record, Run, latest, read_records
-from advalign.runtime.files import digest_of_file, read_json
+from advalign.runs.formats import DiagnosisFile, read_checked_json
+from advalign.runs.formats import ResultFile as ResultSchema
+from advalign.runtime.files import digest_of_file
 
 # How a result file of `advalign evaluate` begins. Other JSON below the paths belongs to other programs and is not read.
 _RESULT = re.compile(rb'\s*\{\s*"records":\s*\[\s*\{\s*"method"')
-_FIELDS = {field.name for field in fields(Record)}
+_NEEDED = ("recipe", "guests", "shape")  # of a setting, to say what the run is and how to repeat it
+
+T = TypeVar("T")
 
 
 class Scope(NamedTuple):
@@ -77,6 +81,8 @@ class ReportSources:
     """The content of the newest diagnosis of each run."""
     names: dict[str, str]
     """The name of each model: of a run its method, with seed or id where several runs have the same method."""
+    unreadable: list[str]
+    """A line on each file that could not be read, with the reason."""
 
     def scopes(self) -> dict[Scope, list[Record]]:
         """Return the records of each scope."""
@@ -87,42 +93,74 @@ class ReportSources:
 
 
 def find_sources(paths: Sequence[Path]) -> ReportSources:
-    """Read everything below the paths; what is below two of them counts once.
+    """Read everything below the paths that can be read; what is below two of them counts once.
 
     Raises:
-        UserError: a path does not exist, there are no records below the paths, or a file is damaged.
+        UserError: a path does not exist, or there are no records below the paths that can be read.
     """
     require(bool(paths), "name at least one run folder, folder of runs, or file of records or results")
     for path in paths:
         require(path.exists(), lambda: f"no such file or folder: {str(path)!r}")
+    reader = _Reader()
     folders = [card.parent for path in paths for card in sorted(path.rglob("run.json"))]
-    runs = {run.id: run for run in map(Run.read, folders)}
-    results = {run.id: _results_of_run(run.path) for run in runs.values()}
+    runs = {run.id: run for folder in folders if (run := reader.read(_read_run, folder)) is not None}
+    results = {run.id: _results_of_run(run.path, reader) for run in runs.values()}
     read = {result.file.resolve() for of_run in results.values() for result in of_run}
-    others = _by_model(_read_result(file) for file in _result_files(paths) if file.resolve() not in read)
+    others = _by_model(
+        result
+        for file in _result_files(paths)
+        if file.resolve() not in read and (result := reader.read(_read_result, file)) is not None
+    )
     # Records in a run's folder come last, and so replace older ones of the same measurement.
     records = latest([*(r for of_model in others.values() for result in of_model for r in result.records),
-                      *_records_below(paths)])  # fmt: skip
+                      *_records_below(paths, reader)])  # fmt: skip
     records.sort(key=lambda record: not record.run)  # runs come first in tables
-    require(bool(records), lambda: f"no records below {', '.join(map(str, paths))}: evaluate a run first")
+    reasons = "".join(f"; {line}" for line in reader.unreadable[:1])
+    require(bool(records), lambda: f"no records below {', '.join(map(str, paths))}: evaluate a run first{reasons}")
     names = _names_of_runs(runs)
     for model, of_model in others.items():
         results.setdefault(model, []).extend(of_model)
         first = of_model[0].first
         names.setdefault(model, f"{first['method']}, {model}" if first["run"] else model)
-    diagnoses = {
-        run.id: read_json(max(files, key=lambda file: file.stat().st_mtime))
-        for run in runs.values()
-        if (files := list((run.path / "diagnosis").glob("*.json")))
-    }
-    return ReportSources(records, runs, results, diagnoses, names)
+    diagnoses = {run.id: newest for run in runs.values() if (newest := _newest_diagnosis(run, reader)) is not None}
+    return ReportSources(records, runs, results, diagnoses, names, reader.unreadable)
 
 
-def _records_below(paths: Sequence[Path]) -> Iterator[Record]:
+class _Reader:
+    """Reads files one by one, and notes those that cannot be read instead of ending with the first."""
+
+    def __init__(self) -> None:
+        self.unreadable: list[str] = []
+
+    def read(self, reader: Callable[[Path], T], path: Path) -> T | None:
+        """Return what a function reads from a file, or None where it cannot."""
+        try:
+            return reader(path)
+        except UserError as error:
+            if (line := f"Not read: {error}.") not in self.unreadable:
+                self.unreadable.append(line)
+            return None
+
+
+def _read_run(folder: Path) -> Run:
+    run = Run.read(folder)
+    lacking = [key for key in _NEEDED if key not in run.setting]
+    require(not lacking, lambda: f"{folder / 'run.json'} does not say its {' and '.join(lacking)}")
+    require("seed" in run.setting["recipe"], lambda: f"{folder / 'run.json'} does not say its seed")
+    return run
+
+
+def _newest_diagnosis(run: Run, reader: _Reader) -> dict[str, Any] | None:
+    files = sorted((run.path / "diagnosis").glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    contents = (reader.read(lambda file: read_checked_json(file, DiagnosisFile, "diagnose again"), f) for f in files)
+    return next((content for content in contents if content is not None), None)
+
+
+def _records_below(paths: Sequence[Path], reader: _Reader) -> Iterator[Record]:
     for path in paths:
         for file in sorted(path.rglob("records.jsonl")) if path.is_dir() else [path]:
             if file.suffix != ".json":
-                for record in read_records(file):
+                for record in reader.read(read_records, file) or ():
                     yield record if record.run else replace(record, method=_evaluated_only(record.method))
 
 
@@ -141,17 +179,14 @@ def _begins_as_result(file: Path) -> bool:
         return False
 
 
-def _results_of_run(folder: Path) -> list[ResultFile]:
+def _results_of_run(folder: Path, reader: _Reader) -> list[ResultFile]:
     files = sorted((folder / "evaluations").glob("*.json"))
-    return [_read_result(file) for file in files if not file.name.endswith(".robustbench.json")]
+    results = (reader.read(_read_result, file) for file in files if not file.name.endswith(".robustbench.json"))
+    return [result for result in results if result is not None]
 
 
 def _read_result(file: Path) -> ResultFile:
-    content = read_json(file)
-    whole = isinstance(content, dict) and content.get("records") and content.get("outcomes")
-    if not (whole and all(isinstance(record, dict) and record.keys() == _FIELDS for record in content["records"])):
-        raise UserError(f"{file} is no result of advalign evaluate")
-    return ResultFile(file, content)
+    return ResultFile(file, read_checked_json(file, ResultSchema, "evaluate again"))
 
 
 def _by_model(results: Iterable[ResultFile]) -> dict[str, list[ResultFile]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from advalign.report.rows import SHOWN_FIELDS, Flags, field_text, group_rows
 from advalign.runs import Record
 
 _PIPE_WIDTH = 160  # characters
+_NUMBER = re.compile(r"[-+]?[\d.]+( ± [\d.]+)?")
 
 _LATEX = str.maketrans(
     {sign: rf"\{sign}" for sign in "&%_#${}"}
@@ -40,11 +42,11 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table as Markdown: the best in bold, what is inside its noise in italics, the caption below."""
-        marked = [[cell.replace("|", r"\|") for cell in row] for row in self.rows]
+        marked = [[_markdown(cell) for cell in row] for row in self.rows]
         for cells, mark in ((self.best, "**"), (self.faint, "*")):
             for i, j in cells:
                 marked[i][j] = f"{mark}{marked[i][j]}{mark}"
-        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *marked]
+        lines = [[_markdown(column) for column in self.columns], ["---", *["---:"] * (len(self.columns) - 1)], *marked]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{self.caption}"
 
     def latex(self) -> str:
@@ -62,8 +64,20 @@ class Table:
     def csv(self) -> str:
         """Return header and cells as CSV, unmarked."""
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows((self.columns, *self.rows))
+        lines = ([_csv(cell) for cell in row] for row in (self.columns, *self.rows))
+        csv.writer(text, lineterminator="\n").writerows(lines)
         return text.getvalue()
+
+
+def _markdown(cell: str) -> str:
+    """Escape what would end the cell, and what a viewer would take for HTML."""
+    return cell.replace("|", r"\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _csv(cell: str) -> str:
+    """Put an apostrophe before what a spreadsheet would compute; signed numbers are numbers."""
+    formula = cell[:1] in ("=", "+", "-", "@", "\t", "\r") and not _NUMBER.fullmatch(cell)
+    return f"'{cell}" if formula else cell
 
 
 def accuracy_table(records: Sequence[Record], flags: Flags | None = None) -> Table:

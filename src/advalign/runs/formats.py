@@ -17,6 +17,7 @@ import msgspec
 from advalign.errors import UserError
 from advalign.runs.sealed import note_unsealed
 from advalign.runtime.files import digest, write_atomically
+from advalign.threats import parse_threat
 
 FORMAT = 1
 """Raised when a newer program writes what this one cannot read."""
@@ -91,6 +92,7 @@ class RecordRow(msgspec.Struct, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not (0 <= self.accuracy <= 1 and self.n >= 1):  # NaN fails the comparison
             raise ValueError(f"accuracy {self.accuracy} on {self.n} images")
+        parse_threat(self.threat)
 
 
 class Passes(msgspec.Struct, forbid_unknown_fields=True):

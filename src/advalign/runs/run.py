@@ -73,6 +73,11 @@ class Run:
         return self._card.exists() and _read_card(self._card)["status"] == "finished"
 
     @property
+    def environment(self) -> dict[str, str]:
+        """What the run was trained with: versions, commit, hardware."""
+        return _read_card(self._card)["environment"]
+
+    @property
     def log(self) -> list[dict[str, Any]]:
         """One row an epoch: loss terms, learning rate, and validation accuracies where it was validated."""
         return read_checked_lines(self._log, LogRow, "remove it; the next epoch writes it anew")

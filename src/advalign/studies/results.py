@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import mean
 
 from advalign import attacks
 from advalign.attacks.names import parse_name
-from advalign.errors import UserError, require
+from advalign.errors import require
 from advalign.report.noise import NOISE, mark_best
 from advalign.report.page import Section, TextSection, write_page
 from advalign.report.rows import Row
 from advalign.report.tables import Table
 from advalign.runs import Record
+from advalign.runs.formats import StudyFile, read_checked_json, write_checked_json, write_checked_lines
 from advalign.runtime.environment import environment
-from advalign.runtime.files import write_atomically, write_lines
+from advalign.runtime.files import write_atomically
 from advalign.studies.cells import Column
 from advalign.studies.job import Job
 from advalign.studies.progress import Progress
@@ -30,9 +30,7 @@ def _canonical(attack: str) -> str:
 
 # Notes for readers who know other attacks under the column's name.
 _ATTACK_NOTES = {
-    _canonical(
-        "cw"
-    ): "C&W is the L2 attack with c = 1 fixed, κ = 0, 1000 steps, lr .01, as in the paper's settings: "
+    _canonical("cw"): "C&W is the L2 attack with c = 1 fixed, κ = 0, 1000 steps, lr .01, as in the paper's settings: "
     "it is not confined to the threat model, and measures the scale of the logits as much as robustness",
     _canonical('pgd(loss="margin", steps=100)'): "CW-inf is PGD on the margin loss, 100 steps, inside the threat model",
 }
@@ -92,8 +90,8 @@ class Results:
             except Exception as error:  # a user's own builder may raise anything
                 missing.append(f"A figure is missing: {type(error).__name__}: {error}".splitlines()[0])
         marker = {"study": self.study.name, "title": self.study.title, "failures": self.failures}
-        write_atomically(out / _MARKER, json.dumps(marker, indent=1) + "\n")
-        write_lines(out / "records.jsonl", [asdict(record) for record in self.records()])
+        write_checked_json(out / _MARKER, marker)
+        write_checked_lines(out / "records.jsonl", [asdict(record) for record in self.records()])
         write_atomically(out / "table.md", table.markdown() + "\n")
         done = sum(job.finished for job in self.jobs)
         introduction = [*self.study.introduction, f"{done} of {len(self.jobs)} cells are finished."]
@@ -118,11 +116,8 @@ class Results:
                     not file.exists(), lambda: f"{file.parent} holds another {name}: name another folder with --out"
                 )
             return {}
-        try:
-            content = json.loads(marker.read_text())
-            study, failures = (content["study"], content["title"]), dict(content["failures"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{marker} is damaged: remove it") from None
+        content = read_checked_json(marker, StudyFile, "remove it")
+        study, failures = (content["study"], content["title"]), content["failures"]
         ours = (self.study.name, self.study.title)
         require(study == ours, lambda: f"{marker.parent} is the folder of {study[1]!r}: name another with --out")
         return failures

@@ -1,0 +1,100 @@
+"""Reports over damaged folders: what cannot be read is named with its reason, and the rest is shown."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from advalign.evaluation.diagnose_source import diagnose_source
+from advalign.evaluation.measure import measure
+from advalign.evaluation.options import TargetOptions
+from advalign.report.report import report_on
+from advalign.training.recipes import Recipe
+from advalign.training.train import train
+
+RECIPE = Recipe(epochs=1, steps=1, batch_size=256, augment="none", eps=0.2, subset=300, validation=50)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs with everything that a report reads."""
+    root = tmp_path_factory.mktemp("runs")
+    for method in ("natural", "at"):
+        run = train(
+            method, data="digits", model="small-cnn(width=2)", recipe=RECIPE, runs=root, name=method, device="cpu"
+        )
+        target = TargetOptions(n=40, eps=0.2, device="cpu")
+        measure(run.path, ["fgsm", "pgd(steps=2)"], target, save_examples=True)
+    diagnose_source(root / "at", TargetOptions(n=10, device="cpu"))
+    return root
+
+
+def flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def edited(key: str, value: object) -> Callable[[Path], None]:
+    def edit(file: Path) -> None:
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps({**content, key: value}))
+
+    return edit
+
+
+def unsealed(key: str, value: object) -> Callable[[Path], None]:
+    """A file as an earlier version wrote it, with something wrong in it."""
+
+    def edit(file: Path) -> None:
+        content = json.loads(file.read_text())
+        del content["checksum"], content["format"]
+        file.write_text(json.dumps({**content, key: value}))
+
+    return edit
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "run.json flipped": ("at/run.json", flipped, "is damaged"),
+    "run.json newer": ("at/run.json", unsealed("format", 7), "newer version of advalign (format 7): upgrade advalign"),
+    "run.json edited": ("at/run.json", edited("status", "running"), "was edited, its checksum does not fit"),
+    "run.json of wrong types": ("at/run.json", unsealed("setting", {"method": 3}), "Expected `str`, got `int`"),
+    "run.json of another setting": (
+        "at/run.json", unsealed("setting", {"method": "at", "data": "digits", "model": "m"}), "its setting is that of",
+    ),
+    "run.json no text": ("at/run.json", lambda file: file.write_bytes(b"\xff\xfe\x00"), "is not text"),
+    "run.json empty": ("at/run.json", lambda file: file.write_text(""), "is damaged"),
+    "log": ("at/log.jsonl", flipped, "log.jsonl, line 1 is damaged"),
+    "records flipped": ("at/records.jsonl", flipped, "records.jsonl, line "),
+    "records of wrong types": (
+        "at/records.jsonl", lambda file: file.write_text('{"accuracy": "high"}\n'), "records.jsonl, line 1 is damaged",
+    ),
+    "result flipped": ("at/evaluations/*.json", flipped, "is damaged"),
+    "result of wrong length": ("at/evaluations/*.json", unsealed("outcomes", {"clean": "101"}), "are not 40 digits"),
+    "examples flipped": ("at/evaluations/*.npz", flipped, "is damaged, its checksum does not fit"),
+    "examples cut": ("at/evaluations/*.npz", lambda file: file.write_bytes(file.read_bytes()[:500]), "is damaged"),
+    "diagnosis flipped": ("at/diagnosis/*.json", flipped, "is damaged"),
+    "diagnosis of wrong types": ("at/diagnosis/*.json", unsealed("verdicts", 3), "Expected `array`, got `int`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_cannot_be_read_is_named_and_the_rest_is_shown(name: str, runs: Path, tmp_path: Path):
+    shutil.copytree(runs, tmp_path / "runs")
+    pattern, damage, words = DAMAGES[name]
+    (file,) = (tmp_path / "runs").glob(pattern)
+    damage(file)
+    (table, *_) = report_on([tmp_path / "runs"], tmp_path / "page.html", maps=0)
+    assert "natural" in [row[0] for row in table.rows]
+    missing = (tmp_path / "page.html").read_text().partition("What is not here")[2].replace("&#34;", '"')
+    assert file.name in missing
+    assert words in missing
+
+
+def test_whole_folders_have_nothing_unreadable(runs: Path, tmp_path: Path):
+    report_on([runs], tmp_path / "page.html", maps=0)
+    assert "Not read" not in (tmp_path / "page.html").read_text()
