@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import errno
 import os
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,8 +19,8 @@ from advalign.errors import UserError
 from advalign.runs import append_records, read_records
 from advalign.runs.checkpoint import load_into, load_state, load_weights, save_state, save_weights
 from advalign.runs.formats import write_checked_lines
-from advalign.runs.sealed import Owner
 from advalign.runtime.files import read_json, read_lines, remove_leftovers, write_atomically, write_json, write_lines
+from advalign.runtime.sealed import Owner
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
@@ -185,6 +187,43 @@ def test_what_a_kill_leaves_of_a_write_is_removed(tmp_path: Path, monkeypatch: p
     remove_leftovers(path)
     assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
     assert path.read_bytes() == b"old"
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from advalign.runtime.files import written_atomically
+with written_atomically(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_next_write_in_a_folder_removes_what_dead_processes_have_left_and_no_more(tmp_path: Path):
+    others = {".profile.original", ".notes.12345678", ".state.pt.abcdefgh.swp", "x.abcdefgh.draft"}
+    for name in others:
+        (tmp_path / name).touch()
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(tmp_path / name)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for name in ("killed.state", "alive.state")
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"writing\n"
+    killed, alive = writers
+    killed.kill()
+    killed.communicate()
+    assert len(list(tmp_path.glob(".*.draft"))) == 2
+    write_atomically(tmp_path / "other.json", b"{}")
+    (left,) = tmp_path.glob(".*.draft")
+    assert left.name.startswith(".alive.state.")
+    alive.communicate(b"")
+    assert {file.name for file in tmp_path.iterdir()} == others | {"other.json", "alive.state"}
+    assert (tmp_path / "alive.state").read_bytes() == b"half"
 
 
 @pytest.mark.parametrize("line", ["3", "[]", "null", '"text"'])

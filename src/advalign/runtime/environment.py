@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import re
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -22,8 +24,27 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": gpu or f"{_processor()}, {torch.get_num_threads()} threads",
-        "command": " ".join(["advalign", *sys.argv[1:]]) if Path(sys.argv[0]).stem in ("advalign", "__main__") else "",
+        "command": _command(sys.argv[1:]) if Path(sys.argv[0]).stem in ("advalign", "__main__") else "",
     }
+
+
+def _command(arguments: list[str]) -> str:
+    """Return the command as a shell reads it, without the paths of this machine.
+
+    A path below the working folder becomes relative to it, and of others only the name is kept, as `DIR/name`.
+    """
+    return shlex.join(["advalign", *(_ABSOLUTE.sub(_relative, argument) for argument in arguments)])
+
+
+_ABSOLUTE = re.compile(r"(?:(?<=^)|(?<=[=:@\"']))/[^:@=\"']+")
+
+
+def _relative(match: re.Match[str]) -> str:
+    path = Path(match[0])
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return f"DIR/{path.name}"
 
 
 def _commit() -> str:

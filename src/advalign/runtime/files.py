@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -16,6 +17,9 @@ from advalign.errors import UserError, require
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
+
+
+_DRAFT = ".draft"
 
 
 @contextmanager
@@ -26,17 +30,37 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
         OSError: the disk is full or the folder cannot be written; the target is as it was, as after any error inside.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    remove_abandoned(path.parent)
+    file, name = _locked_draft(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:  # and with it its lock, which ends after the draft has its final name
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's are the owner's alone
-        os.replace(name, path)
+            os.chmod(name, 0o666 & ~_umask())  # mkstemp's are the owner's alone
+            os.replace(name, path)
     except BaseException:
-        os.unlink(name)
+        Path(name).unlink(missing_ok=True)
         raise
+
+
+def _locked_draft(path: Path) -> tuple[BinaryIO, str]:
+    """Make a temporary file beside the target and lock it, by which others see that its writer lives."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_DRAFT)
+        with suppress(OSError):  # of a file system without locks, on which nothing counts as abandoned
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return os.fdopen(handle, "wb"), name
+        os.close(handle)  # another process took it for abandoned, in the instant before the lock
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in a folder; those of live processes are locked."""
+    for draft in folder.glob(f".*.????????{_DRAFT}"):  # eight characters are mkstemp's
+        with suppress(OSError), draft.open("rb") as file:  # removed meanwhile, locked, or another user's
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            draft.unlink()
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -55,8 +79,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files that a kill has left of writing this file; for its only writer."""
-    for file in path.parent.glob(f".{path.name}.????????"):  # eight characters are mkstemp's; .log.jsonl.swp is vim's
-        file.unlink(missing_ok=True)
+    for name in (f".{path.name}.????????", f".{path.name}.????????{_DRAFT}"):  # earlier versions had no suffix
+        for file in path.parent.glob(name):  # eight characters are mkstemp's; .log.jsonl.swp is vim's
+            file.unlink(missing_ok=True)
 
 
 def require_folder(path: Path) -> None:
