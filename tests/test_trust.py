@@ -18,7 +18,7 @@ from advalign.runs import Run
 from advalign.runs.checkpoint import load_weights
 from advalign.runs.formats import write_checked_json
 from advalign.runs.run import setting_digest
-from advalign.runs.sealed import Owner, seal_safetensors
+from advalign.runtime.sealed import Owner, seal_safetensors
 from advalign.training.recipes import digits
 from advalign.training.train import train
 

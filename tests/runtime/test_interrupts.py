@@ -153,3 +153,24 @@ def test_interrupts_within_stoppable_work_come_first():
     with stoppable(), Interrupts() as interrupts:
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupts.reason == "SIGTERM arrived"
+
+
+def test_a_closed_terminal_stops_in_good_order_and_is_ignored_under_nohup():
+    with Interrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert interrupts.reason == "SIGHUP arrived"
+    with pytest.raises(KeyboardInterrupt, match="SIGHUP arrived"), stoppable():
+        os.kill(os.getpid(), signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable(), Interrupts() as interrupts:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interrupts.reason == ""
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("text", ["9" * 400 + "h", "100000000h"])
+def test_a_duration_that_no_timer_takes_is_refused(text: str):
+    with pytest.raises(UserError, match="is too long: at most 27778h"):
+        parse_duration(text)

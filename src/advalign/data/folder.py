@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from advalign.data.cache import cache_folder
 from advalign.data.images import Dataset, Images, note_on_test, split_for_test
 from advalign.errors import UserError, require, shorten
 from advalign.runtime.files import digest, written_atomically
+from advalign.runtime.sealed import Owner, check_sealed, seal_npy
 
 LARGEST = 100_000_000
 """Pixels at most of an image file: a file of a few kilobytes can say that it has billions, and decoding takes memory
@@ -100,7 +102,7 @@ def _decoded(root: Path, files: list[Path], size: int) -> torch.Tensor:
     key = digest(json.dumps([str(root), states, size]))
     cache = cache_folder() / f"folder-{key}.npy"
     try:
-        if not cache.is_file():
+        if not _is_whole(cache):
             _write(cache, files, size)
         # Copy-on-write: torch wants writable memory, and the file stays as it is.
         return torch.from_numpy(np.load(cache, mmap_mode="c"))
@@ -113,13 +115,29 @@ def _decoded(root: Path, files: list[Path], size: int) -> torch.Tensor:
         ) from error
 
 
+def _is_whole(cache: Path) -> bool:
+    """Tell whether the cache is there and undamaged; one that is not is made anew."""
+    if not cache.is_file() or not cache.stat().st_size:
+        return False
+    with cache.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        try:
+            return check_sealed(content, cache, _owner(cache))
+        except UserError:
+            return False
+
+
+def _owner(cache: Path) -> Owner:
+    return Owner(cache.name, "remove it")
+
+
 def _write(cache: Path, files: list[Path], size: int) -> None:
-    """Write the cache, whole or not at all."""
+    """Write the cache, whole or not at all, and sealed."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), 3, size, size)}
     with written_atomically(cache) as draft:
         np.lib.format.write_array_header_1_0(draft, header)
         for file in files:  # written, not memory-mapped: on a full disk a mapping ends the process with SIGBUS
             draft.write(_pixels(file, size))
+        seal_npy(draft, _owner(cache))
 
 
 def _pixels(file: Path, size: int) -> bytes:

@@ -25,11 +25,11 @@ from advalign.evaluation.target import Target, load_target
 from advalign.evaluation.transfer import transfer_examples, transferable
 from advalign.registration import register_attacks, source_digests
 from advalign.runs import Weights, find_weights
-from advalign.runs.sealed import FORMAT
 from advalign.runtime.device import autocast, pick_device
 from advalign.runtime.environment import environment
 from advalign.runtime.files import digest, require_writable
 from advalign.runtime.progress import counting, say
+from advalign.runtime.sealed import FORMAT
 from advalign.threats import Linf, Threat
 
 # What a record takes from the weights' card. Weights without a training record have none: `run` is then empty, `method`

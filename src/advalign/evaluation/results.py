@@ -20,9 +20,9 @@ from advalign.evaluation.accuracy import WORST_CASE, Evaluation
 from advalign.evaluation.target import Target
 from advalign.runs import Record, append_records
 from advalign.runs.formats import write_checked_json
-from advalign.runs.sealed import Owner, seal_zip
 from advalign.runtime.environment import environment
 from advalign.runtime.files import write_atomically
+from advalign.runtime.sealed import Owner, seal_zip
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from advalign.runs.checkpoint import load_state, save_state
-from advalign.runs.sealed import Owner
+from advalign.runtime.sealed import Owner
 
 SAVE_SECONDS = 10.0
 

@@ -22,10 +22,10 @@ from advalign.models.fold import Folded
 from advalign.models.modes import evaluating
 from advalign.registration import source_digests
 from advalign.runs.checkpoint import load_state
-from advalign.runs.sealed import Owner, check_sealed, note_unsealed, seal_safetensors
 from advalign.runtime.device import autocast
 from advalign.runtime.files import digest, write_atomically
 from advalign.runtime.progress import counting, say
+from advalign.runtime.sealed import Owner, check_sealed, note_unsealed, seal_safetensors
 from advalign.runtime.seeds import seeded
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from advalign.errors import UserError, require
-from advalign.runs.sealed import Owner, check_sealed, note_unsealed
+from advalign.runtime.sealed import Owner, check_sealed, note_unsealed
 
 COLUMNS = 8
 

@@ -19,8 +19,8 @@ from advalign.data import Images
 from advalign.errors import UserError
 from advalign.report.figures import HOVER
 from advalign.runs import Weights, load
-from advalign.runs.sealed import Owner, check_sealed, seal_zip
 from advalign.runtime.files import write_atomically
+from advalign.runtime.sealed import Owner, check_sealed, seal_zip
 from advalign.runtime.seeds import seeded
 from advalign.threats import Threat
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from advalign.errors import UserError, require
 from advalign.runs.formats import check_card
-from advalign.runs.sealed import Owner, check_sealed, note_unsealed, seal_safetensors, seal_zip
 from advalign.runtime.files import write_atomically
+from advalign.runtime.sealed import Owner, check_sealed, note_unsealed, seal_safetensors, seal_zip
 
 FETCH_AGAIN = "fetch it again, or train it again"
 

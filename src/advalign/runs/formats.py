@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from advalign.errors import UserError
-from advalign.runs.sealed import note_unsealed
 from advalign.runtime.files import digest, write_atomically
+from advalign.runtime.sealed import note_unsealed
 from advalign.threats import parse_threat
 
 FORMAT = 1

@@ -1,4 +1,4 @@
-"""Stopping a run in good order: SIGTERM, Ctrl-C, or a time budget that is used up."""
+"""Stopping a run in good order: SIGTERM, Ctrl-C, a closed terminal, or a time budget that is used up."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, *_hang_up()):
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -51,9 +51,9 @@ class Interrupts:
 
 @contextmanager
 def stoppable(time_budget: float | None = None) -> Iterator[None]:
-    """Within the context, SIGTERM and the end of the time raise `KeyboardInterrupt` with the reason, as Ctrl-C does.
+    """Within the context, SIGTERM, SIGHUP and the end of the time raise `KeyboardInterrupt` with the reason.
 
-    For work that may end at any instant and goes on all the same, such as an evaluation. `Interrupts` inside it, which
+    That is what Ctrl-C raises. For work that may end at any instant and goes on all the same, such as an evaluation. `Interrupts` inside it, which
     waits for a good moment, comes first.
     """
 
@@ -65,7 +65,8 @@ def stoppable(time_budget: float | None = None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGALRM)}
+    numbers = (signal.SIGTERM, signal.SIGALRM, *_hang_up())
+    previous = {number: signal.signal(number, stop) for number in numbers}
     try:
         if time_budget is not None:
             signal.setitimer(signal.ITIMER_REAL, max(time_budget, 1e-6))  # 0 would be never
@@ -74,6 +75,11 @@ def stoppable(time_budget: float | None = None) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _hang_up() -> tuple[signal.Signals, ...]:
+    """Return the signal of a closed terminal, unless nohup has asked to ignore it."""
+    return () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
 
 
 def parse_duration(text: str) -> float:

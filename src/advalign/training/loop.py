@@ -21,9 +21,9 @@ from advalign.objectives import Objective
 from advalign.objectives.contract import Calibration, Terms
 from advalign.runs.checkpoint import load_state, save_state, save_weights
 from advalign.runs.formats import write_checked_lines
-from advalign.runs.sealed import Owner
 from advalign.runtime.device import to_device
 from advalign.runtime.interrupts import Interrupts
+from advalign.runtime.sealed import Owner
 from advalign.runtime.seeds import derive_seed
 from advalign.training.averaging import Average
 from advalign.training.plan import Plan

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save
 
 from advalign.errors import UserError
-from advalign.runs import sealed
-from advalign.runs.sealed import Owner, check_sealed, seal_npy, seal_safetensors, seal_zip
+from advalign.runtime import sealed
+from advalign.runtime.sealed import Owner, check_sealed, seal_npy, seal_safetensors, seal_zip
 
 OWNER = Owner("0123456789", "remove it, and it is made again")
 
