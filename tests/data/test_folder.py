@@ -243,3 +243,82 @@ def test_a_cache_that_cannot_be_used_is_named(tmp_path: Path, own_cache: Path):
     cache.mkdir()
     with pytest.raises(UserError, match=rf"image cache .*{cache.name} cannot be used: .*ADVALIGN_CACHE"):
         load(f"folder:{root}")
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, own_cache: Path):
+    own_cache.write_text("a file where a folder should be")
+    with pytest.raises(UserError, match=r"image cache .* cannot be used: .*ADVALIGN_CACHE"):
+        load(f"folder:{paint(tmp_path / 'mine')}")
+
+
+def empty(file_of: Path) -> None:
+    for file in file_of.iterdir():
+        file.unlink()
+
+
+def other_test_classes(root: Path) -> None:
+    paint(root / "train")
+    paint(root / "test")
+    (root / "test" / "red").rename(root / "test" / "pink")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: None, "there is no such folder"),
+        (lambda root: root.mkdir(), "has 0 class sub-folders; at least two"),
+        (lambda root: (root / "red").mkdir(parents=True), "has 1 class sub-folders; at least two"),
+        (lambda root: empty(paint(root) / "red"), r"no images in .*red: looked for \.bmp, .*\.webp"),
+        (lambda root: (paint(root) / "red" / "9.jpg").write_bytes(b"?"), r"9\.jpg cannot be read as an image"),
+        (lambda root: paint(root, each=1), "too few images to hold out a test set"),
+        (other_test_classes, r"test must have the classes of .*train; they differ in \['pink', 'red'\]"),
+    ],
+)
+def test_errors(tmp_path: Path, make: Callable[[Path], object], message: str):
+    make(tmp_path / "mine")
+    with pytest.raises(UserError, match=message) as caught:
+        load(f"folder:{tmp_path / 'mine'}")
+    assert "\n" not in str(caught.value)
+
+
+def test_image_size_must_be_positive(tmp_path: Path):
+    with pytest.raises(UserError, match="image size 0 must be positive"):
+        load(f"folder:{paint(tmp_path / 'mine')}", image_size=0)
+
+
+def png(width: int, height: int) -> bytes:
+    """Return a file of a few bytes that says it is an image of this size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    head = chunk(b"IHDR", width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0]))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("width", "height"), [(20_000, 20_000), (12_000, 12_000), (10_001, 10_000)])
+def test_an_image_that_says_it_is_huge_is_refused_before_it_is_decoded(tmp_path: Path, width: int, height: int):
+    root = paint(tmp_path / "mine")
+    (root / "red" / "9.png").write_bytes(png(width, height))
+    with pytest.raises(UserError, match=r"red/9\.png cannot be read as an image: .* more than 100 million"):
+        load(f"folder:{root}")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x89PNG\r\n\x1a\n", png(3, 3)[:40], png(0, 0), b"%!PS-Adobe-3.0 EPSF-3.0\n"]
+)
+def test_damaged_images_are_refused_in_a_line(tmp_path: Path, content: bytes):
+    root = paint(tmp_path / "mine")
+    (root / "red" / "9.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"red/9\.png cannot be read as an image: .") as caught:
+        load(f"folder:{root}")
+    assert "\n" not in str(caught.value)
+
+
+def test_any_name_of_a_folder_is_a_class(tmp_path: Path):
+    names = ("$\\foo$", "100% $^$", "[b]", "\u732b")
+    for name in names:
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for k in range(5):
+            Image.new("RGB", (8, 8), (k, k, k)).save(tmp_path / "mine" / name / f"{k}.png")
+    assert load(f"folder:{tmp_path / 'mine'}", image_size=8).class_names == tuple(sorted(names))
