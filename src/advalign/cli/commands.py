@@ -26,7 +26,8 @@ from advalign.cli.options import (
     TrainOptions,
     TransferOptions,
 )
-from advalign.errors import TrainingError, UserError, unknown
+from advalign.cli.output import complain, lasting_output
+from advalign.errors import TrainingError, UserError, quoted, shorten, unknown
 from advalign.spelling import parse_number, spell_number
 from advalign.training.recipes import RECIPES, Recipe
 
@@ -85,7 +86,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
 
     if options.source is None and options.weights is None:
         for swallowed in filter(os.path.exists, options.attacks):
-            raise UserError(f"--attacks takes all words that follow it: put {swallowed!r} before --attacks")
+            raise UserError(f"--attacks takes all words that follow it: put {quoted(swallowed)} before --attacks")
     source, console = _source_of(options, "evaluate"), _console()
     for spelling in options.plugin:
         register(spelling)
@@ -125,9 +126,12 @@ def run_compare(options: CompareOptions) -> None:
     from advalign.evaluation.compare import compare
     from advalign.report.comparison import comparison_table
     from advalign.report.tables import print_table
+    from advalign.runtime.progress import say
 
     comparison = compare(options.first, options.second, options.checkpoint)
     print_table(_console(), comparison_table(comparison))
+    for line in comparison.unreadable:
+        say(_console(), line)
 
 
 def run_transfer(options: TransferOptions) -> None:
@@ -224,7 +228,7 @@ def run_list(options: ListOptions) -> None:
     else:
         raise unknown("list", options.what, [*LISTS, "layers"])
     if options.model is not None and options.what != "layers":
-        raise UserError(f"list {options.what} takes no further argument, not {options.model!r}")
+        raise UserError(f"list {options.what} takes no further argument, not {quoted(options.model)}")
     width = max(len(name) for name, _ in rows)
     for name, description in rows:
         print(f"{name:<{width}}  {description}".rstrip())
@@ -244,20 +248,20 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; exit with 2 and one line for bad input, with 1 for training that failed."""
+    """Run a command; exit with 2 and one line for bad input, with 1 for training that failed, with 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    works = arguments[:1] not in ([], ["list"]) and not {"-h", "--help"} & set(arguments)
     try:
-        _dispatch(arguments)
+        with lasting_output("advalign: nobody reads the output any more; the work goes on" if works else ""):
+            _dispatch(arguments)
     except UserError as error:
-        print(f"advalign: error: {error}", file=sys.stderr)
+        complain(f"advalign: error: {' '.join(str(error).splitlines())}")
         sys.exit(2)
-    except BrokenPipeError:  # `| head` has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        print("advalign: stopped at once; the same command resumes from what was saved last", file=sys.stderr)
+        complain("advalign: stopped at once; the same command resumes from what was saved last")
         sys.exit(130)
     except TrainingError as error:
-        print(f"advalign: {error}", file=sys.stderr)
+        complain(f"advalign: {error}")
         sys.exit(1)
 
 
@@ -315,7 +319,7 @@ def _parse(options: type, program: str, arguments: list[str], **defaults: Any) -
             return tyro.cli(options, prog=program, args=arguments, registry=registry, **defaults)
     except SystemExit as end:
         if end.code:
-            raise UserError(_one_line(shown.getvalue()) + f"; see {program} --help") from None
+            raise UserError(_shortened_words(_one_line(shown.getvalue())) + f"; see {program} --help") from None
         raise
 
 
@@ -335,6 +339,11 @@ def _one_line(box: str) -> str:
     message = _OPTIONAL.sub(lambda match: f"{match[1]}: {match[3]!r} is not {_KINDS[match[2]]}", message)
     near = next((text.split()[0] for text in texts if text.startswith("--")), "") if "Perhaps" in box else ""
     return message.rstrip(".") + (f"; did you mean {near}?" if near else "")
+
+
+def _shortened_words(message: str) -> str:
+    """Return tyro's message, which repeats what was typed in full."""
+    return " ".join(map(shorten, message.split(" ")))
 
 
 def _source_of(options: ModelOptions, verb: str) -> str:
@@ -364,7 +373,7 @@ def _with_width(model: str, width: int | None) -> str:
     if width is None:
         return model
     if "(" in model:
-        raise UserError(f"give the width once: --width {width} or in --model {model!r}")
+        raise UserError(f"give the width once: --width {width} or in --model {quoted(model)}")
     return f"{model}(width={width})"
 
 

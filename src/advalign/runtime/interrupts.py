@@ -53,8 +53,8 @@ class Interrupts:
 def stoppable(time_budget: float | None = None) -> Iterator[None]:
     """Within the context, SIGTERM, SIGHUP and the end of the time raise `KeyboardInterrupt` with the reason.
 
-    That is what Ctrl-C raises. For work that may end at any instant and goes on all the same, such as an evaluation. `Interrupts` inside it, which
-    waits for a good moment, comes first.
+    That is what Ctrl-C raises. For work that may end at any instant and goes on all the same, such as an evaluation.
+    `Interrupts` inside it, which waits for a good moment, comes first.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
