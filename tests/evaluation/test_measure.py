@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -304,3 +305,42 @@ def test_an_unfinished_run_is_recorded_with_the_epochs_it_has(tmp_path: Path, ca
     (clean,) = measure(stopped.path, ["none"], TargetOptions(n=50, device="cpu"), console=Console()).records
     assert clean.epochs == len(stopped.log) < 10_000
     assert "is not finished" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_records_that_cannot_be_added_to_are_refused_before_the_attacks(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "run"
+    shutil.copytree(run.path, folder)
+    monkeypatch.setattr("advalign.evaluation.measure.evaluate", None)  # would be called
+    (folder / "records.jsonl").write_text("{")
+    with pytest.raises(UserError, match=r"records\.jsonl is damaged"):
+        measure(folder, ["none"], out=tmp_path / "out")
+    (folder / "records.jsonl").unlink()
+    (folder / "records.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"records\.jsonl"):
+        measure(folder, ["none"], out=tmp_path / "out")
+    (folder / "records.jsonl").rmdir()
+    (folder / ".records.jsonl.lock").unlink(missing_ok=True)
+    (folder / ".records.jsonl.lock").mkdir()
+    with pytest.raises(UserError, match=r"cannot lock .*\.records\.jsonl\.lock: remove it"):
+        measure(folder, ["none"], out=tmp_path / "out")
+    (folder / ".records.jsonl.lock").rmdir()
+
+    def read_only(path: Path) -> None:
+        if path == folder:
+            raise UserError(f"cannot write to {path}: Read-only file system")
+
+    monkeypatch.setattr("advalign.runs.records.require_writable", read_only)
+    with pytest.raises(UserError, match="Read-only"):
+        measure(folder, ["none"], out=tmp_path / "out")
+
+
+def test_states_of_other_versions_go_with_the_finished_evaluation(run: Run, tmp_path: Path):
+    measured = measure(run.path, ["none"], out=tmp_path)
+    stale, other = (tmp_path / f".{stem}-01234567.state" for stem in (measured.path.stem, "best-76543210"))
+    for file in (stale, other):
+        file.touch()
+    measure(run.path, ["none"], out=tmp_path)
+    assert not stale.exists()
+    assert other.exists()

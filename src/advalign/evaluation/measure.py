@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from advalign.evaluation.target import Target, load_target
 from advalign.evaluation.transfer import transfer_examples, transferable
 from advalign.registration import register_attacks, source_digests
 from advalign.runs import Weights, find_weights
+from advalign.runs.records import require_appendable
 from advalign.runtime.device import autocast, pick_device
 from advalign.runtime.environment import environment
 from advalign.runtime.files import digest, require_writable
@@ -72,6 +74,8 @@ def measure(
     weights = find_weights(source, which.checkpoint, model=which.model, trust_model=which.trust_model)
     folder = Path(out) if out else weights.path.parent / "evaluations"
     require_writable(folder)
+    if (weights.path.parent / "run.json").exists():
+        require_appendable(weights.path.parent / "records.jsonl")
     surrogate_weights = None if surrogate is None else find_weights(surrogate, trust_model=which.trust_model)
     if surrogate_weights is not None:
         require_writable(surrogate_weights.path.parent / "transfer")
@@ -129,7 +133,8 @@ def _measure_target(
     write_measurement(measured, target, identity)
     if save_examples:
         write_examples(measured, examples, target, how.batch_size)
-    state.unlink(missing_ok=True)  # last: until everything is written, a stop must not lose what was measured
+    for each in folder.glob(f".{escape(file.stem)}-*.state"):  # other versions left theirs, which nothing resumes
+        each.unlink(missing_ok=True)  # last: until everything is written, a stop must not lose what was measured
     return measured
 
 

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from advalign.registration import source_digests
 from advalign.runs.checkpoint import load_state
 from advalign.runtime.device import autocast
 from advalign.runtime.files import digest, write_atomically
+from advalign.runtime.locks import locked
 from advalign.runtime.progress import counting, say
 from advalign.runtime.sealed import Owner, check_sealed, note_unsealed, seal_safetensors
 from advalign.runtime.seeds import seeded
@@ -77,7 +77,7 @@ def craft_examples(
     attack, lock = transferable(attack), file.with_name(f".{file.name}.lock")
     exists = file.exists()
     if not exists:
-        with FileLock(lock):
+        with locked(lock):
             if not (exists := file.exists()):  # another process may have written it while this one waited
                 examples = _make(surrogate, images, attack, options, state_path(file), advance)
                 write_atomically(file, seal_safetensors({"x_adv": examples}, {}, _owner(file)))

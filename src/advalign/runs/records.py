@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
+from advalign.errors import require
 from advalign.runs.formats import RecordRow, read_checked_lines, write_checked_lines
+from advalign.runtime.files import require_writable
+from advalign.runtime.locks import locked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +49,25 @@ def append_records(path: Path, records: list[Record]) -> None:
     Of two processes that add at a time, one waits.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with locked(_lock_file(path)):
         write_checked_lines(path, [asdict(record) for record in latest([*read_records(path), *records])])
+
+
+def require_appendable(path: Path) -> None:
+    """Refuse a file to which records cannot be added, before the work that they are the result of.
+
+    Raises:
+        UserError: it cannot be read, its folder not be written to, or its lock not be taken.
+    """
+    read_records(path)
+    require_writable(path.parent)
+    lock = _lock_file(path)
+    usable = not lock.exists() or (lock.is_file() and os.access(lock, os.R_OK | os.W_OK))
+    require(usable, lambda: f"cannot lock {lock}: remove it, or make it writable")
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def latest(records: Iterable[Record]) -> list[Record]:

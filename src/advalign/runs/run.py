@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advalign.errors import require
+from advalign.errors import quoted, require
 from advalign.runs.formats import LogRow, RunFile, read_checked_json, read_checked_lines, write_checked_json
 from advalign.runs.records import Record, read_records
 from advalign.runtime.files import digest, remove_leftovers, require_folder
@@ -36,7 +36,7 @@ class Run:
                 made, or has a name that would lead elsewhere.
         """
         plain = name is None or re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*", name)
-        require(bool(plain), lambda: f"name={name!r} must be one plain folder name, and not begin with a dot")
+        require(bool(plain), lambda: f"name={quoted(name)} must be one plain folder name, and not begin with a dot")
         run = cls(root / (name or f"{_slug(setting)}-{setting_digest(setting)}"), setting)
         require_folder(run.path)
         if run._card.exists():

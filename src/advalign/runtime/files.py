@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from advalign.errors import UserError, require
+from advalign.errors import UserError, require, shorten
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -93,7 +93,7 @@ def require_folder(path: Path) -> None:
     try:
         nearest = next(each for each in (path, *path.absolute().parents) if each.exists() or each.is_symlink())
     except OSError as error:
-        raise UserError(f"cannot use {path}: {error.strerror}") from None
+        raise UserError(f"cannot use {shorten(str(path))}: {error.strerror}") from None
     require(nearest.is_dir(), lambda: f"{nearest} is not a folder; nothing was changed")
 
 

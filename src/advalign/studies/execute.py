@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from rich.console import Console
 
 from advalign.attacks.names import worst_case_name
@@ -16,6 +16,7 @@ from advalign.evaluation.measure import measure
 from advalign.evaluation.options import TargetOptions
 from advalign.runs import find_weights
 from advalign.runtime.interrupts import stoppable
+from advalign.runtime.locks import locked
 from advalign.runtime.progress import say
 from advalign.studies.cells import CLEAN, Column
 from advalign.studies.context import ExecutionContext, Outcome
@@ -124,7 +125,7 @@ def _groups_of_missing(job: Job) -> Iterator[tuple[int, bool, list[Column]]]:
 def _lock_for_measuring(job: Job) -> Iterator[None]:
     """Hold the run, so that no second process measures it at the same time."""
     try:
-        with FileLock(job.run.path / ".measuring.lock", timeout=0):
+        with locked(job.run.path / ".measuring.lock", timeout=0):
             yield
     except Timeout:
         raise Busy(f"{job.run.path} is being measured by another process") from None

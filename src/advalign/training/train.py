@@ -181,6 +181,8 @@ def _locked(run: Run, waits: Interrupts | None, console: Console) -> Iterator[bo
             if not announced:
                 say(console, f"waiting for the other process that trains {run.path}")
             announced = True
+        except OSError as error:
+            raise UserError(f"cannot lock {run.path / '.lock'}: {error.strerror}") from None
     try:
         run.remove_leftovers()
         yield True
