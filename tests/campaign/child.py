@@ -48,8 +48,12 @@ class Trouble:
     after: float = 0.0
     full_at: int = 0
     """the number of the flush to disk at which the disk is full, from 1; 0 for never"""
+    dies_at: int = 0
+    """the number of the flush to disk right after which it is killed, from 1; 0 for never"""
 
     def __str__(self) -> str:
+        if self.dies_at:
+            return f"SIGKILL after flush {self.dies_at}"
         if self.full_at:
             return f"disk full at flush {self.full_at}"
         return f"{signal.Signals(self.signal).name} after {self.after:.2f} s" if self.signal else "nothing"
@@ -105,8 +109,8 @@ def _command(arguments: list[str], folder: Path, files: list[Path], trouble: Tro
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         os.environ.update(ADVALIGN_CACHE=str(folder / "cache"), COLUMNS="200")
         sys.argv = ["advalign", *arguments]
-        if trouble.full_at:
-            _fill_disk(trouble.full_at)
+        if trouble.full_at or trouble.dies_at:
+            _watch_disk(trouble)
         _save_at_once()
         from advalign.cli.commands import main
 
@@ -125,16 +129,18 @@ def _command(arguments: list[str], folder: Path, files: list[Path], trouble: Tro
         os._exit(code)
 
 
-def _fill_disk(at: int) -> None:
-    """Let the disk be full from one flush on: what is written then does not reach it."""
+def _watch_disk(trouble: Trouble) -> None:
+    """Let the disk be full from one flush on, so that what is written does not reach it, or die after one."""
     real, flushes = os.fsync, 0
 
     def fsync(handle: int) -> None:
         nonlocal flushes
         flushes += 1
-        if flushes >= at:
+        if trouble.full_at and flushes >= trouble.full_at:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(handle)
+        if flushes == trouble.dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     os.fsync = fsync
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 import shutil
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +120,8 @@ def _prepare(base: Path) -> None:
 
 def _stop_midway(command: Sequence[str], base: Path, state: str) -> None:
     """Kill a command while its state is on the disk."""
-    for step in range(60):
-        run(command, base, Trouble(signal.SIGKILL, 0.2 * 1.1**step))
+    for flush in range(1, 9):
+        run(command, base, Trouble(dies_at=flush))
         if list(base.glob(state)):
             return
     raise AssertionError(f"{command} left no {state}")

@@ -29,7 +29,7 @@ methods: [natural, at, trades+vfd]
 columns: [clean, {heading: PGD, attack: pgd(steps=2), n: 100}, {heading: far, attack: fgsm, n: 100, black_box: true}]
 surrogate: {method: natural, model: small-cnn(width=3)}
 """
-_TROUBLES = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, 0)  # 0: the disk is full
+_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,13 @@ def _trial(
 
 
 def _draw(luck: random.Random, seconds: float) -> Trouble:
-    number = luck.choice(_TROUBLES)
-    return Trouble(number, luck.uniform(0, seconds)) if number else Trouble(full_at=luck.randint(1, 12))
+    match luck.randrange(4):
+        case 0:
+            return Trouble(full_at=luck.randint(1, 12))
+        case 1:
+            return Trouble(dies_at=luck.randint(1, 12))
+        case _:
+            return Trouble(luck.choice(_SIGNALS), luck.uniform(0, seconds))
 
 
 def _complaint(outcome: Outcome, trouble: Trouble) -> str:
