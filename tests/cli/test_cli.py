@@ -193,7 +193,10 @@ REFUSALS = {
     ),
     "transfer of what stops": (["transfer", "linear.pt", "pickle.pt", "--attack", "square"], "transfer fgsm, pgd, mim"),
     "records": (["report", "empty"], "no records"),
-    "lines that are no records": (["report", "three.jsonl"], "three.jsonl, line 1 is damaged or not of advalign: it is no JSON object"),
+    "lines that are no records": (
+        ["report", "three.jsonl"],
+        "three.jsonl, line 1 is damaged or not of advalign: it is no JSON object",
+    ),
     "report of nothing": (["report"], "name at least one"),
     "report's maps": (["report", "empty", "--maps", "-1"], "maps=-1 must be at least 0"),
     "list": (["list", "metods"], "did you mean 'methods'"),

@@ -143,7 +143,9 @@ def test_leaves_convolutions_alone_whose_weights_may_move():
     assert Winograd.adopt(hooked) is None
 
 
-@pytest.mark.parametrize(("name", "count"), [("resnet18", 3), pytest.param("preact-resnet18", 3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("resnet18", 3), pytest.param("preact-resnet18", 3, marks=pytest.mark.slow)]
+)
 def test_a_twin_follows_its_network(name: str, count: int):
     net = with_random_norms(build(f"{name}(width=32)", classes=5))
     folded = Folded(Tapped(net, ("layer4", "layer4.1.conv2")))
