@@ -13,6 +13,7 @@ from tests.samples import batch
 from advalign.attacks import APGDCE, APGDT, FGSM, PGD, parse
 from advalign.attacks.ensemble import AutoAttack, Worst
 from advalign.attacks.fab import FABT
+from advalign.attacks.names import parse_name, transfer_name, worst_case_name
 from advalign.attacks.square import Square
 from advalign.data import Images
 from advalign.errors import UserError
@@ -160,3 +161,15 @@ def test_any_number_of_classes(classes: int, threat: Threat, monkeypatch: pytest
     x_adv = AutoAttack(threat)(net, x, y)
     assert float(threat.distance(x_adv, x).max()) <= threat.eps + 1e-5
     assert (net(x_adv).argmax(1) != y).any()
+
+
+@pytest.mark.parametrize(
+    "label", ["natural small-cnn(width=8) 0123456789", "net(1.pt m 01", "a).pt m 01", "x, y.pt m 01"]
+)
+def test_names_of_outcomes_are_read_back_whatever_the_surrogates_file_is_called(label: str):
+    members = (transfer_name("fgsm", label), transfer_name("pgd(steps=20, restarts=2)", label), "square(queries=10)")
+    read = parse_name(worst_case_name(members))
+    assert read.members == members
+    assert read.of_transfer
+    assert [parse_name(member).attack for member in members] == ["fgsm", "pgd(steps=20, restarts=2)", members[2]]
+    assert parse_name(members[0]).surrogate_run == label.rsplit(maxsplit=1)[-1]

@@ -13,6 +13,7 @@ from advalign.evaluation.diagnose_source import diagnose_source
 from advalign.evaluation.measure import measure
 from advalign.evaluation.options import TargetOptions
 from advalign.report.report import report_on
+from advalign.report.sources import find_sources
 from advalign.training.recipes import Recipe
 from advalign.training.train import train
 
@@ -82,12 +83,29 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", DAMAGES)
-def test_what_cannot_be_read_is_named_and_the_rest_is_shown(name: str, runs: Path, tmp_path: Path):
-    shutil.copytree(runs, tmp_path / "runs")
+SHOWN = [name for name in DAMAGES if name.startswith(("log", "examples"))]  # what the page's sections read
+
+
+def damaged(name: str, runs: Path, folder: Path) -> tuple[Path, str]:
+    """A copy of the runs with one file damaged; the file, and what is to be said of it."""
+    shutil.copytree(runs, folder / "runs")
     pattern, damage, words = DAMAGES[name]
-    (file,) = (tmp_path / "runs").glob(pattern)
+    (file,) = (folder / "runs").glob(pattern)
     damage(file)
+    return file, words
+
+
+@pytest.mark.parametrize("name", [name for name in DAMAGES if name not in SHOWN])
+def test_what_cannot_be_read_is_named_and_the_rest_is_found(name: str, runs: Path, tmp_path: Path):
+    file, words = damaged(name, runs, tmp_path)
+    sources = find_sources([tmp_path / "runs"])
+    assert "natural" in [record.method for record in sources.records]
+    assert any(file.name in line and words in line for line in sources.unreadable), sources.unreadable
+
+
+@pytest.mark.parametrize("name", [*SHOWN, "result flipped"])
+def test_the_page_says_what_is_not_there(name: str, runs: Path, tmp_path: Path):
+    file, words = damaged(name, runs, tmp_path)
     (table, *_) = report_on([tmp_path / "runs"], tmp_path / "page.html", maps=0)
     assert "natural" in [row[0] for row in table.rows]
     missing = (tmp_path / "page.html").read_text().partition("What is not here")[2].replace("&#34;", '"')

@@ -15,13 +15,14 @@ from advalign.data import load
 from advalign.errors import UserError
 from advalign.evaluation.measure import measure
 from advalign.evaluation.options import AttackOptions, TargetOptions
+from advalign.report import sections
 from advalign.report.classes import by_class, class_table, dataset_of, labels_of, outcomes_of
 from advalign.report.diagnosis import remarks_table, verdicts_table
 from advalign.report.examples import read_examples
 from advalign.report.gallery import gallery, gallery_in_words
 from advalign.report.page import FigureSection, write_page
 from advalign.report.radius import radii_of, radius_curves
-from advalign.runs import Run
+from advalign.runs import Record, Run
 from advalign.runs import load as load_net
 from advalign.runtime.files import read_json
 from advalign.training.recipes import digits
@@ -192,3 +193,21 @@ def test_the_gallery_is_told_in_words(tmp_path: Path):
     assert f'aria-label="Examples. {escaped}"' in text
     assert f'alt="{escaped}"' in text
     assert '<p class="note">Seen.</p>' in text
+
+
+def test_a_curve_over_the_radius_is_of_one_checkpoint_and_one_number_of_images():
+    def record(checkpoint: str, n: int, threat: str, attack: str, accuracy: float) -> Record:
+        changes = {"checkpoint": checkpoint, "n": n, "threat": threat, "attack": attack, "accuracy": accuracy}
+        return replace(RECORD, **changes)
+
+    records = [
+        *(record("best", 1000, f"Linf({eps})", "clean", 0.9) for eps in ("4/255", "8/255")),
+        record("best", 1000, "Linf(4/255)", "fgsm", 0.5),
+        record("best", 1000, "Linf(8/255)", "fgsm", 0.3),
+        record("last", 10, "Linf(8/255)", "clean", 0.8),
+        record("last", 10, "Linf(8/255)", "fgsm", 0.2),
+    ]
+    for order in (records, records[::-1]):
+        (alike,) = sections._evaluated_alike(order).values()
+        assert {(each.checkpoint, each.n) for each in alike} == {("best", 1000)}
+        assert radii_of(alike)[1] == {0.0: (0.9, 1000), 4 / 255: (0.5, 1000), 8 / 255: (0.3, 1000)}

@@ -21,6 +21,11 @@ class OutcomeName:
     """The label of the model on which transferred examples were made."""
 
     @property
+    def surrogate_run(self) -> str:
+        """The id of the surrogate's run, or the digest of its weights, with which a label ends."""
+        return self.surrogate.rpartition(" ")[2]
+
+    @property
     def of_transfer(self) -> bool:
         """Whether examples made on another model were shown, alone or as part of a worst case."""
         return any(name.surrogate for name in self._parts)
@@ -54,8 +59,17 @@ def worst_case_name(members: Iterable[str]) -> str:
 
 
 def transfer_name(attack: str, surrogate: str) -> str:
-    """Name the examples that an attack has made on a surrogate."""
-    return f"transfer({attack}, from {surrogate})"
+    """Name the examples that an attack has made on a surrogate, whose label may hold the name of a file.
+
+    Parentheses that do not match would make the name unreadable, and are left out of the label.
+    """
+    depth = 0
+    for letter in surrogate:
+        depth += (letter == "(") - (letter == ")")
+        if depth < 0:
+            break
+    label = surrogate if depth == 0 else surrogate.replace("(", "").replace(")", "")
+    return f"transfer({attack}, from {label})"
 
 
 def worst_cases_among(names: Iterable[str]) -> list[str]:

@@ -106,7 +106,6 @@ def run_diagnose(options: DiagnoseOptions) -> None:
     from advalign.evaluation.diagnose_source import diagnose_source
     from advalign.report.diagnosis import summary, verdict_table, write_diagnosis
     from advalign.report.tables import print_table
-    from advalign.runtime.environment import environment
     from advalign.runtime.progress import say
 
     source, console = _source_of(options, "diagnose"), _console()
@@ -114,10 +113,7 @@ def run_diagnose(options: DiagnoseOptions) -> None:
         source, _target_options(options, options.n), _attack_options(options), out=options.out, console=console
     )
     print_table(console, verdict_table(written.diagnosis))
-    dataset = written.target.dataset
-    introduction = [f"{written.target.model} on {dataset.name}.", *filter(None, [dataset.note])]
-    page = written.path.with_suffix(".html")
-    write_diagnosis(page, f"Diagnosis of {source}", introduction, written.diagnosis, environment())
+    write_diagnosis(written, source)
     say(console, f"{summary(written.diagnosis)}\nWritten: {written.path}, .html")
 
 

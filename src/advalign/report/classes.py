@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from advalign.attacks.names import parse_name
 from advalign.data import Dataset, load, stratified_subset
 from advalign.data.cache import cache_folder
 from advalign.errors import require
@@ -50,8 +50,7 @@ def outcomes_of(evaluation: Mapping[str, Any], worst: str) -> tuple[Tensor, Tens
         UserError: the outcomes contradict the recorded accuracies.
     """
     flags = {name: torch.tensor([digit == "1" for digit in text]) for name, text in evaluation["outcomes"].items()}
-    attacks = [name for name in flags if re.search(rf"[( ]{re.escape(name)}[,)]", worst)]
-    robust = torch.stack([flags["clean"], *(flags[name] for name in attacks)]).all(0)
+    robust = torch.stack([flags[name] for name in ("clean", *parse_name(worst).members)]).all(0)
     recorded = {record["attack"]: record["accuracy"] for record in evaluation["records"]}
     for attack, correct in (("clean", flags["clean"]), (worst, robust)):
         share = float(correct.double().mean())

@@ -76,7 +76,7 @@ def evaluate_line(source: Run | Path | None, evaluation: Mapping[str, Any], fold
     if transferred := [name for name in map(parse_name, attacks) if name.surrogate]:
         attacks = [name.attack for name in transferred]
         label = transferred[0].surrogate
-        folder = folders.get(label.split()[-1])
+        folder = folders.get(transferred[0].surrogate_run)
         surrogate = ["--surrogate", str(folder) if folder else "SURROGATE"]
         if folder is None:
             notes.append(f"SURROGATE: the run or weights file of {label}, not below these paths")

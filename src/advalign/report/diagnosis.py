@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import sqrt
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from advalign.evaluation.diagnose import Diagnosis, Surfaces
+from advalign.evaluation.diagnose_source import WrittenDiagnosis
 from advalign.report.figures import STYLE
 from advalign.report.page import FigureSection, write_page
 from advalign.report.tables import Table
+from advalign.runtime.environment import environment
 
 
 def verdict_table(diagnosis: Diagnosis) -> Table:
@@ -62,15 +63,17 @@ def summary(diagnosis: Diagnosis) -> str:
     return f"Nothing failed; warnings: {warned}. Accuracy under attack is still an upper bound."
 
 
-def write_diagnosis(
-    path: Path, title: str, introduction: Sequence[str], diagnosis: Diagnosis, environment: Mapping[str, str]
-) -> None:
-    """Write the page of a diagnosis.
+def write_diagnosis(written: WrittenDiagnosis, source: str) -> None:
+    """Write the page of a diagnosis, beside its JSON.
+
+    Args:
+        source: what was diagnosed, as the user named it.
 
     Raises:
         UserError: the file cannot be written.
     """
-    sections = []
+    diagnosis, dataset, sections = written.diagnosis, written.target.dataset, []
+    introduction = [summary(diagnosis), f"{written.target.model} on {dataset.name}.", *filter(None, [dataset.note])]
     if diagnosis.by_steps:
         caption = (
             "More steps and larger radii must not be weaker; at the largest radius hardly any image may withstand."
@@ -82,7 +85,8 @@ def write_diagnosis(
             "white line is the decision boundary. Sound: a slope to the right. Masked gradients: flat, or jagged."
         )
         sections.append(FigureSection("Loss surface", loss_surfaces(diagnosis.surfaces), caption))
-    write_page(path, title, [summary(diagnosis), *introduction], verdict_table(diagnosis), sections, environment)
+    page, table = written.path.with_suffix(".html"), verdict_table(diagnosis)
+    write_page(page, f"Diagnosis of {source}", introduction, table, sections, environment())
 
 
 def accuracy_curves(diagnosis: Diagnosis) -> Figure:

@@ -110,12 +110,8 @@ def gallery_sections(name: str, scope: Scope, sources: ReportSources, missing: l
 
 def radius_sections(sources: ReportSources, missing: list[str]) -> list[Section]:
     """Return accuracy over the radius, a figure for each data set and norm."""
-    measured: dict[tuple[str, str, str], list[Record]] = {}
-    for record in sources.records:
-        model = record.run or record.method
-        measured.setdefault((record.data, _norm_of(record.threat), model), []).append(record)
     curves: dict[tuple[str, str], dict[str, Curve]] = {}
-    for (data, norm, model), records in measured.items():
+    for (data, norm, model), records in _evaluated_alike(sources.records).items():
         attack, curve = radii_of(records)
         if curve:
             name = sources.names.get(model, f"{records[0].method}, {model}" if records[0].run else model)
@@ -132,6 +128,23 @@ def radius_sections(sources: ReportSources, missing: list[str]) -> list[Section]
         FigureSection(f"Accuracy over the radius: {data}, {norm}", radius_curves(of_models), caption)
         for (data, norm), of_models in curves.items()
     ]
+
+
+def _evaluated_alike(records: Sequence[Record]) -> dict[tuple[str, str, str], list[Record]]:
+    """Return records by data, norm and model, of each model those that differ in attack and radius only.
+
+    Of several such groups the one of the checkpoint `best`, then with most radii, then on most images.
+    """
+    groups: dict[tuple[str, str, str], dict[tuple[object, ...], list[Record]]] = {}
+    for record in records:
+        model = record.data, _norm_of(record.threat), record.run or record.method
+        alike = (record.checkpoint, record.images, record.n, record.precision, record.attack_seed, record.batch_size)
+        groups.setdefault(model, {}).setdefault(alike, []).append(record)
+
+    def worth(group: list[Record]) -> tuple[bool, int, int]:
+        return group[0].checkpoint == "best", len({record.threat for record in group}), group[0].n
+
+    return {model: max(of_model.values(), key=worth) for model, of_model in groups.items()}
 
 
 def _norm_of(threat: str) -> str:

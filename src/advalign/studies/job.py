@@ -86,7 +86,7 @@ class Job:
             return record.attack == column.attack
         surrogate = "" if self.surrogate is None else self.surrogate.run.id
         name = parse_name(record.attack)
-        return name.attack == column.attack and name.surrogate.endswith(f" {surrogate}")
+        return name.attack == column.attack and name.surrogate_run == surrogate
 
 
 @cache
