@@ -247,7 +247,7 @@ def read_checked_lines(path: Path, kind: type[Kind], remedy: str) -> list[dict[s
         return []
     lines = _text(path).splitlines()
     return [
-        _checked(_parsed(path, line, remedy), path, kind, remedy, f", line {number}")
+        _checked(_parsed(path, line, remedy, f", line {number}"), path, kind, remedy, f", line {number}")
         for number, line in enumerate(lines, 1)
     ]
 
@@ -270,11 +270,11 @@ def _text(path: Path) -> str:
         raise UserError(f"{path} is damaged: it is not text") from None
 
 
-def _parsed(path: Path, text: str, remedy: str) -> Any:
+def _parsed(path: Path, text: str, remedy: str, line: str = "") -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({str(error)[:100]}): {remedy}") from None
+        raise UserError(f"{path}{line} is damaged ({str(error)[:100]}): {remedy}") from None
 
 
 def _checked(content: Any, path: Path, kind: type[msgspec.Struct], remedy: str, line: str) -> dict[str, Any]:
