@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import beartype
 import jaxtyping
+import torch
 from torch import fx
 
 PACKAGES = [f"advalign.{room}" for room in ("threats", "attacks", "objectives", "models", "data")]
@@ -23,7 +24,18 @@ def install() -> None:
     jaxtyped = jaxtyping.jaxtyped
 
     def where_shapes_are_stated(*, typechecker: Any) -> Callable[[Any], Any]:
-        return lambda each: jaxtyped(each, typechecker=typechecker) if _states_shapes(each) else each
+        def checked_unless_compiled(each: Any) -> Any:
+            if not _states_shapes(each):
+                return each
+            checked = jaxtyped(each, typechecker=typechecker)
+
+            @functools.wraps(each)
+            def call(*args: Any, **kwargs: Any) -> Any:  # the compiler's tensors are none to the checker
+                return each(*args, **kwargs) if torch.compiler.is_compiling() else checked(*args, **kwargs)
+
+            return call
+
+        return checked_unless_compiled
 
     setattr(jaxtyping, "jaxtyped", where_shapes_are_stated)  # noqa: B010 (to pyright it is a constant)
     jaxtyping.install_import_hook(PACKAGES, "tests.shapes.check")

@@ -86,7 +86,7 @@ def test_sigterm_stops_in_good_order_and_the_same_command_goes_on(here: Path):
     epochs = len(log.read_text().splitlines())
     assert 0 < epochs < 400
     again = subprocess.run(
-        [*command, "--time-budget", "3s"], env=environment, capture_output=True, text=True, check=True
+        [*command, "--time-budget", "12s"], env=environment, capture_output=True, text=True, check=True
     )
     assert "Stopped: the time budget is used up" in again.stdout
     assert len(log.read_text().splitlines()) > epochs
