@@ -314,7 +314,7 @@ def test_records_that_cannot_be_added_to_are_refused_before_the_attacks(
     shutil.copytree(run.path, folder)
     monkeypatch.setattr("advalign.evaluation.measure.evaluate", None)  # would be called
     (folder / "records.jsonl").write_text("{")
-    with pytest.raises(UserError, match=r"records\.jsonl is damaged"):
+    with pytest.raises(UserError, match=r"records\.jsonl, line 1 is damaged"):
         measure(folder, ["none"], out=tmp_path / "out")
     (folder / "records.jsonl").unlink()
     (folder / "records.jsonl").mkdir()
