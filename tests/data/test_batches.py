@@ -159,3 +159,19 @@ def test_any_device_gives_the_same_bits(augment: str):
     assert x_there.is_cuda
     assert torch.equal(x_there.cpu(), x)
     assert torch.equal(y_there.cpu(), y)
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_float_images_are_augmented_as_uint8_are(augment: str):
+    images = Images(random_images(20).floats(), random_images(20).labels)
+    batches = (Batches(each, 8, augment=augment, seed=3).epoch(1) for each in (random_images(20), images))
+    for (x, y), (same_x, same_y) in zip(*batches, strict=True):
+        assert torch.equal(x, same_x)
+        assert torch.equal(y, same_y)
+        assert x.stride() == same_x.stride()
+
+
+def test_float_images_are_not_rounded():
+    x = torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    ((batch, labels),) = Batches(Images(x, torch.arange(4)), 4, augment="none", seed=0).epoch(0)
+    assert torch.equal(batch, x[labels])

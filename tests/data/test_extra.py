@@ -257,6 +257,14 @@ def test_images_and_labels_belong_together():
         assert torch.equal(image, source / 255)
 
 
+def test_extra_images_go_with_float_images():
+    floats = Images(real(45).floats(), real(45).labels)
+    same = Batches(floats, 10, augment="flip-crop", seed=3, extra=generated(), extra_share=0.7)
+    for (x, y), (same_x, same_y) in zip(make().epoch(0), same.epoch(0), strict=True):
+        assert torch.equal(x, same_x)
+        assert torch.equal(y, same_y)
+
+
 def test_own_images_at_most_once_an_epoch_and_all_in_time():
     batches = make()
     seen = [[label for label in whole(batches, epoch)[1].tolist() if label < FIRST] for epoch in range(40)]

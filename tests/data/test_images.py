@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advalign.data import Dataset, Images, hold_out, stratified_subset
+from advalign.data.images import require_training
 from advalign.errors import UserError
 
 
@@ -87,17 +88,40 @@ def test_floats_are_pixels_over_255():
     assert len(images.take([])) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_floats_stay_as_they_are(dtype: torch.dtype):
+    x = torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(0)).to(dtype)
+    images = Images(x, torch.zeros(3, dtype=torch.int64))
+    assert images.floats().dtype == dtype
+    assert torch.equal(images.floats(), x)
+    assert torch.equal(images.take([2, 0]).floats(slice(0, 1)), x[2:])
+    finer = Images(x + x.new_tensor(2**-10), images.labels)
+    digests = {Dataset("d", part, numbered([0]), ("a",)).digest for part in (images, finer)}
+    assert len(digests) == 2
+
+
+def test_data_without_training_images_serve_evaluation_alone():
+    test = numbered([0, 1])
+    data = Dataset("mine", test.take([]), test, ("a", "b"))
+    assert data.shape == (1, 1, 2)
+    assert len(data.digest) == 16
+    require_training(replace(data, train=test))
+    with pytest.raises(UserError, match=r"^mine has no training images, only 2 test images: it serves evaluation$"):
+        require_training(data)
+
+
 @pytest.mark.parametrize(
     ("pixels", "labels"),
     [
-        (torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64)),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.int32), torch.zeros(2, dtype=torch.int64)),
+        (torch.zeros(2, 4, 4), torch.zeros(2, dtype=torch.int64)),
         (torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)),
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2)),
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)),
     ],
 )
 def test_what_are_no_images_is_refused(pixels: torch.Tensor, labels: torch.Tensor):
-    with pytest.raises(UserError, match="images must be uint8"):
+    with pytest.raises(UserError, match="images must be uint8 or floats"):
         Images(pixels, labels)
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Num
 from torch import Tensor
 from torch.nn import functional as F
 
 from advalign.data.extra import Extra
-from advalign.data.images import Images, to_unit
+from advalign.data.images import Images
 from advalign.errors import require, unknown
+from advalign.runtime.files import digest
 from advalign.shapes import Mask
 
 AUGMENTATIONS = {
@@ -112,12 +112,12 @@ class Batches:
         order, flipped, corners = order.to(device), flipped.to(device), corners.to(device)
         for step in range(start, self.steps):
             rows = order[self._mine(step, self.real)]
-            pixels, labels = self.images.pixels[rows], self.images.labels[rows]
+            batch = self.images.take(rows)
             if self.extra is not None:
-                more = self.extra.take(drawn[self._mine(step, self.generated)]).to(device)
-                pixels, labels = torch.cat([pixels, more.pixels]), torch.cat([labels, more.labels])
+                batch = _joined(batch, self.extra.take(drawn[self._mine(step, self.generated)]).to(device))
             mine = self._mine(step, self.batch_size)
-            yield to_unit(_flip_and_crop(pixels, flipped[mine], corners[mine], self._pad)), labels
+            moved = _flip_and_crop(batch.pixels, flipped[mine], corners[mine], self._pad)
+            yield Images(moved, batch.labels).floats(), batch.labels
 
     def _mine(self, step: int, size: int) -> slice:
         """Return this process's share of a step in a list that holds `size` for each step."""
@@ -133,7 +133,7 @@ class Batches:
         """Draw an epoch's order (N,), flips (N,), upper left corners of the crops (N, 2), and extra rows."""
         # Hashed, so that neighbouring seeds and epochs share nothing: (1, 2), (2, 1) and (0, 3) are three draws.
         # 32 bits are all that torch's CPU generator takes.
-        mixed = int.from_bytes(sha256(f"{self.seed}, {epoch}".encode()).digest()[:4])
+        mixed = int(digest(f"{self.seed}, {epoch}", digits=8), 16)
         draw = torch.Generator().manual_seed(mixed)
         n = len(self.images)
         order = torch.randperm(n, generator=draw)
@@ -157,9 +157,17 @@ class Epoch:
         return self.batches.epoch(self.epoch)
 
 
+def _joined(first: Images, second: Images) -> Images:
+    """Return both one behind the other, as uint8 if both are."""
+    labels = torch.cat([first.labels, second.labels])
+    if first.pixels.dtype == second.pixels.dtype:
+        return Images(torch.cat([first.pixels, second.pixels]), labels)
+    return Images(torch.cat([first.floats(), second.floats()]), labels)
+
+
 def _flip_and_crop(
-    pixels: UInt8[Tensor, "N C H W"], flipped: Mask, corners: Int[Tensor, "N 2"], pad: int
-) -> UInt8[Tensor, "N C H W"]:
+    pixels: Num[Tensor, "N C H W"], flipped: Mask, corners: Int[Tensor, "N 2"], pad: int
+) -> Num[Tensor, "N C H W"]:
     """Crop each image at its corner of the zero-padded frame, mirror it if flipped: one gather, no loop, no sync."""
     size, _, height, width = pixels.shape
     down = corners[:, :1] + torch.arange(height, device=pixels.device)

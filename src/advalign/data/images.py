@@ -1,4 +1,4 @@
-"""What a data set is: uint8 images with labels, a name, a digest; and the one way of drawing part of it."""
+"""What a data set is: images with labels, a name, a digest; and the one way of drawing part of it."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ class Images:
     """
 
     pixels: Tensor
-    """(N, C, H, W), uint8."""
+    """(N, C, H, W), uint8, or floats that need not be multiples of 1/255; what attacks them checks their range."""
     labels: Tensor
     """(N,), int64, from 0."""
 
     def __post_init__(self) -> None:
-        fits = self.pixels.ndim == 4 and self.pixels.dtype == torch.uint8 and self.labels.dtype == torch.int64
+        readable = self.pixels.dtype == torch.uint8 or self.pixels.is_floating_point()
+        fits = readable and self.pixels.ndim == 4 and self.labels.dtype == torch.int64
         require(
             fits and self.labels.shape == self.pixels.shape[:1],
             lambda: (
-                f"images must be uint8 (N, C, H, W) with int64 labels (N,), not {self.pixels.dtype} "
+                f"images must be uint8 or floats (N, C, H, W) with int64 labels (N,), not {self.pixels.dtype} "
                 f"{tuple(self.pixels.shape)} with {self.labels.dtype} {tuple(self.labels.shape)}"
             ),
         )
@@ -55,8 +56,9 @@ class Images:
         return Images(self.pixels.to(device), self.labels.to(device))
 
     def floats(self, rows: slice | Tensor | None = None) -> ImageBatch:
-        """Return the images, or some of them, as (N, C, H, W) float32 in [0, 1]."""
-        return to_unit(self.pixels if rows is None else self.pixels[rows])
+        """Return the images, or some, as floats (N, C, H, W): uint8 as float32 in [0, 1], floats as they are."""
+        pixels = self.pixels if rows is None else self.pixels[rows]
+        return pixels if pixels.is_floating_point() else to_unit(pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +67,7 @@ class Dataset:
 
     name: str
     train: Images
+    """None at all, (0, C, H, W), where the data serve evaluation alone."""
     test: Images
     class_names: tuple[str, ...]
     note: str = ""
@@ -89,6 +92,18 @@ class Dataset:
             parts.append(repr(tuple(images.pixels.shape)))
             parts += [tensor.cpu().contiguous().numpy().data for tensor in (images.pixels, images.labels)]
         return digest(*parts)
+
+
+def require_training(dataset: Dataset) -> None:
+    """Refuse to train on a data set that has test images only.
+
+    Raises:
+        UserError: there are no training images.
+    """
+    require(
+        len(dataset.train) > 0,
+        lambda: f"{dataset.name} has no training images, only {len(dataset.test)} test images: it serves evaluation",
+    )
 
 
 def to_unit(pixels: UInt8[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch.utils.data import DataLoader
 
 from advalign.data.images import Dataset, Images
 from advalign.errors import UserError, require
-from advalign.shapes import ImageBatch
 
 HINTS: dict[type, str] = {
     DataLoader: "; of a DataLoader: x, y = (torch.cat(parts) for parts in zip(*loader))",
@@ -19,24 +17,7 @@ HINTS: dict[type, str] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """Images that need not be multiples of 1/255, with their labels; to be read as `Images` are."""
-
-    x: Tensor
-    """(N, C, H, W), floats; their range is for others to check."""
-    labels: Tensor
-    """(N,), int64, from 0."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def floats(self, rows: slice | Tensor | None = None) -> ImageBatch:
-        """Return the images, or some of them, as they are."""
-        return self.x if rows is None else self.x[rows]
-
-
-def as_images(images: Any) -> Images | Pair:
+def as_images(images: Any) -> Images:
     """Take images with labels as `Images`, or as a pair (x, y): floats (N, C, H, W), or uint8, and labels (N,).
 
     Raises:
@@ -44,7 +25,7 @@ def as_images(images: Any) -> Images | Pair:
     """
     if isinstance(images, tuple | list) and len(images) == 2 and all(isinstance(part, Tensor) for part in images):
         images = _paired(*images)
-    if not isinstance(images, Images | Pair):
+    if not isinstance(images, Images):
         hint = next((hint for kind, hint in HINTS.items() if isinstance(images, kind)), "")
         raise UserError(
             "images must be advalign.data.Images, or a pair (x, y) of tensors, floats (N, C, H, W) in [0, 1] and "
@@ -54,7 +35,7 @@ def as_images(images: Any) -> Images | Pair:
     return images
 
 
-def _paired(x: Tensor, y: Tensor) -> Images | Pair:
+def _paired(x: Tensor, y: Tensor) -> Images:
     whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
     fits = x.ndim == 4 and y.shape == x.shape[:1] and whole and (x.is_floating_point() or x.dtype == torch.uint8)
     require(
@@ -64,4 +45,4 @@ def _paired(x: Tensor, y: Tensor) -> Images | Pair:
             f"and {y.dtype} {tuple(y.shape)}"
         ),
     )
-    return Images(x, y.long()) if x.dtype == torch.uint8 else Pair(x.detach(), y.long())
+    return Images(x.detach(), y.long())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from advalign.attacks import Attack
 from advalign.data import Images
-from advalign.data.pairs import Pair, as_images
+from advalign.data.pairs import as_images
 from advalign.errors import require
 from advalign.evaluation.checks import Verdict, check_black_box, check_mode, judge_slips, warnings_of
 from advalign.evaluation.evaluator import Evaluator, PrecomputedExamples
@@ -113,8 +113,8 @@ def evaluate(
         ['clean', 'fgsm', 'worst case']
     """
     pictures, attack_list = as_images(images), _as_list(attacks)
-    if isinstance(pictures, Pair):
-        check_images(pictures.x)
+    if pictures.pixels.is_floating_point():
+        check_images(pictures.pixels)
     names = [str(attack) for attack in attack_list]
     for name in names:
         require(names.count(name) == 1, lambda: f"attack {name} is given twice: results are keyed by spelling")

@@ -19,7 +19,6 @@ from advalign.attacks.classification import classified, in_fp32
 from advalign.attacks.losses import cross_entropy
 from advalign.attacks.pass_counter import PassCounter
 from advalign.data import Images
-from advalign.data.pairs import Pair
 from advalign.evaluation.checks import (
     Verdict,
     check_clean,
@@ -57,7 +56,7 @@ class Evaluator:
     def __init__(
         self,
         model: nn.Module,
-        images: Images | Pair,
+        images: Images,
         options: AttackOptions,
         *,
         keep_examples: bool,
