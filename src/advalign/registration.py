@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from advalign.attacks import ATTACKS, Attack
-from advalign.attacks.names import parse_name
+from advalign.attacks.spelled import RESERVED, rename_attacks
 from advalign.errors import UserError, quoted, require, shorten
 from advalign.models.user import find_function
 from advalign.objectives import BASES, PLUGINS, Base, PlugIn
 from advalign.objectives.method import Part
 from advalign.runtime.files import digest
-from advalign.spelling import check_size
 from advalign.threats import Linf
 
 # By the class that a user's class is derived from: its registry, and the arguments of a first instance.
@@ -24,13 +23,6 @@ _KINDS: tuple[tuple[type, dict[str, Any], tuple[object, ...]], ...] = (
     (PlugIn, PLUGINS, ()),
     (Attack, ATTACKS, (Linf(),)),
 )
-_RESERVED = (
-    "worst",
-    "transfer",
-    "clean",
-    "none",
-    "standard",
-)  # words with a meaning in records and on the command line
 
 
 def register(spelling: str) -> str:
@@ -52,7 +44,7 @@ def register(spelling: str) -> str:
     _instantiate(spelling, part, arguments)
     plain = isinstance(part.name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*", part.name)
     require(bool(plain), lambda: f"{spelling} is called {part.name!r}: a name is letters and digits, joined by hyphens")
-    taken = ({**ATTACKS, **dict.fromkeys(_RESERVED)} if registry is ATTACKS else BASES | PLUGINS).get(part.name, part)
+    taken = ({**ATTACKS, **dict.fromkeys(RESERVED)} if registry is ATTACKS else BASES | PLUGINS).get(part.name, part)
     by = f"{taken.__module__}:{taken.__name__}" if taken else f"the word {part.name!r} of evaluations"
     require(taken is part, lambda: f"{spelling} is called {part.name!r}, as {by} is: rename it")
     registry[part.name] = part
@@ -82,12 +74,7 @@ def register_attacks(spelling: str) -> str:
     Raises:
         UserError: as `register`.
     """
-    check_size(spelling)
-    name = parse_name(spelling)
-    if name.is_worst_case:
-        return f"worst({', '.join(map(register_attacks, name.members))})"
-    head, bracket, arguments = spelling.partition("(")
-    return f"{register(head.strip())}{bracket}{arguments}" if ":" in head else spelling
+    return rename_attacks(spelling, lambda name: register(name) if ":" in name else name)
 
 
 def source_digests(parts: Iterable[Part | Attack]) -> dict[str, str]:

@@ -49,6 +49,8 @@ class Attack(ABC):
     """whether it asks the model for gradients; one that counts queries instead sees less, so it must not break more"""
     always_spelled: ClassVar[str] = "steps"
     """the argument that the spelling shows though it be the default"""
+    benchmark: ClassVar[str] = ""
+    """the public benchmark that compares models by it, with its default arguments; reports show such an attack apart"""
 
     threat: Threat
 
@@ -93,6 +95,14 @@ class Attack(ABC):
     def members(self) -> tuple[Attack, ...]:
         """The attacks that it consists of, in their order; itself, where it is no ensemble."""
         return (self,)
+
+    def with_threat(self, threat: Threat) -> Attack:
+        """Return the same attack in another threat model.
+
+        Raises:
+            UserError: it cannot attack in that one.
+        """
+        return replace(self, threat=threat)
 
     @property
     def to_the_end(self) -> Attack:

@@ -16,6 +16,7 @@ from advalign.attacks.names import worst_case_name
 from advalign.attacks.square import Square
 from advalign.errors import require
 from advalign.shapes import ImageBatch, Labels
+from advalign.threats import Threat
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ class Worst(Attack):
     def __str__(self) -> str:
         return worst_case_name(map(str, self.attacks))
 
+    def with_threat(self, threat: Threat) -> Worst:
+        """Return the worst case over the same attacks in another threat model.
+
+        Raises:
+            UserError: one of them cannot attack in that one.
+        """
+        return Worst(threat, tuple(attack.with_threat(threat) for attack in self.attacks))
+
     @property
     def members(self) -> tuple[Attack, ...]:
         """The attacks in their order."""
@@ -64,6 +73,7 @@ class AutoAttack(Attack):
     """
 
     name: ClassVar[str] = "autoattack"
+    benchmark: ClassVar[str] = "RobustBench"
 
     @property
     def members(self) -> tuple[Attack, ...]:

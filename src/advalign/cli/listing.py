@@ -21,11 +21,11 @@ def methods() -> Rows:
 
 def attacks() -> Rows:
     """List attacks with what they use, whether they transfer, and whether they may leave the threat model."""
-    from advalign.attacks import ATTACKS, STANDARD
+    from advalign.attacks import ATTACKS
+    from advalign.attacks.spelled import WORDS
 
     rows = [(name, f"{_first_line(attack)} [{', '.join(_properties(attack))}]") for name, attack in ATTACKS.items()]
-    worst = ("worst(ATTACK, ...)", "The worst case over several, each run on the images that withstand those before.")
-    return [*rows, worst, ("standard", f"= {' '.join(STANDARD)}")]
+    return [*rows, *WORDS.items()]
 
 
 def _properties(attack: type[Attack]) -> list[str]:

@@ -9,10 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from advalign import attacks
 from advalign.attacks import Attack
 from advalign.attacks.names import transfer_name
-from advalign.errors import require, unknown
+from advalign.attacks.spelled import parse_attacks
 from advalign.evaluation.accuracy import PrecomputedExamples, evaluate
 from advalign.evaluation.options import AttackOptions, TargetOptions
 from advalign.evaluation.results import (
@@ -32,7 +31,7 @@ from advalign.runtime.environment import environment
 from advalign.runtime.files import digest, require_writable
 from advalign.runtime.progress import counting, say
 from advalign.runtime.sealed import FORMAT
-from advalign.threats import Linf, Threat
+from advalign.threats import Linf
 
 # What a record takes from the weights' card. Weights without a training record have none: `run` is then empty, `method`
 # is the file's name, and the others are unknown.
@@ -68,9 +67,9 @@ def measure(
     console = console or Console(quiet=True)
     # Data may take a download, so what fails with any data is refused before they are loaded.
     autocast(pick_device(which.device), how.precision)
-    for attack in parse_attacks(attack_names, Linf()):
-        if surrogate is not None:
-            transferable(attack)
+    attacks = parse_attacks(map(register_attacks, attack_names), Linf())
+    for attack in attacks if surrogate is not None else ():
+        transferable(attack)
     weights = find_weights(source, which.checkpoint, model=which.model, trust_model=which.trust_model)
     folder = Path(out) if out else weights.path.parent / "evaluations"
     require_writable(folder)
@@ -81,7 +80,7 @@ def measure(
         require_writable(surrogate_weights.path.parent / "transfer")
 
     target = load_target(weights, which, console=console)
-    chosen, transferred = parse_attacks(attack_names, target.threat), {}
+    chosen, transferred = [attack.with_threat(target.threat) for attack in attacks], {}
     identity = {"weights": target.digest, "mean": list(which.mean), "std": list(which.std)}
     if surrogate_weights is not None:
         other = _load_surrogate(surrogate_weights, target, which, console)
@@ -165,27 +164,3 @@ def _setting(target: Target, how: AttackOptions) -> dict[str, Any]:
 
 def _digest(parts: Sequence[object]) -> str:
     return digest(repr(parts), digits=8)
-
-
-def parse_attacks(names: Sequence[str], threat: Threat) -> list[Attack]:
-    """Return the attacks of these spellings, each once; `standard` stands for several, `none` for none.
-
-    A user's own attack may be spelled by its file, `my_file:MyAttack(steps=5)`.
-
-    Raises:
-        UserError: unknown attack or argument, or a value out of range.
-    """
-    spellings = [each for name in names for each in (attacks.STANDARD if name == "standard" else (name,))]
-    parsed: dict[str, Attack] = {}
-    for spelling in map(register_attacks, spellings):
-        head, bracket, _ = spelling.partition("(")
-        head = head.strip().replace("_", "-")
-        if head in ("clean", "none") and not bracket:
-            continue
-        known = [*attacks.ATTACKS, "worst"]
-        if head not in known:
-            raise unknown("attack", head, [*known, "standard", "none"])
-        require(head != "worst" or bool(bracket), "worst needs attacks, as in 'worst(apgd-ce, square)'")
-        attack = attacks.parse(spelling, threat=threat)
-        parsed.setdefault(str(attack), attack)
-    return list(parsed.values())

@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from advalign.attacks import Attack
+from advalign.attacks.spelled import parse_attacks
 from advalign.data import Dataset
 from advalign.errors import require
 from advalign.evaluation.accuracy import Evaluation, evaluate
-from advalign.evaluation.measure import parse_attacks
 from advalign.evaluation.options import AttackOptions, TargetOptions
 from advalign.evaluation.target import Target, load_target
 from advalign.evaluation.transfer import transfer_examples, transferable
+from advalign.registration import register_attacks
 from advalign.runs import find_weights
 from advalign.runtime.files import require_writable
 from advalign.runtime.progress import say
@@ -72,9 +73,10 @@ def transfer_matrix(
     """
     options, console = options or TargetOptions(), console or Console(quiet=True)
     require(len(sources) > 1, "name at least two models to transfer between")
-    asked = parse_attacks([attack], Linf())  # what fails in any threat model is refused before the models are read
-    require(len(asked) == 1, lambda: f"{attack!r} must be one attack")
-    transferable(asked[0])
+    # In any threat model, since what fails in each of them is refused before the models are read.
+    attacks = parse_attacks([register_attacks(attack)], Linf())
+    require(len(attacks) == 1, lambda: f"{attack!r} must be one attack")
+    transferable(attacks[0])
     weights = {
         str(source): find_weights(source, options.checkpoint, model=options.model, trust_model=options.trust_model)
         for source in sources
@@ -91,7 +93,7 @@ def transfer_matrix(
     for source, each in weights.items():
         models[source] = load_target(each, shared, console=console)
         shared = replace(shared, data=models[source].dataset)  # loaded once
-    (chosen,) = parse_attacks([attack], threat)
+    chosen = attacks[0].with_threat(threat)
     examples = {
         source: transfer_examples(model, [chosen], ATTACK_OPTIONS, console)[str(chosen)]
         for source, model in models.items()

@@ -5,25 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from advalign.errors import require
+from advalign.attacks import ATTACKS
+from advalign.attacks.spelled import benchmark_of
+from advalign.errors import UserError
 from advalign.runs import Record
 from advalign.spelling import spell_number
 from advalign.threats import parse_threat
+
+BENCHMARK = "RobustBench"
+
+
+def card_attack(records: Sequence[Record]) -> Record | None:
+    """Return the record of the attack by which RobustBench compares models, if it was run."""
+    return next((record for record in records if benchmark_of(record.attack) == BENCHMARK), None)
 
 
 def robustbench_card(records: Sequence[Record], *, extra_data: bool) -> dict[str, Any]:
     """Return the fields of a RobustBench entry; fields that only the authors know are None.
 
     Args:
-        records: of one evaluation, with `clean` and `autoattack` among its attacks.
+        records: of one evaluation, `clean` and the benchmark's attack among them.
         extra_data: whether the model was trained on more than the data set.
 
     Raises:
-        UserError: AutoAttack was not run.
+        UserError: the benchmark's attack was not run.
     """
-    accuracies = {record.attack: record for record in records}
-    require("autoattack" in accuracies, "RobustBench's card needs an evaluation with --attacks autoattack")
-    clean, robust = accuracies["clean"], accuracies["autoattack"]
+    robust = card_attack(records)
+    if robust is None:
+        names = " or ".join(name for name in ATTACKS if benchmark_of(name) == BENCHMARK)
+        raise UserError(f"{BENCHMARK}'s card needs an evaluation with --attacks {names}")
+    clean = next(record for record in records if record.attack == "clean")
     threat = parse_threat(robust.threat)
     return {
         "link": None,

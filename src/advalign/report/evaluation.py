@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from advalign.evaluation.results import Measurement
-from advalign.report.card import robustbench_card
+from advalign.report.card import card_attack, robustbench_card
 from advalign.report.page import write_page
 from advalign.report.tables import accuracy_table
 from advalign.runtime.environment import environment
@@ -13,7 +13,7 @@ from advalign.runtime.files import write_atomically, write_json
 
 
 def write_evaluation(measured: Measurement, source: str) -> list[str]:
-    """Write Markdown, LaTeX, HTML and, where AutoAttack was run, a card for RobustBench beside the result.
+    """Write Markdown, LaTeX, HTML and, where its attack was run, a card for RobustBench beside the result.
 
     Args:
         source: what was measured, for the page's title.
@@ -30,7 +30,7 @@ def write_evaluation(measured: Measurement, source: str) -> list[str]:
     unknown = [] if measured.has_training_record else ["Weights without a training record."]
     introduction = [*unknown, *measured.evaluation.warnings]
     write_page(path.with_suffix(".html"), f"Evaluation of {source}", introduction, table, [], environment())
-    if not any(record.attack == "autoattack" for record in measured.records):
+    if card_attack(measured.records) is None:
         return [".md", ".tex", ".html"]
     card = robustbench_card(measured.records, extra_data=measured.extra_data)
     write_json(path.with_suffix(".robustbench.json"), card)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from advalign.attacks import ATTACKS
 from advalign.attacks.names import worst_cases_among
+from advalign.attacks.spelled import benchmark_of
 from advalign.errors import UserError
 from advalign.report.classes import by_class, class_figure, class_table, dataset_of, labels_of, outcomes_of
 from advalign.report.commands import diagnose_line, evaluate_line, train_line
@@ -25,7 +27,7 @@ _GALLERY_MODELS = 6
 
 
 def trade_off_sections(name: str, records: Sequence[Record], flags: Flags) -> list[Section]:
-    """Return clean against worst-case accuracy and, if it was run, against AutoAttack."""
+    """Return clean against worst-case accuracy, and against each attack by which a benchmark compares models."""
     caption = (
         "Up and to the right is better. Bars: standard deviation over seeds, where there are several. Dotted: the "
         "Pareto front, the models that no other one equals or beats in both. Point at a mark for its numbers."
@@ -33,9 +35,9 @@ def trade_off_sections(name: str, records: Sequence[Record], flags: Flags) -> li
     sections: list[Section] = [
         FigureSection(f"Trade-off: {name}", trade_off_figure(records, flags=flags), caption),
     ]  # fmt: skip
-    if any(record.attack == "autoattack" for record in records):
-        figure = trade_off_figure(records, "autoattack", flags)
-        sections.append(FigureSection(f"Trade-off, AutoAttack: {name}", figure, caption))
+    for attack in filter(benchmark_of, dict.fromkeys(record.attack for record in records)):
+        title = f"Trade-off, {ATTACKS[attack].__name__}: {name}"
+        sections.append(FigureSection(title, trade_off_figure(records, attack, flags), caption))
     return sections
 
 

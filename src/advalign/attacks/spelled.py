@@ -1,0 +1,66 @@
+"""Attacks as the user lists them: spellings, words that stand for several or for none, and classes in their files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from advalign.attacks import ATTACKS, STANDARD, Attack, parse
+from advalign.attacks.names import parse_name, worst_case_name
+from advalign.errors import require, unknown
+from advalign.spelling import check_size
+from advalign.threats import Threat
+
+WORDS = {
+    "worst(ATTACK, ...)": "The worst case over several, each run on the images that withstand those before.",
+    "standard": f"= {' '.join(STANDARD)}",
+}
+"""What stands for several attacks, with a line of description."""
+_NOTHING = ("clean", "none")
+RESERVED = ("worst", "transfer", "standard", *_NOTHING)
+"""Words with a meaning on the command line or in records, by which no attack may be called."""
+
+
+def parse_attacks(names: Iterable[str], threat: Threat) -> list[Attack]:
+    """Return the attacks of these spellings, each once; `standard` stands for several, `none` and `clean` for none.
+
+    Raises:
+        UserError: unknown attack or argument, or a value out of range.
+    """
+    attacks: dict[str, Attack] = {}
+    for spelling in (each for name in names for each in (STANDARD if name == "standard" else (name,))):
+        head, arguments = _split(spelling)
+        head = head.replace("_", "-")
+        if head in _NOTHING and not arguments:
+            continue
+        known = [*ATTACKS, "worst"]
+        if head not in known:
+            raise unknown("attack", head, [*known, "standard", "none"])
+        require(head != "worst" or bool(arguments), "worst needs attacks, as in 'worst(apgd-ce, square)'")
+        attack = parse(spelling, threat=threat)
+        attacks.setdefault(str(attack), attack)
+    return list(attacks.values())
+
+
+def rename_attacks(spelling: str, rename: Callable[[str], str]) -> str:
+    """Return the spelling of an attack with another name in front of its arguments; of a worst case, of each member.
+
+    Raises:
+        UserError: the text is too long or nested too deeply to be a spelling.
+    """
+    check_size(spelling)
+    name = parse_name(spelling)
+    if name.is_worst_case:
+        return worst_case_name(rename_attacks(member, rename) for member in name.members)
+    head, arguments = _split(spelling)
+    return f"{rename(head)}{arguments}"
+
+
+def benchmark_of(spelling: str) -> str:
+    """Return the public benchmark that compares models by an attack as it is spelled; empty if there is none."""
+    return ATTACKS[spelling].benchmark if spelling in ATTACKS else ""
+
+
+def _split(spelling: str) -> tuple[str, str]:
+    """Split a spelling into the attack's name and its arguments with their parentheses."""
+    head, bracket, arguments = spelling.partition("(")
+    return head.strip(), bracket + arguments
