@@ -16,7 +16,7 @@ from advalign.report.commands import evaluate_line, flags_of, train_line
 from advalign.runs import Run
 from advalign.runtime.files import read_json
 from advalign.training import train as training
-from advalign.training.plan import plan
+from advalign.training.planning import plan
 from advalign.training.recipes import Recipe, digits, dm, trades
 
 MODEL, RUNS = "small-cnn(width=4)", Path("runs")

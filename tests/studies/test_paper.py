@@ -13,7 +13,7 @@ from advalign.objectives import parse
 from advalign.studies import SCALES, STUDIES, Study, planning
 from advalign.studies.job import Job
 from advalign.studies.planning import plan_jobs
-from advalign.training import plan as training_plan
+from advalign.training import planning as training_planning
 from advalign.training.recipes import RECIPES
 
 EVERY = [(scale, name) for scale in SCALES for name in STUDIES]
@@ -45,7 +45,7 @@ LONG = [("tiny", name) for name in ("table1", "table2", "vgg16", "figure2", "ara
 )
 def test_every_study_plans_with_runs_of_its_own(scale: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     if scale != "tiny":  # a step of each large network takes minutes in all: see the slow test
-        monkeypatch.setattr(training_plan, "try_step", lambda plan: None)
+        monkeypatch.setattr(training_planning, "try_step", lambda plan: None)
     jobs = jobs_of(made(scale, name), tmp_path, monkeypatch)
     assert len({each.run.path for each in jobs}) == len(jobs) == len(made(scale, name).cells)
     assert not any(each.finished for each in jobs)

@@ -10,8 +10,9 @@ import pytest
 from advalign.data import load
 from advalign.errors import UserError
 from advalign.objectives import parse
-from advalign.training import plan as planning
-from advalign.training.plan import Plan, plan
+from advalign.training import planning
+from advalign.training.plan import Plan
+from advalign.training.planning import plan
 from advalign.training.recipes import Recipe, digits
 from advalign.training.train import train
 

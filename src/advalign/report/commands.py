@@ -18,7 +18,7 @@ from advalign.runs import Run
 from advalign.runs.run import setting_digest
 from advalign.spelling import spell_number
 from advalign.threats import parse_threat
-from advalign.training.plan import ATTACK_FIELDS, GUEST_METHODS
+from advalign.training.planning import ATTACK_FIELDS, GUEST_METHODS
 from advalign.training.recipes import RECIPES, Recipe
 
 RunFolders = Mapping[str, Path]

@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from advalign.errors import UserError
 from advalign.objectives import BASES, Method, parse
 from advalign.runs import Record
-from advalign.training.plan import GUEST_METHODS
+from advalign.training.planning import GUEST_METHODS
 from advalign.training.recipes import Recipe
 
 # What an accuracy depends on beside method, attack and training seed. The first group always shows: in the row where

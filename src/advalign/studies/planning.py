@@ -10,7 +10,8 @@ from advalign.objectives import parse
 from advalign.studies.cells import Cell
 from advalign.studies.job import Job, dataset
 from advalign.studies.study import Study, check_seeds
-from advalign.training.plan import Plan, plan
+from advalign.training.plan import Plan
+from advalign.training.planning import plan
 
 
 def plan_jobs(study: Study, seeds: int, *, runs: Path, data_dir: Path | None) -> list[Job]:

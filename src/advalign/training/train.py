@@ -23,7 +23,8 @@ from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.progress import progress_bars, say
 from advalign.runtime.seeds import seeded
 from advalign.training.loop import Row, TrainState, fit
-from advalign.training.plan import Plan, plan
+from advalign.training.plan import Plan
+from advalign.training.planning import plan
 from advalign.training.recipes import Recipe
 
 Sinks = Callable[[Run], list[Callable[[Row], None]]]

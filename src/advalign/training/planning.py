@@ -1,0 +1,125 @@
+"""Plans are made here: the run, the guests that the user does not provide, and a trial step of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+
+from advalign import models
+from advalign.data import Dataset, Extra
+from advalign.errors import UserError, require, shorten
+from advalign.objectives import Method, total
+from advalign.objectives.bases.contrast import Contrast
+from advalign.objectives.bases.natural import Natural
+from advalign.objectives.bases.trades import TRADES
+from advalign.runs import Weights, find_weights
+from advalign.runtime.seeds import seeded
+from advalign.training.plan import Plan
+from advalign.training.recipes import Recipe
+
+# The method that trains a guest which the user does not provide, with the student's architecture, data and recipe.
+GUEST_METHODS: dict[str, Callable[[Method], Method]] = {
+    "vanilla": lambda method: Method(Natural()),
+    "robust": lambda method: Method(TRADES() if "robust" in Method(method.base).guests else method.base),
+    "extractor": lambda method: Method(Contrast(vars(method.base)["temperature"])),
+}
+ATTACK_FIELDS = ("norm", "eps", "steps", "step_size", "start", "mode")
+
+
+def plan(
+    method: Method,
+    dataset: Dataset,
+    model: str,
+    recipe: Recipe,
+    *,
+    runs: Path,
+    name: str | None = None,
+    guests: Mapping[str, str | Path],
+    trust_model: bool = False,
+    extra: Extra | None = None,
+    tried: set[object] | None = None,
+) -> Plan:
+    """Plan a run and those of its guests that the user does not provide, and check each; nothing is written.
+
+    Args:
+        guests: run folders or weights files by the guest's name.
+        trust_model: whether functions may be called that the guests' files name as their architecture.
+        tried: what earlier plans have tried, and what this one does; equal trials are made once. For studies, which
+            plan the same guests, and every method with every seed, again and again.
+
+    Raises:
+        UserError: as `check`, or a guest that the method does not need or that cannot be made.
+    """
+    tried = set() if tried is None else tried
+    for guest in guests:
+        require(
+            guest in method.guests,
+            lambda: f"{shorten(str(method))} takes no {guest} model; it needs {', '.join(method.guests) or 'none'}",
+        )
+    if not method.defends:  # what a natural run does not use must not name it, or guests would not be shared
+        recipe = replace(recipe, **{f.name: f.default for f in fields(Recipe) if f.name in ATTACK_FIELDS})
+    sources: dict[str, Weights | Plan | None] = {}
+    for guest in method.guests:
+        if guest in guests:
+            sources[guest] = find_weights(guests[guest], trust_model=trust_model)
+        elif guest in method.learners:
+            sources[guest] = None
+        else:
+            require(
+                guest in GUEST_METHODS,
+                lambda: f"{shorten(str(method))} needs a {guest} model, which has to be given: --guest {guest}=SOURCE",
+            )
+            guest_method = GUEST_METHODS[guest](method)
+            sources[guest] = plan(guest_method, dataset, model, recipe, runs=runs, guests={}, extra=extra, tried=tried)
+    planned = Plan(method, dataset, models.canonical(model), recipe, runs, name, sources, extra)
+    check(planned, tried)
+    return planned
+
+
+def check(planned: Plan, tried: set[object]) -> None:
+    """Refuse a plan that cannot be trained, by a look at its folder and its images and by a trial step.
+
+    Args:
+        tried: the trials that need not be made again; this one is added.
+
+    Raises:
+        UserError: values out of range, a folder that holds something else, networks that do not fit each other or the
+            data, or a step that fails.
+    """
+    recipe, dataset = planned.recipe, planned.dataset
+    _ = recipe.threat, planned.run  # each of them refuses what makes no sense
+    planned.batches(planned.images[0])
+    parts = tuple((type(part), str(part)) for part in planned.method.parts)
+    trial = (parts, planned.model, dataset.shape, dataset.classes, replace(recipe, seed=0))
+    has_files = any(isinstance(guest, Weights) for guest in planned.guests.values())  # which may change on the disk
+    if has_files or trial not in tried:
+        try_step(planned)
+        tried.add(trial)
+
+
+def try_step(planned: Plan) -> None:
+    """Make one training step without its update on blank images, in train mode as in the training.
+
+    Raises:
+        UserError: what the step raises, in one line.
+    """
+    objective, recipe, shape = planned.untrained_objective(), planned.recipe, planned.dataset.shape
+    models.check_output(objective.student, shape, planned.dataset.classes)
+    size = min(2, recipe.batch_size)
+    x, y = torch.zeros(size, *shape), torch.zeros(size, dtype=torch.long)
+    second = x if planned.method.second else None
+    objective.train()
+    try:
+        with seeded(0):
+            objective.start_epoch([(x, y)], progress=0.99)  # when everything that begins late has begun
+            x_adv = objective.perturb(x, y, recipe.threat, second=second, steps=1, start=recipe.start)
+            total(objective(x, x_adv, y, second)).backward()
+    except UserError:
+        raise
+    except Exception as error:  # a user's forward may raise anything
+        line = str(error).strip().partition("\n")[0]
+        method = shorten(str(planned.method))
+        raise UserError(f"{method} on {planned.model} fails: {type(error).__name__}: {line}") from error
