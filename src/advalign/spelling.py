@@ -47,9 +47,9 @@ def parse_calls(text: str) -> list[Call]:
     wrong = UserError(
         f"cannot read {quoted(text)}: write names joined by '+', as in 'trades(beta=6)+vfd(layer=\"layer4\")'"
     )
-    opened, closed = (_QUOTED_OR_JOINED.sub("", text).count(bracket) for bracket in "()")
-    if opened != closed:
-        fault = "not closed" if opened > closed else "closed too often"
+    opening, closing = (_QUOTED_OR_JOINED.sub("", text).count(bracket) for bracket in "()")
+    if opening != closing:
+        fault = "not closed" if opening > closing else "closed too often"
         raise UserError(f"cannot read {quoted(text)}: a bracket is {fault}")
     if "#" in _QUOTED_OR_JOINED.sub("", text):  # to Python the rest would be a comment
         raise wrong

@@ -76,6 +76,19 @@ def test_refusals_name_the_value_and_what_is_allowed(spelling: str, words: str):
     assert "\n" not in str(caught.value)
 
 
+def test_a_long_spelling_is_shortened_in_messages():
+    long = f'vfd(layer="{"x" * 3000}")'
+    for spelling, words in (
+        (f"natural+{long}", "'natural' makes none"),
+        (f"trades+{long}+{long}", "'vfd' is named twice"),
+        (f"contrast+{long}", "so no plug-in joins it"),
+    ):
+        with pytest.raises(UserError) as caught:
+            parse(spelling)
+        assert words in str(caught.value)
+        assert len(str(caught.value)) < 500
+
+
 def test_missing_guest_and_unknown_layer():
     with pytest.raises(UserError, match="needs a vanilla model"):
         compose(parse("trades+vfd"), student=tiny(0))

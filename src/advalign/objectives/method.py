@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from advalign.attacks.ascent import AttackLoss
 from advalign.attacks.losses import cross_entropy
-from advalign.errors import UserError, require
+from advalign.errors import UserError, require, shorten
 from advalign.models.taps import Tapped
 from advalign.objectives.contract import (
     ADV,
@@ -168,19 +168,20 @@ class Method:
         self.plugins = tuple(sorted(plugins, key=lambda plugin: plugin.name))
         names = [plugin.name for plugin in self.plugins]
         for name in names:
-            require(names.count(name) == 1, lambda: f"{self}: {name!r} is named twice")
+            require(names.count(name) == 1, lambda: f"{self._shown}: {name!r} is named twice")
         require(
             not (base.standalone_reason and names),
-            lambda: f"{self}: {base.name!r} {base.standalone_reason}, so no plug-in joins it",
+            lambda: f"{self._shown}: {base.name!r} {base.standalone_reason}, so no plug-in joins it",
         )
         reads_adv = [plugin.name for plugin in self.plugins if any(need.view == "adv" for need in plugin.needs)]
         if base.training_attack is None and reads_adv:
-            raise UserError(f"{self}: {reads_adv[0]!r} reads adversarial examples, but {base.name!r} makes none")
+            raise UserError(f"{self._shown}: {reads_adv[0]!r} reads adversarial examples, but {base.name!r} makes none")
         for replaceable, clash in _CLASHES.items():
             rivals = [plugin.name for plugin in self.plugins if replaceable in plugin.replaces]
-            require(len(rivals) <= 1, lambda: f"{self}: {' and '.join(rivals)} each {clash}; take one")
+            require(len(rivals) <= 1, lambda: f"{self._shown}: {' and '.join(rivals)} each {clash}; take one")
             if replaceable == "labels" and rivals and not base.supervises:
-                raise UserError(f"{self}: {rivals[0]!r} takes the place of hard labels, but {base} has none")
+                has_none = f"but {shorten(str(base))} has none"
+                raise UserError(f"{self._shown}: {rivals[0]!r} takes the place of hard labels, {has_none}")
         for plugin in self.plugins:
             unread = sorted(set(plugin.learns) - {need.net for need in plugin.needs})
             require(not unread, lambda: f"{plugin.name}: {unread} learns, but is none of the networks that it needs")
@@ -195,6 +196,11 @@ class Method:
 
     def __repr__(self) -> str:
         return f"Method({self})"
+
+    @property
+    def _shown(self) -> str:
+        """The spelling as far as a message shows it."""
+        return shorten(str(self))
 
     @property
     def parts(self) -> tuple[Part, ...]:

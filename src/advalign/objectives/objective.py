@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advalign.attacks.ascent import Start, projected_gradient_ascent
-from advalign.errors import UserError, require, unknown
+from advalign.errors import UserError, require, shorten, unknown
 from advalign.models.fold import Folded
 from advalign.models.modes import buffers_kept, evaluating, training
 from advalign.models.split_norm import SplitNorm, using_norms
@@ -40,7 +40,10 @@ class Objective(nn.Module):
         super().__init__()
         missing = [name for name in method.guests if guests.get(name) is None]
         require(
-            not missing, lambda: f"{method} needs {' and '.join(f'a {name} model' for name in missing)}: give {missing}"
+            not missing,
+            lambda: (
+                f"{shorten(str(method))} needs {' and '.join(f'a {name} model' for name in missing)}: give {missing}"
+            ),
         )
         require(0 <= label_smoothing < 1, lambda: f"label_smoothing={label_smoothing:g} must be in [0, 1)")
         self._images_checked = False
@@ -49,9 +52,8 @@ class Objective(nn.Module):
         self.parts = nn.ModuleList(method.parts)
         for part in method.parts:
             if part.init_from:
-                _copy_weights(
-                    guests[part.init_from], student, f"{method}: the {part.init_from} initialises the student"
-                )
+                purpose = f"{shorten(str(method))}: the {part.init_from} initialises the student"
+                _copy_weights(guests[part.init_from], student, purpose)
         for part in method.parts:
             student = part.adapt(student)
         layers = {part: part.layers(student) for part in method.parts}

@@ -45,12 +45,15 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     require(path.is_file(), lambda: f"no weights file {str(path)!r}")
     if path.suffix != ".safetensors":
         state = _load_tensors(_content(path), path, "; to keep a network, save `model.state_dict()`")
-        found = [state] if _is_state_dict(state) else []
-        if not found and isinstance(state, dict):
-            found = [state[key] for key in _WRAPPERS if _is_state_dict(state.get(key))]
-        require(bool(found), lambda: f"{path} is not a state dict: save `model.state_dict()`")
-        require(len(found) == 1, lambda: f"{path} holds {len(found)} state dicts: save the one that is meant by itself")
-        return found[0], {}
+        state_dicts = [state] if _is_state_dict(state) else []
+        if not state_dicts and isinstance(state, dict):
+            state_dicts = [state[key] for key in _WRAPPERS if _is_state_dict(state.get(key))]
+        require(bool(state_dicts), lambda: f"{path} is not a state dict: save `model.state_dict()`")
+        require(
+            len(state_dicts) == 1,
+            lambda: f"{path} holds {len(state_dicts)} state dicts: save the one that is meant by itself",
+        )
+        return state_dicts[0], {}
     content = _content(path)
     sealed = check_sealed(content, path, None, remedy=FETCH_AGAIN)
     try:
@@ -96,10 +99,10 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     for name, value in own.items():
         require(name in state, lambda: f"{source} does not fit the model: it has no {name!r}")
-        given = tuple(state[name].shape)
+        shape = tuple(state[name].shape)
         require(
-            given == tuple(value.shape),
-            lambda: f"{source} does not fit the model: {name!r} is {given}, not {tuple(value.shape)}",
+            shape == tuple(value.shape),
+            lambda: f"{source} does not fit the model: {name!r} is {shape}, not {tuple(value.shape)}",
         )
     extra = sorted(state.keys() - own.keys())
     require(not extra, lambda: f"{source} does not fit the model, which has no {extra[0] if extra else ''!r}")
