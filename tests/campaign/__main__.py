@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -16,6 +17,13 @@ from tests.campaign.flips import flip_bits
 from tests.campaign.inputs import malform
 from tests.campaign.kills import kill_commands
 from tests.campaign.tally import KINDS, Tally
+
+# Imported once and not by each command, which is forked.
+_HEAVY = (
+    "advalign.cli.commands", "advalign.report", "advalign.report.evaluation", "advalign.evaluation.transfer_matrix",
+    "advalign.studies", "advalign.training.train", "advalign.runs.tensorboard", "matplotlib.backends.backend_pdf",
+    "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg", "sklearn.manifold", "scipy.stats", "PIL.Image",
+)  # fmt: skip
 
 
 def campaign(
@@ -41,6 +49,8 @@ def campaign(
     def out_of_time() -> bool:
         return minutes is not None and time.monotonic() - began > 60 * minutes
 
+    for module in _HEAVY:
+        import_module(module)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for trial, number in ((malform, inputs), (flip_bits, flips), (kill_commands, kills)):

@@ -50,12 +50,21 @@ class Trouble:
     """the number of the flush to disk at which the disk is full, from 1; 0 for never"""
     dies_at: int = 0
     """the number of the flush to disk right after which it is killed, from 1; 0 for never"""
+    largest: int = 0
+    """bytes of the largest file that the disk has room for; 0 for no limit"""
+    twin: bool = False
+    """whether the same command is started twice at the same time"""
 
     def __str__(self) -> str:
+        return self._happening() + (" beside its twin" if self.twin else "")
+
+    def _happening(self) -> str:
         if self.dies_at:
             return f"SIGKILL after flush {self.dies_at}"
         if self.full_at:
             return f"disk full at flush {self.full_at}"
+        if self.largest:
+            return f"disk full at byte {self.largest} of a file"
         return f"{signal.Signals(self.signal).name} after {self.after:.2f} s" if self.signal else "nothing"
 
 
@@ -64,35 +73,48 @@ CALM = Trouble()
 
 def run(arguments: Sequence[str], folder: Path, trouble: Trouble = CALM, timeout: float = TIMEOUT) -> Outcome:
     """Run `advalign ARGUMENTS` in a folder and wait for its end."""
-    files = [folder / f".campaign-{name}" for name in ("out", "err")]
-    began = time.monotonic()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        _command(list(arguments), folder, files, trouble)  # does not return
-    code = _wait(child, trouble, began, timeout)
-    out, err = (file.read_text(errors="replace") if file.exists() else "" for file in files)
-    for file in files:
-        file.unlink(missing_ok=True)
-    return Outcome(code, out, err, time.monotonic() - began)
+    return Child(arguments, folder, trouble).wait(timeout)
 
 
-def _wait(child: int, trouble: Trouble, began: float, timeout: float) -> int:
-    pending = trouble.signal
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        now = time.monotonic() - began
-        if pending and now >= trouble.after:
-            os.kill(child, pending)
-            pending = 0
-        if now > timeout:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return 124
-        time.sleep(0.002)
+class Child:
+    """`advalign ARGUMENTS` under way in a folder.
+
+    Args:
+        name: keeps its output apart from that of another child in the same folder.
+    """
+
+    def __init__(self, arguments: Sequence[str], folder: Path, trouble: Trouble, name: str = "") -> None:
+        self.files, self.trouble = [folder / f".campaign-{stream}{name}" for stream in ("out", "err")], trouble
+        self.began = time.monotonic()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.id = os.fork()
+        if self.id == 0:
+            _command(list(arguments), folder, self.files, trouble)  # does not return
+
+    def wait(self, timeout: float = TIMEOUT) -> Outcome:
+        """Send the signal of its trouble when it is time, and wait for the end."""
+        code = self._wait(timeout)
+        out, err = (file.read_text(errors="replace") if file.exists() else "" for file in self.files)
+        for file in self.files:
+            file.unlink(missing_ok=True)
+        return Outcome(code, out, err, time.monotonic() - self.began)
+
+    def _wait(self, timeout: float) -> int:
+        pending = self.trouble.signal
+        while True:
+            done, status = os.waitpid(self.id, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            now = time.monotonic() - self.began
+            if pending and now >= self.trouble.after:
+                os.kill(self.id, pending)
+                pending = 0
+            if now > timeout:
+                os.kill(self.id, signal.SIGKILL)
+                os.waitpid(self.id, 0)
+                return 124
+            time.sleep(0.002)
 
 
 def _command(arguments: list[str], folder: Path, files: list[Path], trouble: Trouble) -> None:
@@ -104,9 +126,11 @@ def _command(arguments: list[str], folder: Path, files: list[Path], trouble: Tro
         for number, file in zip((1, 2), files, strict=True):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        if trouble.largest:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (trouble.largest, trouble.largest))
         os.environ.update(ADVALIGN_CACHE=str(folder / "cache"), COLUMNS="200")
         sys.argv = ["advalign", *arguments]
         if trouble.full_at or trouble.dies_at:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from tests.campaign.child import CALM, Outcome, Trouble, run
+from tests.campaign.child import CALM, Child, Outcome, Trouble, run
 from tests.campaign.tally import Tally
 
 _TINY = [
@@ -29,7 +31,8 @@ methods: [natural, at, trades+vfd]
 columns: [clean, {heading: PGD, attack: pgd(steps=2), n: 100}, {heading: far, attack: fgsm, n: 100, black_box: true}]
 surrogate: {method: natural, model: small-cnn(width=3)}
 """
-_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_LARGEST = (100, 2000, 5000, 20_000, 100_000)  # bytes: less than a log, a record, weights, a state, a page have
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Scenario:
     before: Sequence[Sequence[str]] = ()
     files: Sequence[tuple[str, str]] = ()
     """name and text of files that the command reads"""
+    photos: bool = False
+    """whether the command reads image files and generated images"""
 
 
 def _train(method: str, *more: str) -> list[str]:
@@ -67,6 +72,24 @@ SCENARIOS = (
         ["evaluate", "runs/run", "--attacks", "pgd(steps=5)", "mim(steps=5)", "--surrogate", "runs/other",
          "--batch-size", "25", "-n", "200", "--device", "cpu"],
         before=[_RUN, _OTHER],
+    ),
+    Scenario(
+        "diagnose", ["diagnose", "runs/run", "-n", "20", "--device", "cpu"], before=[_RUN],
+    ),
+    Scenario(
+        "report", ["report", "runs", "--out", "page.html", "--maps", "1"],
+        before=[_RUN, ["evaluate", "runs/run", "--attacks", "fgsm", "-n", "50", "--device", "cpu", "--save-examples"]],
+    ),
+    Scenario(
+        "transfer matrix", ["transfer", "runs/run", "runs/other", "-n", "100", "--device", "cpu"],
+        before=[_RUN, _OTHER],
+    ),
+    Scenario(
+        "train on photos and generated images",
+        ["train", "at", "--data", "folder:photos", "--image-size", "8", "--model", "small-cnn(width=2)", "--recipe",
+         "digits", "--epochs", "2", "--steps", "1", "--batch-size", "16", "--validation", "10",
+         "--checkpoint-seconds", "0", "--device", "cpu", "--extra", "extra.npz", "--name", "run"],
+        photos=True,
     ),
     Scenario(
         "study", ["study", "mine.yaml", "--device", "cpu"], files=[("mine.yaml", _STUDY)],
@@ -99,9 +122,24 @@ def _make_ready(scenario: Scenario, folder: Path) -> None:
     folder.mkdir()
     for name, text in scenario.files:
         (folder / name).write_text(text)
+    if scenario.photos:
+        make_photos(folder / "photos")
+        colours = np.random.default_rng(0)
+        x, y = colours.integers(0, 256, (40, 8, 8, 3), np.uint8), np.arange(40) % 2
+        np.savez_compressed(folder / "extra.npz", image=x, label=y)
     for command in scenario.before:
         outcome = run(command, folder)
         assert outcome.code == 0, outcome.err
+
+
+def make_photos(root: Path) -> None:
+    """Write image files of two classes, for training and for testing."""
+    colours = np.random.default_rng(0)
+    for part, count in (("train", 40), ("test", 6)):
+        for name in ("cat", "dog"):
+            (root / part / name).mkdir(parents=True)
+            for k in range(count):
+                Image.fromarray(colours.integers(0, 256, (8, 8, 3), np.uint8)).save(root / part / name / f"{k}.png")
 
 
 def _trial(
@@ -114,8 +152,11 @@ def _trial(
         if tally.tried("kills") >= kills:
             break
         trouble = _draw(luck, seconds)
+        twin = Child(scenario.command, folder, CALM, "-twin") if trouble.twin else None
         outcome = run(scenario.command, folder, trouble)
         wrong = _complaint(outcome, trouble)
+        if twin is not None:
+            wrong = wrong or _complaint(twin.wait(), Trouble(twin=True))
         tally.count("kills", scenario.name, seed, f"{trouble}: {wrong}" if wrong else "")
         if outcome.code == 0 and "Stopped" not in outcome.out:
             break
@@ -131,13 +172,16 @@ def _trial(
 
 
 def _draw(luck: random.Random, seconds: float) -> Trouble:
-    match luck.randrange(4):
+    twin = luck.random() < 0.15
+    match luck.randrange(6):
         case 0:
-            return Trouble(full_at=luck.randint(1, 12))
+            return Trouble(full_at=luck.randint(1, 12), twin=twin)
         case 1:
-            return Trouble(dies_at=luck.randint(1, 12))
+            return Trouble(dies_at=luck.randint(1, 12), twin=twin)
+        case 2:
+            return Trouble(largest=luck.choice(_LARGEST), twin=twin)
         case _:
-            return Trouble(luck.choice(_SIGNALS), luck.uniform(0, seconds))
+            return Trouble(luck.choice(_SIGNALS), luck.uniform(0, seconds), twin=twin)
 
 
 def _complaint(outcome: Outcome, trouble: Trouble) -> str:
@@ -148,7 +192,7 @@ def _complaint(outcome: Outcome, trouble: Trouble) -> str:
         return "it did not end"
     if outcome.code == 2 and not outcome.is_one_line:
         return f"exit code 2 without one line: {outcome.err[-300:]}"
-    if outcome.code == 2 and trouble.signal:
+    if outcome.code == 2 and trouble.signal and not trouble.twin:
         return f"refused after a signal: {outcome.err[-300:]}"
     return ""
 
@@ -167,8 +211,10 @@ def differences(reference: Path, folder: Path) -> Iterator[str]:
         weights = file.suffix == ".safetensors"
         if weights and (not other.exists() or not _same_tensors(load_file(file), load_file(other))):
             yield str(name)
-        result = file.suffix == ".json" and file.parent.name == "evaluations"
+        result = file.suffix == ".json" and file.parent.name in ("evaluations", "diagnosis", "transfer")
         compared = result or file.name in ("log.jsonl", "records.jsonl")
+        if file.suffix == ".csv" and (not other.exists() or file.read_bytes() != other.read_bytes()):
+            yield str(name)
         if compared and (not other.exists() or _plain(file) != _plain(other)):
             yield str(name)
 

@@ -213,7 +213,7 @@ def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    write_atomically(path, json.dumps(_with_checksum(content), indent=2) + "\n")
+    write_atomically(path, json.dumps(with_checksum(content), indent=2) + "\n")
 
 
 def write_checked_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -222,7 +222,7 @@ def write_checked_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    write_atomically(path, "".join(json.dumps(_with_checksum(row)) + "\n" for row in rows))
+    write_atomically(path, "".join(json.dumps(with_checksum(row)) + "\n" for row in rows))
 
 
 def read_checked_json(path: Path, kind: type[Kind], remedy: str) -> dict[str, Any]:
@@ -252,7 +252,8 @@ def read_checked_lines(path: Path, kind: type[Kind], remedy: str) -> list[dict[s
     ]
 
 
-def _with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object as it is written: with the format version and the checksum of everything else."""
     content = {**content, "format": FORMAT}
     return {**content, "checksum": _checksum(content)}
 
