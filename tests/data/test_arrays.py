@@ -46,6 +46,44 @@ def test_every_layout_and_type_gives_the_same_images(tmp_path: Path, x: np.ndarr
     assert data.note == ""
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_are_not_rounded(tmp_path: Path, dtype: type):
+    x = DRAW.random((12, 1, 5, 4)).astype(dtype)
+    train = load(saved(tmp_path, x_train=x, y_train=LABELS, x_test=COLOUR[:4, :1], y_test=LABELS[:4])).train
+    assert train.pixels.dtype == torch.float32
+    assert torch.equal(train.floats(), torch.from_numpy(x.astype(np.float32)))
+
+
+def test_one_float_between_two_levels_keeps_all_of_them(tmp_path: Path):
+    x = (GREY / 255).astype(np.float32)
+    x[3, 2, 1] = np.nextafter(x[3, 2, 1], np.float32(0.5))
+    data = load(saved(tmp_path, x_test=x, y_test=LABELS))
+    assert np.array_equal(data.test.floats()[:, 0].numpy(), x)
+
+
+def test_floats_that_leave_the_range_by_rounding_are_brought_back(tmp_path: Path):
+    x = np.linspace(-1e-7, 1 + 2e-7, 240).reshape(12, 5, 4)
+    data = load(saved(tmp_path, x_test=x, y_test=LABELS))
+    assert data.test.floats().min() == 0
+    assert data.test.floats().max() == 1
+
+
+def test_test_arrays_alone_serve_evaluation(tmp_path: Path):
+    data = load(saved(tmp_path, x_test=COLOUR, y_test=LABELS * 2))
+    assert (len(data.train), len(data.test)) == (0, 12)
+    assert data.shape == (3, 5, 4)
+    assert data.test.labels.tolist() == (LABELS * 2).tolist()
+    assert (data.class_names, data.named) == (("0", "1", "2", "3", "4"), False)
+
+
+def test_classes_may_have_names(tmp_path: Path):
+    names = np.array(["cat", "dog", "owl"])
+    data = load(saved(tmp_path, **GOOD, class_names=names))
+    assert (data.class_names, data.named) == (("cat", "dog", "owl"), True)
+    alone = load(saved(tmp_path, x_test=COLOUR[:1], y_test=LABELS[:1], class_names=names))
+    assert (alone.class_names, alone.named) == (("cat", "dog", "owl"), True)
+
+
 def test_the_name_holds_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     saved(tmp_path, **GOOD)
     (tmp_path / "sub").mkdir()
@@ -95,8 +133,17 @@ GOOD = {"x_train": COLOUR, "y_train": LABELS, "x_test": COLOUR[:4], "y_test": LA
         ({"y_test": LABELS[:4] + 5}, r"y_test has class 7, which y_train has not"),
         ({"y_train": LABELS.astype(object)}, r"mine.npz cannot be read: .*allow_pickle"),
         ({"y_train": None}, r"mine.npz: y_train missing; it must hold x_train and y_train"),
-        ({"x_train": None, "y_train": None}, r"mine.npz: x_train and y_train missing"),
+        ({"x_train": None}, r"mine.npz: x_train missing; .* x_test and y_test, or all four"),
+        (dict.fromkeys(("x_train", "y_train", "x_test", "y_test")), r"mine.npz: x_train and y_train missing"),
         ({"y_test": None}, r"mine.npz: y_test missing"),
+        ({"x_train": None, "y_train": None, "y_test": None}, r"mine.npz: y_test missing"),
+        ({"class_names": np.array(["a", "b"])}, r"class_names names 2 classes, but y_train has 3"),
+        ({"class_names": np.array(["a", "b", "a"])}, r"class_names has a name twice"),
+        ({"class_names": np.arange(3)}, r"class_names has int64 values of shape \(3,\); it must be texts \(K,\)"),
+        (
+            {"x_train": None, "y_train": None, "class_names": np.array(["a", "b"])},
+            r"y_test has class 2, which class_names has not",
+        ),
         ({"x_test": None, "y_test": None, "y_train": np.minimum(np.arange(12), 1)}, r"too few images to hold out"),
     ],
 )

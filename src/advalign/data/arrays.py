@@ -12,15 +12,20 @@ import torch
 from advalign.data.images import Dataset, Images, note_on_test, split_for_test
 from advalign.data.npy import read_array, read_header
 from advalign.errors import UserError, require
+from advalign.shapes import Labels
 
-TRAIN, TEST = ("x_train", "y_train"), ("x_test", "y_test")
+TRAIN, TEST, NAMES = ("x_train", "y_train"), ("x_test", "y_test"), "class_names"
+ROUNDING = 1e-6
+"""How far floats may lie outside [0, 1]: sums and products of single precision do."""
 
 
 def load_npz(path: Path | str) -> Dataset:
     """Return the data set in an `.npz` file; without test arrays, a fixed fifth of the images is held out.
 
     Images, `x_train` and `x_test`, are uint8 or floats in [0, 1], of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with
-    C 1 or 3; floats are rounded to 1/255. Labels, `y_train` and `y_test`, are integers 0..K-1 of shape (N,). All are
+    C 1 or 3. Floats stay floats, in single precision, in which networks compute; those that are all multiples of 1/255
+    are kept as uint8, without loss. Labels, `y_train` and `y_test`, are integers 0..K-1 of shape (N,); `class_names`,
+    (K,) texts, may name the classes. `x_test` and `y_test` alone, of some of the classes, serve evaluation. All are
     held in memory; an array that says it is larger than the machine's is refused.
 
     Raises:
@@ -28,27 +33,45 @@ def load_npz(path: Path | str) -> Dataset:
     """
     path = Path(path).expanduser().resolve()
     arrays = _read(path)
-    train = _images(arrays, TRAIN, path)
-    present = train.labels.unique()
-    expected = torch.arange(len(present))
-    absent = expected[present != expected]
-    if len(absent):
-        raise UserError(f"{path}: y_train must hold every class from 0 to its highest, but has no {int(absent[0])}")
-    require(len(present) > 1, lambda: f"{path}: y_train has one class only; at least two are needed")
-    name, class_names = f"npz:{path}", tuple(str(label) for label in present.tolist())
-    if not any(key in arrays for key in TEST):
+    class_names = _class_names(arrays, path)
+    trains, tests = (any(key in arrays for key in keys) for keys in (TRAIN, TEST))
+    test = _images(arrays, TEST, path) if tests else None
+    if not trains and test is not None:
+        train, classes = test.take([]), len(class_names) or int(test.labels.max()) + 1
+    else:
+        train = _images(arrays, TRAIN, path)
+        classes = _count_classes(train.labels, class_names, path)
+    name, named, note = f"npz:{path}", bool(class_names), ""
+    class_names = class_names or tuple(map(str, range(classes)))
+    if test is None:
         kept, held_out = split_for_test(train.labels, str(path))
-        return Dataset(name, train.take(kept), train.take(held_out), class_names, note_on_test(len(held_out)))
-
-    test = _images(arrays, TEST, path)
+        train, test, note = train.take(kept), train.take(held_out), note_on_test(len(held_out))
     highest = int(test.labels.max())
-    require(highest < len(present), lambda: f"{path}: y_test has class {highest}, which y_train has not")
+    require(
+        highest < classes,
+        lambda: f"{path}: y_test has class {highest}, which {'y_train' if trains else NAMES} has not",
+    )
     shapes = [tuple(images.pixels.shape[1:]) for images in (train, test)]
     require(
         shapes[0] == shapes[1],
         lambda: f"{path}: images are (C, H, W) = {shapes[0]} in x_train, but {shapes[1]} in x_test",
     )
-    return Dataset(name, train, test, class_names)
+    return Dataset(name, train, test, class_names, note, named=named)
+
+
+def _count_classes(labels: Labels, class_names: tuple[str, ...], path: Path) -> int:
+    """Return the number of classes of training labels, which must hold each."""
+    present = labels.unique()
+    expected = torch.arange(len(present))
+    absent = expected[present != expected]
+    if len(absent):
+        raise UserError(f"{path}: y_train must hold every class from 0 to its highest, but has no {int(absent[0])}")
+    require(len(present) > 1, lambda: f"{path}: y_train has one class only; at least two are needed")
+    require(
+        len(class_names) in (0, len(present)),
+        lambda: f"{path}: {NAMES} names {len(class_names)} classes, but y_train has {len(present)}",
+    )
+    return len(present)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -57,7 +80,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         with zipfile.ZipFile(path) as archive:
-            present = [key for key in TRAIN + TEST if f"{key}.npy" in archive.namelist()]
+            present = [key for key in (*TRAIN, *TEST, NAMES) if f"{key}.npy" in archive.namelist()]
             for key in present:  # all headers before any content
                 read_header(archive, key, str(path))
             return {key: read_array(archive, key, str(path), memory) for key in present}
@@ -72,7 +95,7 @@ def _images(arrays: dict[str, np.ndarray], keys: tuple[str, str], path: Path | s
     require(
         not missing,
         lambda: (
-            f"{path}: {' and '.join(missing)} missing; it must hold x_train and y_train, and may hold x_test and y_test"
+            f"{path}: {' and '.join(missing)} missing; it must hold x_train and y_train, x_test and y_test, or all four"
         ),
     )
     try:
@@ -88,7 +111,7 @@ def _images(arrays: dict[str, np.ndarray], keys: tuple[str, str], path: Path | s
 
 
 def _pixels(x: np.ndarray, source: str) -> np.ndarray:
-    """Return the images as uint8 (N, C, H, W)."""
+    """Return the images (N, C, H, W), as uint8 if that holds them without loss, else as float32."""
     shape = x.shape
     if x.ndim == 3:
         x = x[:, None]
@@ -101,12 +124,35 @@ def _pixels(x: np.ndarray, source: str) -> np.ndarray:
     if x.dtype.kind == "f":
         low, high = x.min(), x.max()  # a NaN anywhere makes both NaN, and the comparison false
         require(
-            bool(low >= 0 and high <= 1),
+            bool(low >= -ROUNDING and high <= 1 + ROUNDING),
             lambda: f"{source} has floats from {low:g} to {high:g}; they must lie in [0, 1]",
         )
-        x = np.rint(x.astype(np.float32) * 255).astype(np.uint8)
-    require(x.dtype == np.uint8, lambda: f"{source} has {x.dtype} values; images are uint8, or floats in [0, 1]")
+        x = _as_uint8_or_float32(x)
+    else:
+        require(x.dtype == np.uint8, lambda: f"{source} has {x.dtype} values; images are uint8, or floats in [0, 1]")
     return np.ascontiguousarray(x)
+
+
+def _as_uint8_or_float32(x: np.ndarray) -> np.ndarray:
+    """Return floats as uint8 where each is a multiple of 1/255, as far as its type can tell; else as float32."""
+    single = x.astype(np.float32).clip(0, 1)
+    levels = np.rint(single * 255)
+    precision = np.float16 if x.dtype.itemsize < 4 else np.float32
+    whole = np.array_equal((levels / np.float32(255)).astype(precision), single.astype(precision))
+    return levels.astype(np.uint8) if whole else single
+
+
+def _class_names(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
+    """Return the names of the classes; none where the file does not name them."""
+    if NAMES not in arrays:
+        return ()
+    names = arrays[NAMES]
+    require(
+        names.ndim == 1 and names.dtype.kind == "U",
+        lambda: f"{path}: {NAMES} has {names.dtype} values of shape {names.shape}; it must be texts (K,)",
+    )
+    require(len(set(names.tolist())) == len(names), lambda: f"{path}: {NAMES} has a name twice")
+    return tuple(names.tolist())
 
 
 def _labels(y: np.ndarray, source: str) -> np.ndarray:

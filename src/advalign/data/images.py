@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from jaxtyping import Float32, Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from advalign.errors import require
 from advalign.runtime.files import digest
 from advalign.shapes import ImageBatch, Labels
 
-Rows = Int[Tensor, "_"]  # row numbers
+RowNumbers = Int[Tensor, "_"]  # row numbers
+
+Digests = NDArray[np.uint64]
+"""(N,), one for each image."""
 
 SPLIT_SEED = 20_000
 """Seed of every split that belongs to the data set: the same test images in every run, whatever the run's seed."""
@@ -46,7 +51,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: Rows | list[int]) -> Images:
+    def take(self, rows: RowNumbers | list[int]) -> Images:
         """Return a copy of the images with these row numbers, in this order."""
         rows = torch.as_tensor(rows, dtype=torch.int64, device=self.labels.device)
         return Images(self.pixels[rows], self.labels[rows])
@@ -60,6 +65,16 @@ class Images:
         pixels = self.pixels if rows is None else self.pixels[rows]
         return pixels if pixels.is_floating_point() else to_unit(pixels)
 
+    @cached_property
+    def digests(self) -> Digests:
+        """The first 8 bytes of the SHA-256 of each image's shape and pixels; equal images have equal ones.
+
+        Labels do not count, and floats that are multiples of 1/255 have the digests of the uint8 images they stand for.
+        """
+        shape = repr(tuple(self.pixels.shape[1:])).encode()
+        hashes = (sha256(shape + _as_bytes(pixels)) for pixels in self.pixels.cpu())
+        return np.fromiter((int.from_bytes(each.digest()[:8]) for each in hashes), np.uint64, len(self))
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -72,6 +87,10 @@ class Dataset:
     class_names: tuple[str, ...]
     note: str = ""
     """What a reader of results must know, such as a test set that is no official one."""
+    named: bool = True
+    """Whether the class names are names; else they are the numbers of the classes, which fit any other names."""
+    preprocessing: Mapping[str, str] = field(default_factory=dict)
+    """What was done to the images before they were stored: the name of each step to how it was done."""
 
     @property
     def classes(self) -> int:
@@ -88,10 +107,19 @@ class Dataset:
     def digest(self) -> str:
         """16 hex digits of the SHA-256 over all pixels and labels; other data under the same name is noticed by it."""
         parts = []
-        for images in (self.train, self.test):
+        for images in (self.train, self.test, *([] if self.validation is None else [self.validation])):
             parts.append(repr(tuple(images.pixels.shape)))
             parts += [tensor.cpu().contiguous().numpy().data for tensor in (images.pixels, images.labels)]
         return digest(*parts)
+
+
+def _as_bytes(pixels: Tensor) -> bytes:
+    """Return an image's pixels, as uint8 where they are multiples of 1/255 up to rounding, else as float32."""
+    if pixels.is_floating_point():
+        levels = (pixels.double() * 255).round()
+        whole = (levels / 255 - pixels).abs().max() < 1e-6 and levels.min() >= 0 and levels.max() <= 255
+        pixels = levels.to(torch.uint8) if whole else pixels.float()
+    return pixels.contiguous().numpy().tobytes()
 
 
 def require_training(dataset: Dataset) -> None:
@@ -112,7 +140,7 @@ def to_unit(pixels: UInt8[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
     return pixels.float().div_(torch.full((), 255.0, device=pixels.device))
 
 
-def stratified_split(labels: Labels, size: int, seed: int) -> tuple[Rows, Rows]:
+def stratified_split(labels: Labels, size: int, seed: int) -> tuple[RowNumbers, RowNumbers]:
     """Draw row numbers without replacement so that every class keeps its share, to within one image.
 
     The largest remainders are rounded up (Hamilton's method), so that the shares sum to `size` exactly.
@@ -170,28 +198,3 @@ def stratified_subset(images: Images, size: int, seed: int) -> Images:
         0 < size <= len(images), lambda: f"cannot take {size} of {len(images)} images: choose from 1 to {len(images)}"
     )
     return images.take(stratified_split(images.labels, size, seed)[1])
-
-
-def split_for_test(labels: Labels, source: str) -> tuple[Rows, Rows]:
-    """Draw the fixed fifth that serves as test set where none was brought along.
-
-    Args:
-        labels: (N,) int64, each class from 0 present.
-        source: the name of the data in the error.
-
-    Returns:
-        Row numbers (train, test), each ascending.
-
-    Raises:
-        UserError: some class would have no training image left.
-    """
-    require(
-        len(labels) >= 5 and int(labels.bincount().min()) >= 2,
-        lambda: f"{source}: too few images to hold out a test set: at least 5, and 2 of each class, are needed",
-    )
-    return stratified_split(labels, len(labels) // 5, SPLIT_SEED)
-
-
-def note_on_test(size: int) -> str:
-    """Return the note on a data set whose test set `split_for_test` has drawn."""
-    return f"no test set was given: a fixed, stratified 20 % ({size} images) was held out as test set"
