@@ -14,7 +14,7 @@ from advalign.report.rows import Row
 from advalign.report.tables import Table
 from advalign.runs import Record, read_records
 from advalign.studies import SCALES, STUDIES, Column, Study
-from advalign.studies.paper import BASES
+from advalign.studies.paper import TABLE_BASES
 from advalign.studies.results import notes_on, numbers_of_images
 
 _CLAIMED = ("clean", "PGD", "FGSM", "C&W", "AA", "black-box PGD")
@@ -47,7 +47,7 @@ def claims(study: Study, records: Sequence[Record]) -> Table:
     """
     attacks, rows = _attacks(study, records, _CLAIMED), _rows(study, records)
     lines = []
-    for base in BASES:
+    for base in TABLE_BASES:
         joined = f"{base}+vfd"
         after, before = study.published[joined], study.published[base]
         ours = [_change(rows[joined], rows[base], attack) for attack in attacks.values()]

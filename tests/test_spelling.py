@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from advalign import attacks, models, objectives
 from advalign.errors import UserError, quoted
 from advalign.registration import register_attacks
-from advalign.spelling import Call, build, parse_call, parse_calls, parse_number, spell, spell_number
+from advalign.spelling import Call, construct, parse_call, parse_calls, parse_number, spell, spell_number
 from advalign.threats import Linf
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ class Thing:
 )
 def test_objects_round_trip(**arguments: Any):
     text = spell("thing", Thing, arguments)
-    again = build("thing", parse_call(text), {"thing": Thing})
+    again = construct("thing", parse_call(text), {"thing": Thing})
     for name, value in arguments.items():
         assert getattr(again, name) == value
     assert spell("thing", Thing, vars(again)) == text
@@ -263,10 +263,13 @@ def test_defaults_are_left_out_and_the_rest_is_in_the_order_of_the_constructor()
 
 
 def test_whole_numbers_stand_for_numbers():
-    thing = build("thing", parse_call("thing(weight=2, limit=1)"), {"thing": Thing})
+    thing = construct("thing", parse_call("thing(weight=2, limit=1)"), {"thing": Thing})
     assert type(thing.weight) is float
     assert type(thing.limit) is float
-    assert [*map(type, build("thing", parse_call("thing(marks=(1, 0.5))"), {"thing": Thing}).marks)] == [float, float]
+    assert [*map(type, construct("thing", parse_call("thing(marks=(1, 0.5))"), {"thing": Thing}).marks)] == [
+        float,
+        float,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -274,10 +277,10 @@ def test_whole_numbers_stand_for_numbers():
     [("layer4.1.conv2", '"layer4.1.conv2"'), ("0", '"0"'), ("-1", '"-1"'), ('"0"', '"0"'), ('"1.10"', '"1.10"')],
 )
 def test_layers_need_no_quotes(layer: str, canonical: str):
-    thing = build("thing", parse_call(f"thing(layer={layer})"), {"thing": Thing})
+    thing = construct("thing", parse_call(f"thing(layer={layer})"), {"thing": Thing})
     assert thing.layer == canonical.strip('"')
     assert spell("thing", Thing, vars(thing)) == f"thing(layer={canonical})"
-    assert build("thing", parse_call("thing(word=7)"), {"thing": Thing}).word == "7"
+    assert construct("thing", parse_call("thing(word=7)"), {"thing": Thing}).word == "7"
 
 
 def unresolved(width: int = 1, kind: Missing | int = 2) -> tuple[int, object]:
@@ -287,10 +290,10 @@ def unresolved(width: int = 1, kind: Missing | int = 2) -> tuple[int, object]:
 @pytest.mark.parametrize("make", [unresolved, partial(unresolved, kind=2)], ids=["type checker's import", "partial"])
 def test_factories_without_readable_annotations_take_any_value(make: Callable[..., Any]):
     registry = {"make": make}
-    assert build("thing", parse_call("make(width=8)"), registry) == (8, 2)
-    assert build("thing", parse_call("make(width=wide)"), registry) == ("wide", 2)
+    assert construct("thing", parse_call("make(width=8)"), registry) == (8, 2)
+    assert construct("thing", parse_call("make(width=wide)"), registry) == ("wide", 2)
     with pytest.raises(UserError, match="did you mean 'width'"):
-        build("thing", parse_call("make(widht=8)"), registry)
+        construct("thing", parse_call("make(widht=8)"), registry)
 
 
 @pytest.mark.parametrize(
@@ -321,15 +324,15 @@ def test_factories_without_readable_annotations_take_any_value(make: Callable[..
 )
 def test_refusals_name_the_value_and_what_is_allowed(text: str, words: str):
     with pytest.raises(UserError) as caught:
-        build("thing", parse_call(text), {"thing": Thing})
+        construct("thing", parse_call(text), {"thing": Thing})
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_arguments_that_the_caller_sets_cannot_be_in_the_text():
     with pytest.raises(UserError, match="unknown argument"):
-        build("thing", parse_call("thing(size=2)"), {"thing": Thing}, size=1)
-    assert build("thing", parse_call("thing(word=b)"), {"thing": Thing}, size=4).size == 4
+        construct("thing", parse_call("thing(size=2)"), {"thing": Thing}, size=1)
+    assert construct("thing", parse_call("thing(word=b)"), {"thing": Thing}, size=4).size == 4
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def spell_number(value: float) -> str:
     return repr(value)
 
 
-def build(what: str, call: Call, registry: Mapping[str, Callable[..., T]], **hidden: Any) -> T:
+def construct(what: str, call: Call, registry: Mapping[str, Callable[..., T]], **hidden: Any) -> T:
     """Construct the registered object a call names, its arguments checked against the constructor's annotations.
 
     Raises:
@@ -154,7 +154,7 @@ def check_arguments(
     return checked
 
 
-def check_range(owner: str, arguments: Mapping[str, Any]) -> None:
+def check_numbers(owner: str, arguments: Mapping[str, Any]) -> None:
     """Refuse numbers that tensors cannot hold, in which networks and losses compute.
 
     Raises:

@@ -86,7 +86,7 @@ def test_another_owner_is_named(file: Path):
 
 
 def test_a_newer_version_says_to_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sealed, "FORMAT", 2)
+    monkeypatch.setattr(sealed, "SEAL_FORMAT", 2)
     for name, write in WRITERS.items():
         write(tmp_path / name)
     monkeypatch.undo()

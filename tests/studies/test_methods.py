@@ -17,17 +17,17 @@ from advalign.training.recipes import digits
 
 
 def test_every_method_of_the_study_is_one():
-    assert len(methods_module.METHODS) == 37
-    for method in methods_module.METHODS:
+    assert len(methods_module.EVERY_METHOD) == 37
+    for method in methods_module.EVERY_METHOD:
         assert str(parse(method)) == method
 
 
 def test_it_trains_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     toy = replace(digits(), epochs=1, steps=1, subset=256, batch_size=128)
     monkeypatch.setattr(methods_module, "digits", lambda: toy)
-    monkeypatch.setattr(methods_module, "METHODS", ("natural", "at", "at+vfd"))
+    monkeypatch.setattr(methods_module, "EVERY_METHOD", ("natural", "at", "at+vfd"))
     monkeypatch.setattr(methods_module, "MODEL", "small-cnn(width=4)")
-    monkeypatch.setattr(demo_module, "ATTACKS", ("fgsm", "pgd(steps=20)"))
+    monkeypatch.setattr(demo_module, "DEMO_ATTACKS", ("fgsm", "pgd(steps=20)"))
     study = methods_module.methods_study(SCALES["tiny"])
     assert study.seeds == 3
     folders = {"runs": tmp_path / "runs", "out": tmp_path / "out", "device": "cpu"}

@@ -11,7 +11,7 @@ from advalign.attacks.gradient import FGSM, MIM, PGD
 from advalign.attacks.names import parse_name
 from advalign.attacks.square import Square
 from advalign.errors import quoted, require
-from advalign.spelling import build, check_size, parse_call
+from advalign.spelling import check_size, construct, parse_call
 from advalign.threats import Threat
 
 __all__ = [
@@ -69,4 +69,4 @@ def parse(spelling: str, *, threat: Threat) -> Attack:
         members = [parse(each, threat=threat) for each in name.members]
         worst = Worst(threat, tuple(members))
         return worst if len(members) > 1 else members[0]  # one alone can go on after an image is fooled
-    return build("attack", parse_call(spelling), ATTACKS, threat=threat)
+    return construct("attack", parse_call(spelling), ATTACKS, threat=threat)

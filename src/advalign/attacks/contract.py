@@ -14,7 +14,7 @@ from advalign.attacks.classification import misclassified
 from advalign.errors import require
 from advalign.models.modes import evaluating
 from advalign.shapes import ImageBatch, Labels
-from advalign.spelling import check_arguments, check_range, spell
+from advalign.spelling import check_arguments, check_numbers, spell
 from advalign.threats import Threat, check_images, require_inside
 
 _COUNTS = ("steps", "restarts", "targets", "queries")  # arguments that are numbers of something, at least 1
@@ -57,7 +57,7 @@ class Attack(ABC):
     def __post_init__(self) -> None:
         arguments = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "threat"}
         check_arguments(self.name, type(self), arguments)
-        check_range(self.name, arguments)
+        check_numbers(self.name, arguments)
         for argument in _COUNTS:
             count = arguments.get(argument, 1)
             require(count >= 1, lambda: f"{self.name}: {argument}={count} must be at least 1")

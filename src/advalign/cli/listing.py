@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from advalign.attacks import Attack
 
-Rows = list[tuple[str, str]]
+Listing = list[tuple[str, str]]
 
 
-def methods() -> Rows:
+def methods() -> Listing:
     """List bases and plug-ins with their loss."""
     from advalign.objectives import BASES, PLUGINS
 
@@ -19,7 +19,7 @@ def methods() -> Rows:
     return bases + [(f"+{name}", _first_line(part)) for name, part in PLUGINS.items()]
 
 
-def attacks() -> Rows:
+def attacks() -> Listing:
     """List attacks with what they use, whether they transfer, and whether they may leave the threat model."""
     from advalign.attacks import ATTACKS
     from advalign.attacks.spelled import WORDS
@@ -34,7 +34,7 @@ def _properties(attack: type[Attack]) -> list[str]:
     return [uses, *(["transfers"] if attack.transfers else []), *([] if attack.bounded else ["not bounded"])]
 
 
-def models() -> Rows:
+def models() -> Listing:
     """List built-in networks."""
     from advalign.models import MODELS
 
@@ -42,21 +42,21 @@ def models() -> Rows:
     return [(name, _first_line(model)) for name, model in MODELS.items()] + [own]
 
 
-def data() -> Rows:
+def data() -> Listing:
     """List data sets."""
     from advalign.data import NAMES
 
     return list(NAMES.items())
 
 
-def recipes() -> Rows:
+def recipes() -> Listing:
     """List presets."""
     from advalign.training.recipes import RECIPES
 
     return [(name, _first_line(recipe)) for name, recipe in RECIPES.items()]
 
 
-def studies() -> Rows:
+def studies() -> Listing:
     """List the studies: tables and figures of papers."""
     from advalign.studies import STUDIES
 
@@ -64,14 +64,14 @@ def studies() -> Rows:
     return [(name, _first_line(study)) for name, study in STUDIES.items()] + [own]
 
 
-def layers_of(model: str) -> Rows:
+def layers_of(model: str) -> Listing:
     """List the layers of a model that a method may align to."""
     from advalign.models import build, layers
 
     return [(name, "") for name in layers(build(model, classes=10))]
 
 
-LISTS: dict[str, Callable[[], Rows]] = {
+LISTS: dict[str, Callable[[], Listing]] = {
     "methods": methods,
     "attacks": attacks,
     "models": models,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from advalign.data.cache import cache_folder
-from advalign.data.images import Images, Rows
+from advalign.data.images import Images, RowNumbers
 from advalign.data.npy import Header, read_header
 from advalign.errors import UserError, require
 from advalign.runtime.files import digest_of_stream, written_atomically
@@ -39,7 +39,7 @@ class Extra:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: Rows) -> Images:
+    def take(self, rows: RowNumbers) -> Images:
         """Return a copy of the images with these row numbers (n,), in this order, on the CPU."""
         rows = rows.cpu()
         ascending = rows.argsort(stable=True)  # a disk likes to read forwards

@@ -30,7 +30,7 @@ from advalign.runtime.device import autocast, pick_device
 from advalign.runtime.environment import environment
 from advalign.runtime.files import digest, require_writable
 from advalign.runtime.progress import counting, say
-from advalign.runtime.sealed import FORMAT
+from advalign.runtime.sealed import SEAL_FORMAT
 from advalign.threats import Linf
 
 # What a record takes from the weights' card. Weights without a training record have none: `run` is then empty, `method`
@@ -112,7 +112,7 @@ def _measure_target(
     names = [*map(str, chosen), *transferred]
     keep = save_examples or not all(attack.bounded for attack in chosen)  # distances are taken from the examples
     file = folder / f"{target.path.stem}-{_digest([*names, *setting.items(), *identity.items()])}.json"
-    version = environment()["advalign"], FORMAT  # of what may resume it; there is no commit where a wheel is installed
+    version = environment()["advalign"], SEAL_FORMAT  # of what may resume it: of a wheel, no commit is known
     state = folder / f".{file.stem}-{_digest([*made_with.items(), *version, keep])}.state"
     if state.exists():
         say(console, f"resuming an interrupted evaluation: {state}")

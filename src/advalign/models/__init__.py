@@ -18,7 +18,7 @@ from advalign.models.taps import Output, Tapped, find_layer, last_linear, last_s
 from advalign.models.user import call_function, check_output, find_function
 from advalign.models.vgg import VGG16
 from advalign.models.wide_resnet import wide_resnet_28_10, wide_resnet_34_10
-from advalign.spelling import check_arguments, check_range, parse_call, spell
+from advalign.spelling import check_arguments, check_numbers, parse_call, spell
 
 __all__ = [
     "MODELS",
@@ -96,5 +96,5 @@ def _resolve(spelling: str) -> tuple[str, Callable[..., nn.Module], dict[str, An
     else:
         raise unknown("model", call.name, MODELS)
     given_by_data: dict[str, Any] = {"classes": None, "channels": None}
-    check_range(f"model {quoted(name)}", call.arguments)
+    check_numbers(f"model {quoted(name)}", call.arguments)
     return name, make, check_arguments(f"model {quoted(name)}", make, call.arguments, hidden=given_by_data)

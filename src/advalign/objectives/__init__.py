@@ -28,7 +28,7 @@ from advalign.objectives.plugins.kd import KD
 from advalign.objectives.plugins.lbgat import LBGAT
 from advalign.objectives.plugins.part import PART
 from advalign.objectives.plugins.vfd import VFD
-from advalign.spelling import build, check_range, parse_calls
+from advalign.spelling import check_numbers, construct, parse_calls
 
 __all__ = [
     "BASES",
@@ -96,12 +96,12 @@ def parse(spelling: str) -> Method:
     """
     first, *others = calls = parse_calls(spelling)
     for call in calls:
-        check_range(call.name, call.arguments)
+        check_numbers(call.name, call.arguments)
     if first.name in PLUGINS and first.name not in BASES:
         raise UserError(f"{first.name!r} is a plug-in: put a base before it, as in 'trades+{first.name}'")
-    method = Method(build("method", first, BASES))
+    method = Method(construct("method", first, BASES))
     for call in others:
         if call.name in BASES and call.name not in PLUGINS:
             raise UserError(f"{call.name!r} is a base, and a method has one: only plug-ins follow a '+'")
-        method = method + build("plug-in", call, PLUGINS)
+        method = method + construct("plug-in", call, PLUGINS)
     return method

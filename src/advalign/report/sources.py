@@ -10,8 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from advalign.errors import UserError, require
 from advalign.runs import Record, Run, latest, read_records
-from advalign.runs.formats import DiagnosisFile, read_checked_json
-from advalign.runs.formats import ResultFile as ResultSchema
+from advalign.runs.formats import DiagnosisFile, ResultFile, read_checked_json
 from advalign.runtime.files import digest_of_file
 
 # How a result file of `advalign evaluate` begins. Other JSON below the paths belongs to other programs and is not read.
@@ -31,7 +30,7 @@ class Scope(NamedTuple):
     n: int
 
 
-class ResultFile(NamedTuple):
+class StoredResult(NamedTuple):
     """A result file of `advalign evaluate`, and its content."""
 
     file: Path
@@ -75,7 +74,7 @@ class ReportSources:
     records: list[Record]
     runs: dict[str, Run]
     """The runs by id."""
-    results: dict[str, list[ResultFile]]
+    results: dict[str, list[StoredResult]]
     """The result files of each model."""
     diagnoses: dict[str, dict[str, Any]]
     """The content of the newest diagnosis of each run."""
@@ -179,22 +178,22 @@ def _begins_as_result(file: Path) -> bool:
         return False
 
 
-def _results_of_run(folder: Path, reader: _Reader) -> list[ResultFile]:
+def _results_of_run(folder: Path, reader: _Reader) -> list[StoredResult]:
     files = sorted((folder / "evaluations").glob("*.json"))
     results = (reader.read(_read_result, file) for file in files if not file.name.endswith(".robustbench.json"))
     return [result for result in results if result is not None]
 
 
-def _read_result(file: Path) -> ResultFile:
-    return ResultFile(file, read_checked_json(file, ResultSchema, "evaluate again"))
+def _read_result(file: Path) -> StoredResult:
+    return StoredResult(file, read_checked_json(file, ResultFile, "evaluate again"))
 
 
-def _by_model(results: Iterable[ResultFile]) -> dict[str, list[ResultFile]]:
+def _by_model(results: Iterable[StoredResult]) -> dict[str, list[StoredResult]]:
     """Return results by run or, of weights without a training record, by their file's name, which is their method.
 
     Other weights in a file of the same name, or the same weights under another normalisation, are another model.
     """
-    models: dict[str, list[ResultFile]] = {}
+    models: dict[str, list[StoredResult]] = {}
     results = list(results)
     for result in results:
         method = result.first["method"]

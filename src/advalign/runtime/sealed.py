@@ -19,7 +19,7 @@ from torch import Tensor
 
 from advalign.errors import UserError
 
-FORMAT = 1
+SEAL_FORMAT = 1
 """Raised when a newer program writes what this one cannot read."""
 
 _BLANK = "0" * 64
@@ -97,7 +97,7 @@ def check_sealed(content: Content, file: Path, owner: Owner | None, *, remedy: s
     at = content.rfind(seal["sha256"].encode())
     if at < 0 or _checksum(content, at) != seal["sha256"]:
         raise damaged
-    if seal["format"] > FORMAT:
+    if seal["format"] > SEAL_FORMAT:
         raise UserError(
             f"{file} was written by a newer version of advalign (format {seal['format']}): upgrade advalign"
         )
@@ -114,7 +114,7 @@ def note_unsealed(file: Path) -> None:
 
 
 def _blank_seal(owner: Owner) -> bytes:
-    return json.dumps({"format": FORMAT, "belongs_to": owner.belongs_to, "sha256": _BLANK}).encode()
+    return json.dumps({"format": SEAL_FORMAT, "belongs_to": owner.belongs_to, "sha256": _BLANK}).encode()
 
 
 def _signed(content: bytes) -> bytes:

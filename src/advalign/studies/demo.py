@@ -28,7 +28,7 @@ from advalign.studies.scales import SCALES, Scale
 from advalign.studies.study import FigureBuilder, Study
 from advalign.training.recipes import digits
 
-METHODS = (
+DEMO_METHODS = (
     "natural",
     "at",
     "trades(beta=1)",
@@ -37,7 +37,7 @@ METHODS = (
     "trades+vfd(weight=0.1)",
 )
 MODEL = "small-cnn(width=16)"
-ATTACKS = ("fgsm", "pgd(steps=20)", 'pgd(loss="margin", steps=20, restarts=2)')
+DEMO_ATTACKS = ("fgsm", "pgd(steps=20)", 'pgd(loss="margin", steps=20, restarts=2)')
 _IN_GALLERY = ("natural", "trades", "trades+vfd(weight=0.1)")
 _GALLERY_COLUMNS = 8
 
@@ -68,13 +68,13 @@ def demo_study(scale: Scale) -> Study:
     return Study(
         name="demo",
         title="advalign demo: keep the accuracy",
-        cells=tuple(Cell(method=method, data="digits", model=MODEL, recipe=recipe) for method in METHODS),
+        cells=tuple(Cell(method=method, data="digits", model=MODEL, recipe=recipe) for method in DEMO_METHODS),
         columns=demo_columns(),
         one_thread=True,  # the images are so small that a second thread gains little, and waits on a busy machine
         introduction=(
-            f"{len(METHODS)} models of one architecture, {MODEL}, on scikit-learn's handwritten digits, each trained "
-            f"for {recipe.epochs} epochs and attacked in {recipe.threat}. The checkpoint is the best by PGD-10 on "
-            f"{recipe.validation} held-out training images.",
+            f"{len(DEMO_METHODS)} models of one architecture, {MODEL}, on scikit-learn's handwritten digits, each "
+            f"trained for {recipe.epochs} epochs and attacked in {recipe.threat}. The checkpoint is the best by PGD-10 "
+            f"on {recipe.validation} held-out training images.",
             "Read the plot as curves: beta (TRADES) and weight (VFD) move a model between clean and robust accuracy. "
             "One seed on a small data set: half a point is 2 or 3 images.",
         ),
@@ -84,8 +84,8 @@ def demo_study(scale: Scale) -> Study:
 
 def demo_columns() -> tuple[Column, ...]:
     """Return clean accuracy, the demo's attacks, and the worst case over them."""
-    attacked = (Column(heading=attack, attack=attack) for attack in ATTACKS)
-    return (Column(heading=CLEAN), *attacked, Column(heading="worst case", attack=worst_case_name(ATTACKS)))
+    attacked = (Column(heading=attack, attack=attack) for attack in DEMO_ATTACKS)
+    return (Column(heading=CLEAN), *attacked, Column(heading="worst case", attack=worst_case_name(DEMO_ATTACKS)))
 
 
 def _once_finished(draw: FigureBuilder) -> FigureBuilder:

@@ -8,10 +8,14 @@ from advalign.studies.scales import Scale
 from advalign.studies.study import Study
 from advalign.training.recipes import digits
 
-BASES = ("at", "alp", "trades", "mart", "hat")
-PLUGINS = ("kd", "bgat", "lbgat", "vfd", "ar-at", "afa")
+_JOINED_BASES = ("at", "alp", "trades", "mart", "hat")
+_JOINING_PLUGINS = ("kd", "bgat", "lbgat", "vfd", "ar-at", "afa")
 # No plug-in joins natural training, which has no adversarial examples; AFA as a base has a clean last layer like it.
-METHODS = ("natural", "afa", *(base + plugin for base in BASES for plugin in ("", *(f"+{name}" for name in PLUGINS))))
+EVERY_METHOD = (
+    "natural",
+    "afa",
+    *(base + plugin for base in _JOINED_BASES for plugin in ("", *(f"+{name}" for name in _JOINING_PLUGINS))),
+)
 
 
 def methods_study(scale: Scale) -> Study:
@@ -19,7 +23,7 @@ def methods_study(scale: Scale) -> Study:
     return Study(
         name="methods",
         title="All methods on digits",
-        cells=tuple(Cell(method=method, data="digits", model=MODEL, recipe=digits()) for method in METHODS),
+        cells=tuple(Cell(method=method, data="digits", model=MODEL, recipe=digits()) for method in EVERY_METHOD),
         columns=demo_columns(),
         seeds=3,
         one_thread=True,

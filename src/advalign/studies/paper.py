@@ -17,8 +17,8 @@ from advalign.studies.scales import Scale
 from advalign.studies.study import FigureBuilder, Study
 from advalign.training.recipes import Recipe
 
-BASES = ("alp", "trades", "mart", "hat")
-PLUGINS = ("", "+kd", "+bgat", "+lbgat", "+vfd")
+TABLE_BASES = ("alp", "trades", "mart", "hat")
+TABLE_PLUGINS = ("", "+kd", "+bgat", "+lbgat", "+vfd")
 # The main question comes first: does VFD improve TRADES?
 FIRST = ("natural", "trades", "trades+vfd")
 
@@ -106,11 +106,11 @@ def _recipe(scale: Scale, method: str) -> Recipe:
 def _table(
     scale: Scale, *, name: str, title: str, data: str, model: str, published: str = "", source: str = ""
 ) -> Study:
-    parts = [("natural", ""), *((base, plugin) for base in BASES for plugin in PLUGINS)]
+    parts = [("natural", ""), *((base, plugin) for base in TABLE_BASES for plugin in TABLE_PLUGINS)]
     cells = [
         Cell(
             method=base + plugin, data=data, model=model, recipe=_recipe(scale, base + plugin), at=plugin,
-            curve=base if base in BASES else "",  # natural lies so far off that all others would coincide
+            curve=base if base in TABLE_BASES else "",  # natural lies so far off that all others would coincide
         )
         for base, plugin in parts
     ]  # fmt: skip
@@ -152,7 +152,9 @@ def vgg16(scale: Scale) -> Study:
 def figure2(scale: Scale) -> Study:
     """TRADES with beta 1 to 6, plain and with each plug-in: the trade-off as curves."""
     points = [
-        (f"trades{plugin}", f"trades(beta={beta}){plugin}", float(beta)) for plugin in PLUGINS for beta in range(1, 7)
+        (f"trades{plugin}", f"trades(beta={beta}){plugin}", float(beta))
+        for plugin in TABLE_PLUGINS
+        for beta in range(1, 7)
     ]
     title = "VFD-Adv's Figure 2: TRADES' beta from 1 to 6"
     study = _sweep(scale, "figure2", title, points, sweep_section("beta"))

@@ -30,7 +30,7 @@ from advalign.training.plan import Plan
 from advalign.training.recipes import Recipe
 from advalign.training.step import Step
 
-Row = dict[str, Any]
+LogEntry = dict[str, Any]
 
 
 @dataclass
@@ -41,7 +41,7 @@ class TrainState:
     step: int = 0  # steps finished in the epoch under way
     seconds: float = 0.0
     best: list[float] = field(default_factory=list)  # validation accuracies of the best checkpoint: robust, clean
-    log: list[Row] = field(default_factory=list)
+    log: list[LogEntry] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the loss and its terms over the epoch, on the device
     calibration: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # of the epoch's first batch
 
@@ -60,7 +60,7 @@ def fit(
     checkpoint_seconds: float,
     cuda_graphs: bool = False,
     on_step: Callable[[TrainState, int], None],
-    on_epoch: Callable[[Row], None],
+    on_epoch: Callable[[LogEntry], None],
 ) -> bool:
     """Train the plan's student from where its run stopped, if it did; return whether the run is finished.
 
@@ -146,7 +146,7 @@ class _Trainer:
             self.compile_seconds = time.monotonic() - self.saved
         self.average.update(count + 1)
 
-    def close_epoch(self) -> Row:
+    def close_epoch(self) -> LogEntry:
         """Log and validate the epoch, save the student and the state; return the epoch's row of the log."""
         state, epoch = self.state, self.state.epoch
         row = self._log_epoch()
@@ -166,7 +166,7 @@ class _Trainer:
         self.state.seconds = time.monotonic() - self.began
         self._save_state()
 
-    def _log_epoch(self) -> Row:
+    def _log_epoch(self) -> LogEntry:
         """Turn the sums into the epoch's row of the log."""
         self._require_finite()
         state = self.state
@@ -179,7 +179,7 @@ class _Trainer:
         state.log.append(row)
         return row
 
-    def _save_student(self, student: nn.Module, row: Row) -> None:
+    def _save_student(self, student: nn.Module, row: LogEntry) -> None:
         """Save the student as `last`, and as `best` if it is the first of the highest validation accuracies."""
         as_of = {"epoch": row["epoch"], "validation": row.get("validation")}
         score = list(row.get("validation", {}).values())

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from advalign.errors import require
-from advalign.spelling import check_arguments, check_range
+from advalign.spelling import check_arguments, check_numbers
 
 if TYPE_CHECKING:
     from advalign.threats import Threat
@@ -134,7 +134,7 @@ class Recipe:
         require(self.swa_every is None or self.swa_every >= 1, lambda: f"swa_every={self.swa_every} must be at least 1")
         require(0 < self.extra_share < 1, lambda: f"extra_share={self.extra_share:g} must be above 0 and below 1")
         require(0 <= self.seed < 2**63, lambda: f"seed={self.seed} must be at least 0 and below 2**63")
-        check_range("recipe", asdict(self))
+        check_numbers("recipe", asdict(self))
 
     @property
     def threat(self) -> Threat:

@@ -22,12 +22,12 @@ from advalign.runtime.environment import environment
 from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.progress import progress_bars, say
 from advalign.runtime.seeds import seeded
-from advalign.training.loop import Row, TrainState, fit
+from advalign.training.loop import LogEntry, TrainState, fit
 from advalign.training.plan import Plan
 from advalign.training.planning import plan
 from advalign.training.recipes import Recipe
 
-Sinks = Callable[[Run], list[Callable[[Row], None]]]
+Sinks = Callable[[Run], list[Callable[[LogEntry], None]]]
 
 _SHOWN = {"clean": "validation: clean", "robust": "PGD-10"}
 
@@ -194,7 +194,7 @@ def _locked(run: Run, waits: Interrupts | None, console: Console) -> Iterator[bo
 class _Display:
     """A run's bar and lines, and the other listeners to its log."""
 
-    def __init__(self, bars: Progress, planned: Plan, listeners: list[Callable[[Row], None]]) -> None:
+    def __init__(self, bars: Progress, planned: Plan, listeners: list[Callable[[LogEntry], None]]) -> None:
         self.bars, self.epochs, self.listeners = bars, planned.recipe.epochs, listeners
         self.task = bars.add_task(str(planned.method), total=None)
 
@@ -202,7 +202,7 @@ class _Display:
         done = train_state.epoch * steps + train_state.step
         self.bars.update(self.task, total=self.epochs * steps, completed=done)
 
-    def epoch(self, row: Row) -> None:
+    def epoch(self, row: LogEntry) -> None:
         validation = row.get("validation", {})
         accuracies = [f"{label} {validation[key]:.2%}" for key, label in _SHOWN.items() if key in validation]
         shown = [f"epoch {row['epoch']:>3}/{self.epochs}", f"loss {row['loss']:.4f}", *accuracies]
