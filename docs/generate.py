@@ -183,7 +183,8 @@ def _flag(name: str) -> str:
 
 
 def _options(options: type) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    hints, help_texts = get_type_hints(options, include_extras=True), _attribute_docstrings(options)
+    hints = get_type_hints(options, include_extras=True)
+    help_texts = _attribute_docstrings(options) | _annotated_help(hints)
     rows = [
         (_name_shown(field.name, hints[field.name]), _default(field), help_texts[field.name])
         for field in fields(options)
@@ -218,6 +219,16 @@ def _attribute_docstrings(options: type) -> dict[str, str]:
                 assert isinstance(text.value, ast.Constant)
                 texts[field.target.id] = str(text.value.value)
     return texts
+
+
+def _annotated_help(hints: dict[str, Any]) -> dict[str, str]:
+    """The help of flags that several commands share, which stands in their type."""
+    return {
+        name: each.help
+        for name, hint in hints.items()
+        for each in getattr(hint, "__metadata__", ())
+        if getattr(each, "help", None)
+    }
 
 
 if __name__ == "__main__":

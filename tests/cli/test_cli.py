@@ -399,8 +399,8 @@ def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
         "--trust-model", "--runs", "--data-dir", "--device",
     }  # fmt: skip
     assert flags_of("train", capsys) == {
-        "--help", "--data", "--model", "--width", "--recipe", "--vanilla", "--robust", "--extractor", "--plugin",
-        "--trust-model", "--runs", "--name", "--data-dir",
+        "--help", "--data", "--model", "--width", "--recipe", "--vanilla", "--robust", "--extractor", "--guest",
+        "--plugin", "--trust-model", "--runs", "--name", "--data-dir",
         "--label-smoothing", "--awp", "--awp-start", "--average", "--average-start",
         "--ema-decay", "--swa-every", "--extra", "--extra-share",
         "--image-size", "--device", "--time-budget", "--checkpoint-seconds", "--cuda-graphs", "--tensorboard",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from advalign.cli.messages import one_line
 from advalign.cli.options import (
     CompareOptions,
     DemoOptions,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from advalign.evaluation.options import AttackOptions, TargetOptions
 
 
-def run_train(options: TrainOptions) -> None:
+def train_command(options: TrainOptions) -> None:
     """Train, and print the next command."""
     from advalign.models import function_of
     from advalign.registration import register
@@ -51,7 +51,6 @@ def run_train(options: TrainOptions) -> None:
         )
     for spelling in options.plugin:
         register(spelling)
-    guests = {"vanilla": options.vanilla, "robust": options.robust, "extractor": options.extractor}
     run = train(
         options.method,
         data=options.data,
@@ -59,7 +58,7 @@ def run_train(options: TrainOptions) -> None:
         recipe=options.settings,
         runs=options.runs,
         name=options.name,
-        guests={name: source for name, source in guests.items() if source},
+        guests=_guests(options),
         trust_model=options.trust_model,
         extra=options.extra,
         data_dir=options.data_dir,
@@ -76,7 +75,7 @@ def run_train(options: TrainOptions) -> None:
         say(_console(), f"Trained: {run.path}\nNext: advalign evaluate {str(run.path)!r}{trust}")
 
 
-def run_evaluate(options: EvaluateOptions) -> None:
+def evaluate_command(options: EvaluateOptions) -> None:
     """Evaluate, print the table, and write JSON, Markdown, LaTeX and HTML."""
     from advalign.evaluation.measure import measure
     from advalign.registration import register
@@ -101,7 +100,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
     say(console, f"Written: {measured.path} (per image), {', '.join(written)}")
 
 
-def run_diagnose(options: DiagnoseOptions) -> None:
+def diagnose_command(options: DiagnoseOptions) -> None:
     """Diagnose, print the verdicts, and write JSON and HTML."""
     from advalign.evaluation.diagnose_source import diagnose_source
     from advalign.report.diagnosis import summary, verdict_table, write_diagnosis
@@ -117,7 +116,7 @@ def run_diagnose(options: DiagnoseOptions) -> None:
     say(console, f"{summary(written.diagnosis)}\nWritten: {written.path}, .html")
 
 
-def run_compare(options: CompareOptions) -> None:
+def compare_command(options: CompareOptions) -> None:
     """Print the table of differences."""
     from advalign.evaluation.compare import compare
     from advalign.report.comparison import comparison_table
@@ -130,7 +129,7 @@ def run_compare(options: CompareOptions) -> None:
         say(_console(), line)
 
 
-def run_transfer(options: TransferOptions) -> None:
+def transfer_command(options: TransferOptions) -> None:
     """Print the transfer matrix, and write it as JSON, Markdown and LaTeX."""
     from advalign.evaluation.options import TargetOptions
     from advalign.evaluation.transfer_matrix import transfer_matrix
@@ -152,7 +151,7 @@ def run_transfer(options: TransferOptions) -> None:
     say(_console(), f"Written: {write_matrix(matrix, options.out)} (per image), .md, .tex")
 
 
-def run_study(options: StudyOptions) -> None:
+def study_command(options: StudyOptions) -> None:
     """Run the study, print its table, and say where the files are; exit code 1 if a cell failed."""
     from advalign.registration import register
     from advalign.report.tables import print_table
@@ -187,7 +186,7 @@ def run_study(options: StudyOptions) -> None:
         )
 
 
-def run_demo(options: DemoOptions) -> None:
+def demo_command(options: DemoOptions) -> None:
     """Run the demo."""
     from advalign.runtime.interrupts import parse_duration
     from advalign.studies.demo import demo
@@ -196,7 +195,7 @@ def run_demo(options: DemoOptions) -> None:
     demo(options.out, seed=options.seed, time_budget=budget, console=_console())
 
 
-def run_report(options: ReportOptions) -> None:
+def report_command(options: ReportOptions) -> None:
     """Write the report and print its table."""
     from advalign.report import report_on
     from advalign.report.tables import print_table
@@ -211,7 +210,7 @@ def run_report(options: ReportOptions) -> None:
     say(_console(), f"Written: {options.out}, and its tables and figures in {options.out.with_suffix('')}-files")
 
 
-def run_list(options: ListOptions) -> None:
+def list_command(options: ListOptions) -> None:
     """Print names, each with a line of description."""
     from advalign.cli.listing import LISTS, layers_of
 
@@ -231,15 +230,15 @@ def run_list(options: ListOptions) -> None:
 
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    "train": (TrainOptions, run_train),
-    "evaluate": (EvaluateOptions, run_evaluate),
-    "diagnose": (DiagnoseOptions, run_diagnose),
-    "compare": (CompareOptions, run_compare),
-    "transfer": (TransferOptions, run_transfer),
-    "study": (StudyOptions, run_study),
-    "demo": (DemoOptions, run_demo),
-    "report": (ReportOptions, run_report),
-    "list": (ListOptions, run_list),
+    "train": (TrainOptions, train_command),
+    "evaluate": (EvaluateOptions, evaluate_command),
+    "diagnose": (DiagnoseOptions, diagnose_command),
+    "compare": (CompareOptions, compare_command),
+    "transfer": (TransferOptions, transfer_command),
+    "study": (StudyOptions, study_command),
+    "demo": (DemoOptions, demo_command),
+    "report": (ReportOptions, report_command),
+    "list": (ListOptions, list_command),
 }
 
 
@@ -315,31 +314,22 @@ def _parse(options: type, program: str, arguments: list[str], **defaults: Any) -
             return tyro.cli(options, prog=program, args=arguments, registry=registry, **defaults)
     except SystemExit as end:
         if end.code:
-            raise UserError(_shortened_words(_one_line(shown.getvalue())) + f"; see {program} --help") from None
+            raise UserError(f"{one_line(shown.getvalue())}; see {program} --help") from None
         raise
 
 
-# tyro's message about an option that may be left out.
-_OPTIONAL = re.compile(
-    r"Error parsing (\S+): no type matching \{None\}\|(NUMBER|INT) could be instantiated from \['(.*)'\]"
-)
-_KINDS = {"NUMBER": "a number: write a decimal or a fraction, as in 8/255", "INT": "a whole number"}
-
-
-def _one_line(box: str) -> str:
-    """Return the text above the first rule of tyro's message box, and the option that it suggests."""
-    lines = [line.strip(" │|") for line in box.splitlines()]
-    texts = ["" if re.fullmatch(r"[^\w]*[─-]{8,}[^\w]*", line) else line for line in lines]
-    texts = texts[1 if lines[0][:1] in "╭─" else 2 :]  # without the title, which on plain terminals has a rule below it
-    message = " ".join(texts[: texts.index("")])
-    message = _OPTIONAL.sub(lambda match: f"{match[1]}: {match[3]!r} is not {_KINDS[match[2]]}", message)
-    near = next((text.split()[0] for text in texts if text.startswith("--")), "") if "Perhaps" in box else ""
-    return message.rstrip(".") + (f"; did you mean {near}?" if near else "")
-
-
-def _shortened_words(message: str) -> str:
-    """Return tyro's message, which repeats what was typed in full."""
-    return " ".join(map(shorten, message.split(" ")))
+def _guests(options: TrainOptions) -> dict[str, str]:
+    """Return the sources of the networks beside the student, each of which must be named once."""
+    flags = {"vanilla": options.vanilla, "robust": options.robust, "extractor": options.extractor}
+    guests = {name: source for name, source in flags.items() if source}
+    for assignment in options.guest:
+        name, _, source = assignment.partition("=")
+        if not (name and source):
+            raise UserError(f"--guest {quoted(assignment)} must be NAME=SOURCE, as in --guest peer=runs/other")
+        if name in guests:
+            raise UserError(f"the {shorten(name)} model is given twice: {quoted(guests[name])} and {quoted(source)}")
+        guests[name] = source
+    return guests
 
 
 def _source_of(options: ModelOptions, verb: str) -> str:

@@ -9,7 +9,32 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+from advalign.evaluation.options import AttackOptions, TargetOptions
 from advalign.training.recipes import Recipe
+
+DataDir = Annotated[
+    Path | None,
+    tyro.conf.arg(help="folder of the CIFAR files; ADVALIGN_DATA, then the download cache, if not given"),
+]
+Device = Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, cuda:1, mps")]
+Runs = Annotated[Path, tyro.conf.arg(help="folder of the run folders")]
+TestImages = Annotated[
+    int | None,
+    tyro.conf.arg(
+        aliases=("-n",), help="test images, a stratified draw that is the same for every model; all if not given"
+    ),
+]
+TimeBudget = Annotated[
+    str | None,
+    tyro.conf.arg(help="stop in an orderly way after this long, such as 9m or 1h30m; the same command resumes"),
+]
+TrustModel = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="call the function that a weights file names as its network; such a file is refused otherwise, since it "
+        "would run a program"
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +59,9 @@ class TrainOptions:
     (TRADES for distillation), trained first"""
     extractor: str | None = None
     """run folder or weights of `contrast`, where the method is afa; trained first if not given"""
+    guest: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=SOURCE")] = ()
+    """run folder, weights or MODEL@FILE of the network that the method calls NAME, such as one that a plug-in of your
+    own asks for; once for each"""
     trust_model: bool = False
     """call the function that a guest's weights file names as its network;
     such a file is refused otherwise, since it would run a program"""
@@ -41,18 +69,14 @@ class TrainOptions:
     """.npz file of generated images; --extra-share of each batch comes from it"""
     plugin: tuple[str, ...] = ()
     """plug-ins of your own that METHOD may name, as package.module:Class"""
-    runs: Path = Path("runs")
-    """folder of the run folders"""
+    runs: Runs = Path("runs")
     name: str | None = None
     """this run's folder below it; named by its content if not given"""
-    data_dir: Path | None = None
-    """folder of the CIFAR files; ADVALIGN_DATA, then the download cache, if not given"""
+    data_dir: DataDir = None
     image_size: int = 32
     """side to which folder:PATH resizes its images"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps"""
-    time_budget: str | None = None
-    """stop in an orderly way after this long, such as 9m or 1h30m; the same command resumes"""
+    device: Device = "auto"
+    time_budget: TimeBudget = None
     checkpoint_seconds: float = 120.0
     """longest time between two saved states"""
     cuda_graphs: bool = False
@@ -71,13 +95,9 @@ class ThreatOptions:
     """linf or l2; what the model was trained against, else linf"""
     eps: float | None = None
     """radius; what the model was trained against, else 8/255"""
-    data_dir: Path | None = None
-    """folder of the CIFAR files; ADVALIGN_DATA, then the download cache, if not given"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps"""
-    trust_model: bool = False
-    """call the function that a weights file names as its network;
-    such a file is refused otherwise, since it would run a program"""
+    data_dir: DataDir = None
+    device: Device = TargetOptions.device
+    trust_model: TrustModel = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +108,13 @@ class ModelOptions(ThreatOptions):
     """run folder, weights file (.safetensors, .pt), or MODEL@FILE of weights that do not name their architecture"""
     weights: str | None = None
     """the weights file, as a flag instead of an argument"""
-    checkpoint: str = "best"
+    checkpoint: str = TargetOptions.checkpoint
     """best or last, of a run folder"""
     model: str | None = None
     """architecture of a weights file that does not name it"""
-    batch_size: int = 512
+    batch_size: int = AttackOptions.batch_size
     """images attacked at once"""
-    seed: int = 0
+    seed: int = AttackOptions.seed
     """seed of the attacks' random starts"""
     image_size: int | None = None
     """side to which folder:PATH resizes its images; what the model was trained on if not given"""
@@ -113,9 +133,8 @@ class EvaluateOptions(ModelOptions):
     attacks: tuple[str, ...] = ("standard",)
     """attacks, to be written after the run: fgsm 'pgd(steps=20, restarts=5)'; standard: the usual ones; none: clean
     accuracy only"""
-    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
-    """test images, a stratified draw that is the same for every model; all if not given"""
-    precision: str = "fp32"
+    n: TestImages = None
+    precision: str = AttackOptions.precision
     """fp32, bf16 or fp16 for the attacks; whether an image withstands them is always decided in fp32"""
     surrogate: str | None = None
     """run folder, weights or MODEL@FILE of another model on which the attacks are made, and kept for other models; only
@@ -142,7 +161,7 @@ class CompareOptions:
     """run folder, or result file of `advalign evaluate`"""
     second: Annotated[Positional[Path], tyro.conf.arg(metavar="B")]
     """run folder, or result file of `advalign evaluate`"""
-    checkpoint: str = "best"
+    checkpoint: str = TargetOptions.checkpoint
     """best or last, of run folders; a result file holds its own"""
 
 
@@ -154,8 +173,7 @@ class TransferOptions(ThreatOptions):
     """run folders, weights files, or MODEL@FILE of weights that do not name their architecture; at least two"""
     attack: str = "pgd(steps=20)"
     """an attack that transfers (see `advalign list attacks`); it runs to its last step"""
-    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
-    """test images, a stratified draw that is the same for every model; all if not given"""
+    n: TestImages = None
     plugin: tuple[str, ...] = ()
     """attacks of your own that --attack may name, as package.module:Class"""
     out: Path = Path("transfer")
@@ -172,8 +190,7 @@ class StudyOptions:
     """paper: the papers' setting, days on a GPU; short: minutes a row on a GPU; tiny: for two CPU cores"""
     seeds: int | None = None
     """number of training seeds, from 0 on; that of the study or scale if not given"""
-    time_budget: str | None = None
-    """stop in an orderly way after this long, such as 9m or 1h30m; the same command resumes"""
+    time_budget: TimeBudget = None
     executor: str = "local"
     """local: one cell after another; ray: as many at a time as the cluster has room for"""
     gpus: float | None = None
@@ -187,12 +204,9 @@ class StudyOptions:
     """only show the progress of each cell"""
     out: Path | None = None
     """folder of the table, the figures and the records; studies/NAME-SCALE if not given"""
-    runs: Path = Path("runs")
-    """folder of the run folders"""
-    data_dir: Path | None = None
-    """folder of the CIFAR files; ADVALIGN_DATA, then the download cache, if not given"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps"""
+    runs: Runs = Path("runs")
+    data_dir: DataDir = None
+    device: Device = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,8 +217,7 @@ class DemoOptions:
     """folder of the runs, the report and the plot"""
     seed: int = 0
     """seed of every run"""
-    time_budget: str | None = None
-    """stop in an orderly way after this long; the same command resumes"""
+    time_budget: TimeBudget = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,9 +232,7 @@ class ReportOptions:
     """folder of the CIFAR files, for labels and test images; ADVALIGN_DATA, then the download cache, if not given"""
     maps: int = 4
     """models in a map of clean and adversarial features (t-SNE); 0 for none, as large networks take minutes on a CPU"""
-    trust_model: bool = False
-    """call the function that a weights file names as its network;
-    such a file is refused otherwise, since it would run a program"""
+    trust_model: TrustModel = False
 
 
 @dataclass(frozen=True, kw_only=True)

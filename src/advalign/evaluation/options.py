@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from advalign.data import Dataset
 from advalign.errors import require
+
+if TYPE_CHECKING:  # the command line takes its defaults from here, and its help needs no torch
+    from advalign.data import Dataset
 
 
 @dataclass(frozen=True, kw_only=True)

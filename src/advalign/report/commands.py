@@ -49,7 +49,8 @@ def train_line(run: Run, folders: RunFolders) -> str:
         if identity == "learns" or _is_default_guest(setting, guest):
             continue
         folder = folders.get(identity)
-        words += [f"--{guest}", str(folder) if folder else guest.upper()]
+        source = str(folder) if folder else guest.upper()
+        words += [f"--{guest}", source] if guest in GUEST_METHODS else ["--guest", f"{guest}={source}"]
         if folder is None:
             notes.append(f"{guest.upper()}: the run or weights file with digest {identity}, not below these paths")
     if "extra" in setting:

@@ -48,14 +48,14 @@ def _load(role: str, weights: Weights, model: str, dataset: Dataset, recipe: Rec
     """Return a guest with the weights of a file; its architecture is the student's where nothing names another."""
     path = weights.path
     state, card = weights.read()
-    require_classes(path, card, dataset.classes, dataset.name)
+    require_classes(path, card, dataset)
     data = card.get("data", dataset.name)
     require(data == dataset.name, lambda: f"{path} was trained on {data}, not on {dataset.name}")
     guest = _network(role, weights.architecture(card, typed=model) or model, dataset, recipe)
     try:
         load_into(guest, state, str(path))
     except UserError as error:
-        hint = f"; if its architecture is another, write --{role} MODEL@{path.name}"
+        hint = f"; if the {role} model's architecture is another, write MODEL@{path.name}"
         raise UserError(f"{error}{'' if weights.model or card else hint}") from None
     models.check_output(guest, dataset.shape, dataset.classes)
     return guest
