@@ -91,7 +91,7 @@ def test_a_name_too_long_for_the_disk_is_refused(tmp_path: Path):
 def test_a_folder_that_a_kill_left_before_its_first_run_json_is_accepted(tmp_path: Path):
     folder = made(tmp_path / "mine", ".lock", ".run.json.ab12_xyz")
     run = Run.at(tmp_path, SETTING, "mine")
-    run.write_card("running", {})
+    run.write_card("running", {}, {})
     assert Run.read(folder).setting == SETTING
 
 
@@ -148,7 +148,7 @@ def test_whole_cards_are_read(tmp_path: Path):
     run = Run.at(tmp_path, SETTING, "mine")
     assert not run.finished
     for status, finished in (("running", False), ("finished", True)):
-        run.write_card(status, {})
+        run.write_card(status, {}, {})
         assert Run.at(tmp_path, SETTING, "mine").finished is finished
         assert Run.read(run.path).finished is finished
     with pytest.raises(UserError, match=r"recipe\.eps is 0\.2 there and 0\.1 here"):

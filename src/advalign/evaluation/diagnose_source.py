@@ -59,7 +59,8 @@ def diagnose_source(
         "source": str(target.path), "model": target.model, "data": target.dataset.name,
         "images": target.dataset.digest, "seed": how.seed, "batch_size": how.batch_size,
     }  # fmt: skip
+    about = {"note": target.note, "class_names": list(target.classes.class_names)}
     identity = repr([*setting.values(), diagnosis.n, diagnosis.threat])
     file = folder / f"{target.path.stem}-{digest(identity, digits=8)}.json"
-    write_checked_json(file, {**setting, **diagnosis.content(), "environment": environment()})
+    write_checked_json(file, {**setting, **diagnosis.content(), "environment": environment(), **about})
     return WrittenDiagnosis(diagnosis, target, file)

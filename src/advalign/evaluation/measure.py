@@ -82,6 +82,8 @@ def measure(
     target = load_target(weights, which, console=console)
     chosen, transferred = [attack.with_threat(target.threat) for attack in attacks], {}
     identity = {"weights": target.digest, "mean": list(which.mean), "std": list(which.std)}
+    if target.classes.changes_labels:
+        identity["classes"] = list(target.dataset.class_names)
     if surrogate_weights is not None:
         other = _load_surrogate(surrogate_weights, target, which, console)
         identity |= {"surrogate": other.label, "surrogate_weights": other.digest}

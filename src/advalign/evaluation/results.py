@@ -82,7 +82,9 @@ def write_measurement(measured: Measurement, target: Target, identity: Mapping[s
                 for name, costs in evaluation.members.items()
             },
             "warnings": evaluation.warnings,
-            "note": target.dataset.note,
+            "note": target.note,
+            "class_names": list(target.classes.class_names),
+            "preprocessing": dict(target.dataset.preprocessing),
             "environment": environment(),
             **identity,
             "distances": measured.distances,
@@ -118,7 +120,7 @@ def write_examples(measured: Measurement, examples: Mapping[str, Tensor], target
     """
     x = target.images.floats()
     arrays: dict[str, Any] = {
-        "class_names": np.array(target.dataset.class_names),
+        "class_names": np.array(target.classes.class_names),
         "x": x.cpu().numpy(),
         "y": target.images.labels.cpu().numpy(),
         "predicted": _predicted(target.net, x, x.device, batch_size),

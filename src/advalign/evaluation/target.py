@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from advalign import models
 from advalign.data import Dataset, Images, load, stratified_subset
 from advalign.errors import UserError, require
+from advalign.evaluation.classes import ClassMatch, match_classes
 from advalign.evaluation.options import TargetOptions
-from advalign.runs import Run, Weights, find_weights, require_classes
+from advalign.runs import Run, Weights, find_weights
 from advalign.runs.checkpoint import load_into
 from advalign.runtime.device import pick_device, to_device
 from advalign.runtime.files import digest_of_file
@@ -31,6 +32,8 @@ class Target:
     images: Images
     threat: Threat
     dataset: Dataset
+    """As it was loaded; the labels of `images` are the model's."""
+    classes: ClassMatch
     model: str
     """The architecture's spelling."""
     card: dict[str, Any]
@@ -49,6 +52,11 @@ class Target:
     def method(self) -> str:
         """What the network was trained with, or the file's name."""
         return self.card.get("method", self.path.name)
+
+    @property
+    def note(self) -> str:
+        """What a reader of results must know of the data and their classes."""
+        return "; ".join(filter(None, (self.dataset.note, self.classes.note)))
 
 
 def load_target(
@@ -74,7 +82,10 @@ def load_target(
     )
     threat, device = _threat(options, card), pick_device(options.device)
     dataset = _load_dataset(options, path, card)
-    net = _build(model, state, path, dataset, options)
+    unsaid = "classes" not in card and not len(dataset.train)  # test images alone may lack classes
+    outputs = _count_classes(state, model, dataset.shape[0]) if unsaid else None
+    classes = match_classes(path, card, dataset, outputs)
+    net = _build(model, state, path, dataset.shape, len(classes.class_names), options)
     total = len(dataset.test)
     within = options.n is None or options.n <= total
     require(within, lambda: f"n={options.n} must be in 1 to {total}, the test images of {dataset.name}")
@@ -83,11 +94,13 @@ def load_target(
         card["epochs"], planned = len(run.log), card["epochs"]
         card["stands"] = f" at epoch {card['epochs']}"
         say(console, f"{path.parent} is not finished: {card['epochs']} of {planned} epochs are done")
-    if dataset.note:
-        say(console, f"{dataset.name}: {dataset.note}")
-    return Target(
-        to_device(net, device).eval(), images.to(device), threat, dataset, model, card, path, digest_of_file(path)
+    images = classes.relabel(images).to(device)
+    target = Target(
+        to_device(net, device).eval(), images, threat, dataset, classes, model, card, path, digest_of_file(path)
     )
+    if target.note:
+        say(console, f"{dataset.name}: {target.note}")
+    return target
 
 
 def _architecture(weights: Weights, card: dict[str, Any]) -> str:
@@ -118,17 +131,26 @@ def _load_dataset(options: TargetOptions, path: Path, card: dict[str, Any]) -> D
         not shape or shape == dataset.shape,
         lambda: f"images of {dataset.name} have shape {dataset.shape}, but {path} was trained on {shape}",
     )
-    require_classes(path, card, dataset.classes, dataset.name)
     return dataset
 
 
-def _build(model: str, state: dict[str, Tensor], path: Path, dataset: Dataset, options: TargetOptions) -> nn.Module:
+def _count_classes(state: dict[str, Tensor], model: str, channels: int) -> int | None:
+    """Return the number of classes that weights are for; None if they do not tell."""
+    two, three = (models.build(model, classes=classes, channels=channels).state_dict() for classes in (2, 3))
+    name = next((name for name, value in two.items() if name in three and value.shape != three[name].shape), "")
+    of_head = next((value for key, value in state.items() if name and key.endswith(name)), None)
+    return None if of_head is None else len(of_head)
+
+
+def _build(
+    model: str, state: dict[str, Tensor], path: Path, shape: tuple[int, int, int], classes: int, options: TargetOptions
+) -> nn.Module:
     """Build the network, which reads images in [0, 1], and try it on one."""
-    channels, mean = dataset.shape[0], tuple(options.mean)
-    net = models.build(model, classes=dataset.classes, channels=channels)
+    channels, mean = shape[0], tuple(options.mean)
+    net = models.build(model, classes=classes, channels=channels)
     load_into(net, state, str(path))
     if mean:
         require(len(mean) == channels, lambda: f"mean={mean} must have one value for each of {channels} channels")
         net = models.Normalized(net, mean, options.std)
-    models.check_output(net, dataset.shape, dataset.classes)
+    models.check_output(net, shape, classes)
     return net

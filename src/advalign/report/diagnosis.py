@@ -73,7 +73,8 @@ def write_diagnosis(written: WrittenDiagnosis, source: str) -> None:
         UserError: the file cannot be written.
     """
     diagnosis, dataset, sections = written.diagnosis, written.target.dataset, []
-    introduction = [summary(diagnosis), f"{written.target.model} on {dataset.name}.", *filter(None, [dataset.note])]
+    about = f"{written.target.model} on {dataset.name}."
+    introduction = [summary(diagnosis), about, *filter(None, [written.target.note])]
     if diagnosis.by_steps:
         caption = (
             "More steps and larger radii must not be weaker; at the largest radius hardly any image may withstand."

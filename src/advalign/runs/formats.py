@@ -49,6 +49,9 @@ class RunFile(msgspec.Struct, forbid_unknown_fields=True):
     status: Literal["running", "finished"]
     setting: Setting
     environment: dict[str, str]
+    class_names: list[str] = []
+    preprocessing: dict[str, str] = {}
+    """of the images, before they were stored"""
 
 
 class LogRow(msgspec.Struct, forbid_unknown_fields=True):
@@ -117,6 +120,11 @@ class ResultFile(msgspec.Struct, forbid_unknown_fields=True):
     members: dict[str, dict[str, Passes]] = {}
     warnings: list[str] = []
     note: str = ""
+    class_names: list[str] = []
+    """the model's, in the order of its logits"""
+    classes: list[str] = []
+    """the data's in their order, where their labels stand for other numbers than the model's"""
+    preprocessing: dict[str, str] = {}
     surrogate: str = ""
     surrogate_weights: str = ""
     distances: dict[str, float] = {}
@@ -141,6 +149,9 @@ class Card(msgspec.Struct):
     data: str = ""
     model: str = ""
     classes: int = 2
+    class_names: list[str] = []
+    """in the order of the logits; none of a model whose data have no names for their classes"""
+    preprocessing: dict[str, str] = {}
     channels: int = 1
     shape: tuple[int, int, int] = (0, 0, 0)
     recipe: str = ""
@@ -182,6 +193,8 @@ class DiagnosisFile(msgspec.Struct, forbid_unknown_fields=True):
     accuracy_by_steps: dict[str, float]
     accuracy_by_radius: dict[str, float]
     environment: dict[str, str]
+    note: str = ""
+    class_names: list[str] = []
 
 
 class StudyFile(msgspec.Struct, forbid_unknown_fields=True):

@@ -96,11 +96,14 @@ class Run:
         """Return the weights file of `best` or `last`."""
         return self.path / f"{checkpoint}.safetensors"
 
-    def write_card(self, status: str, environment: Mapping[str, str]) -> None:
-        """Write run.json."""
-        write_checked_json(
-            self._card, {"id": self.id, "status": status, "setting": self.setting, "environment": dict(environment)}
-        )
+    def write_card(self, status: str, environment: Mapping[str, str], about_data: Mapping[str, Any]) -> None:
+        """Write run.json.
+
+        Args:
+            about_data: names of the classes and preprocessing of the images, which do not name the run.
+        """
+        card = {"id": self.id, "status": status, "setting": self.setting, "environment": dict(environment)}
+        write_checked_json(self._card, {**card, **about_data})
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files that a kill has left of what training writes; for who holds the folder's lock."""

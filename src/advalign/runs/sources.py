@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from advalign import models
-from advalign.errors import UserError, require, unknown
+from advalign.data import Dataset
+from advalign.errors import UserError, quoted, require, unknown
 from advalign.runs.checkpoint import FETCH_AGAIN, load_into, load_weights
 from advalign.runs.run import Run
 
@@ -110,14 +111,26 @@ def _file(source: str | Path, checkpoint: str) -> Path:
     return path
 
 
-def require_classes(path: Path, card: Mapping[str, Any], classes: int, data: str) -> None:
-    """Refuse weights of a model for another number of classes than the data set has.
+def require_classes(path: Path, card: Mapping[str, Any], dataset: Dataset) -> None:
+    """Refuse weights of a model that has not the classes of the data set, in their order.
 
     Raises:
-        UserError: both numbers.
+        UserError: both numbers of classes, or the first name that differs.
     """
-    count = card.get("classes", classes)
-    require(count == classes, lambda: f"wrong number of classes: {path} has {count}, the data set {data} has {classes}")
+    count, names = card.get("classes", dataset.classes), tuple(card.get("class_names", ()))
+    require(
+        count == dataset.classes,
+        lambda: f"wrong number of classes: {path} has {count}, the data set {dataset.name} has {dataset.classes}",
+    )
+    both = zip(names, dataset.class_names, strict=False) if dataset.named else ()
+    for number, (its, ours) in enumerate(both):
+        require(
+            its == ours,
+            lambda: (
+                f"other classes: number {number} is {quoted(its)} in {path}, but {quoted(ours)} in {dataset.name}; "
+                "they must have the same names in the same order"
+            ),
+        )
 
 
 def load(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from advalign.data import Batches, Dataset, Extra, Images, hold_out, stratified_subset
+from advalign.data.images import require_training
 from advalign.errors import UserError, require
 from advalign.objectives import Method, Objective
 from advalign.registration import source_digests
@@ -64,6 +65,7 @@ class Plan:
         Raises:
             UserError: the recipe takes more images than there are.
         """
+        require_training(self.dataset)
         recipe, name = self.recipe, self.dataset.name
         held_out = recipe.validation or max(1, min(1000, len(self.dataset.train) // 10))
         rest, validation = hold_out(self.dataset.train, held_out, recipe.seed)
@@ -99,6 +101,7 @@ class Plan:
             "data": self.dataset.name,
             "model": self.model,
             "classes": self.dataset.classes,
+            **self.about_data,
             "channels": self.dataset.shape[0],
             "shape": self.dataset.shape,
             "recipe": self.kind,
@@ -109,6 +112,13 @@ class Plan:
             **self._extra_digest,
             "run": self.run.id,
         }
+
+    @property
+    def about_data(self) -> dict[str, Any]:
+        """The names of the classes, where they have any, and what was done to the images before they were stored."""
+        names = {"class_names": list(self.dataset.class_names)} if self.dataset.named else {}
+        steps = {"preprocessing": dict(self.dataset.preprocessing)} if self.dataset.preprocessing else {}
+        return {**names, **steps}
 
     @property
     def kind(self) -> str:

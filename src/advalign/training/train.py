@@ -138,7 +138,7 @@ def _fit(
     """Fit one planned run, and keep its status; return whether it is finished."""
     run = planned.run
     if not run.state.exists():
-        run.write_card("running", environment())
+        run.write_card("running", environment(), planned.about_data)
     display = _Display(bars, planned, sinks(run))
     finished = fit(
         planned,
@@ -150,7 +150,7 @@ def _fit(
         on_epoch=display.epoch,
     )
     if finished:
-        run.write_card("finished", environment())
+        run.write_card("finished", environment(), planned.about_data)
     return finished
 
 
