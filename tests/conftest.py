@@ -9,6 +9,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
+from tests import shapes
 from tests.networks import Target, half_robust
 from tests.samples import batch
 
@@ -20,8 +21,9 @@ settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
-def seed_from_the_tests_name(request: pytest.FixtureRequest) -> None:
+def begin_alike(request: pytest.FixtureRequest) -> None:
     """Every test draws the same numbers at each run, whichever tests ran before it."""
+    shapes.begin_test()
     seed = crc32(request.node.nodeid.encode())
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (libraries draw from it)

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "own_loop.py"
 
 
+@pytest.mark.slow
 def test_own_loop_is_short_and_makes_a_robust_model():
     assert len(EXAMPLE.read_text().splitlines()) <= 40
     done = subprocess.run(

@@ -123,6 +123,7 @@ def reference(target: Target, n: int, seed: int, names: Sequence[str], steps: in
     return n - len(y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [25, pytest.param(100, marks=pytest.mark.slow)])
 def test_as_strong_as_the_reference_in_a_short_form(steps: int, target: Target):
     n = 100

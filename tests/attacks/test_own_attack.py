@@ -57,6 +57,7 @@ def test_the_page_shows_the_example_and_it_is_short():
     assert any(body.strip() == block.strip() for block in blocks("python"))
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_and_its_python(folder: Path, capsys: pytest.CaptureFixture[str]):
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     train, evaluate, plugin = (shlex.split(line)[1:] for line in lines)

@@ -290,6 +290,7 @@ def test_a_download_without_network_says_what_to_do(
     assert "--data-dir" in refused(capsys, with_("--data", "cifar10"))
 
 
+@pytest.mark.slow
 def test_train_evaluate_report_end_to_end(here: Path, capsys: pytest.CaptureFixture[str]):
     cli.main([*method("trades+vfd"), "--epochs", "2", "--subset", "256", "--name", "mine"])
     assert "advalign evaluate" in capsys.readouterr().out

@@ -50,6 +50,7 @@ def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch):
             print("short enough for the buffer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", ["list methods", "--help", "evaluate --help"])
 def test_a_full_standard_output_is_one_line_and_exit_code_2(arguments: str):
     command = f"{sys.executable} -m advalign {arguments} > /dev/full"
@@ -58,6 +59,7 @@ def test_a_full_standard_output_is_one_line_and_exit_code_2(arguments: str):
     assert done.returncode == 2
 
 
+@pytest.mark.slow
 def test_training_goes_on_without_a_reader_of_its_output(tmp_path: Path):
     command = (
         f"{sys.executable} -m advalign train natural --data digits --model 'small-cnn(width=2)' --recipe digits"

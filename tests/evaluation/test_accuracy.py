@@ -70,7 +70,7 @@ class Stub(Attack):
         return self.act(model, x, y)
 
 
-@pytest.mark.parametrize("batch_size", [1, 8, 16, 512])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 8, 16, 512])
 def test_accuracy_is_counted_exactly(batch_size: int):
     net, images = case()
     attacks: Sequence[Attack] = [FGSM(BUDGET), PGD(BUDGET, steps=5, start="clean"), MIM(L2(0.2), steps=3)]
@@ -386,6 +386,7 @@ def test_examples_are_what_fooled_the_model():
     assert float(BUDGET.distance(examples, images.floats()).max()) <= BUDGET.eps + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch.compile itself imports it
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, lambda net: torch.compile(nn.DataParallel(net))])
 def test_wrapped_models_are_evaluated_by_the_network_inside(wrap: Callable[[nn.Module], nn.Module]):

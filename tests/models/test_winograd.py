@@ -14,6 +14,8 @@ from advalign.models.winograd import FEWEST, MOST, Winograd
 from advalign.objectives import compose, parse
 from advalign.threats import Linf
 
+LARGER = [(8, 8), (4, 16), (16, 4), (12, 12)]
+
 
 def adopted(dtype: torch.dtype = torch.float64, bias: bool = True) -> tuple[Winograd, nn.Conv2d]:
     """Return a convolution, frozen as in a twin, and its plain original."""
@@ -36,8 +38,10 @@ def both(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return out, torch.autograd.grad((out * torch.randn(out.shape, dtype=torch.float64).to(out.dtype)).sum(), x)[0]
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("h", "w"), [(4, 4), (8, 8), (4, 8), (8, 4), (4, 16), (16, 4), (12, 12)])
+@pytest.mark.parametrize("bias", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("h", "w"), [(4, 4), (4, 8), (8, 4), *(pytest.param(*size, marks=pytest.mark.slow) for size in LARGER)]
+)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_equals_the_plain_convolution_forth_and_back(h: int, w: int, bias: bool, layout: torch.memory_format):
     conv, plain = adopted(bias=bias)

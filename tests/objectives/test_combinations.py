@@ -163,6 +163,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", TWO_PROCESSES)
 def test_two_processes_hold_the_mean_of_their_gradients(method: str, halves: Path):
     saved = [torch.load(halves / f"{rank}-{method}.pt") for rank in range(2)]

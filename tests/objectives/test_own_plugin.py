@@ -42,6 +42,7 @@ def train(folder: Path) -> Run:
     return max((Run.read(path) for path in (folder / "runs").glob("trades*")), key=lambda run: run.path.stat().st_mtime)
 
 
+@pytest.mark.slow
 def test_the_example_trains_from_the_command_line(tmp_path: Path):
     (tmp_path / "my_plugin.py").write_text(EXAMPLE.read_text())
     run = train(tmp_path)

@@ -113,6 +113,7 @@ def test_the_page_says_what_is_not_there(name: str, runs: Path, tmp_path: Path):
     assert words in missing
 
 
+@pytest.mark.slow
 def test_whole_folders_have_nothing_unreadable(runs: Path, tmp_path: Path):
     report_on([runs], tmp_path / "page.html", maps=0)
     assert "Not read" not in (tmp_path / "page.html").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from advalign.report.commands import evaluate_line
 from advalign.report.sources import find_sources
 from advalign.report.trade_off import trade_off_figure
 from advalign.runs import append_records
-from advalign.runtime.files import read_json, write_json
+from advalign.runtime.files import write_json
 from advalign.training.recipes import digits
 from advalign.training.train import train
 
@@ -40,6 +41,7 @@ def measured(file: Path, mean: Sequence[float] = (), std: Sequence[float] = (), 
     return measure(file, ["fgsm"], target, **options)
 
 
+@pytest.mark.slow
 def test_weights_from_elsewhere_are_rows_beside_runs(tmp_path: Path):
     recipe = replace(digits(), epochs=1, steps=1, subset=256, batch_size=128)
     run = train("natural", data="digits", model=MODEL, recipe=recipe, runs=tmp_path / "runs", device="cpu")
@@ -67,7 +69,7 @@ def test_other_weights_of_the_same_name_are_other_rows(tmp_path: Path):
     files = [weights(tmp_path / name, seed) for seed, name in enumerate("ab")]
     results = [measured(files[0]), measured(files[1]), measured(files[0], mean=[0.3], std=[0.2])]
     (table,) = report_on([tmp_path], tmp_path / "page.html", maps=0)
-    first, second = (read_json(result.path)["weights"][:8] for result in results[:2])
+    first, second = (json.loads(result.path.read_text())["weights"][:8] for result in results[:2])
     expected = {
         f"net.pt {first}, evaluated only": results[0],
         f"net.pt {second}, evaluated only": results[1],
@@ -89,7 +91,7 @@ def test_a_result_may_be_named_and_is_read_once(tmp_path: Path):
     assert len(find_sources([tmp_path]).records) == 3
     with pytest.raises(UserError, match=r"no records below .*12345678\.json is damaged or not of advalign"):
         find_sources([tmp_path / "results" / "12345678.json"])
-    write_json(result.path, {**read_json(result.path), "outcomes": {}})
+    write_json(result.path, {**json.loads(result.path.read_text()), "outcomes": {}})
     (line,) = find_sources([tmp_path]).unreadable
     assert f"{result.path} is damaged or was edited" in line
 
@@ -105,10 +107,10 @@ def test_the_line_measures_the_same_outcomes(kept: bool, tmp_path: Path):
         assert f"# WEIGHTS: net.pt, the file with digest {evaluated.content['weights']}" in line
         assert "--weights WEIGHTS --model" in line
         return
-    before = read_json(result.path)
+    before = json.loads(result.path.read_text())
     result.path.unlink()
     cli.main(shlex.split(evaluate_line(file, evaluated.content, {}))[1:])
-    assert read_json(result.path)["outcomes"] == before["outcomes"]
+    assert json.loads(result.path.read_text())["outcomes"] == before["outcomes"]
 
 
 def test_a_result_of_a_run_that_is_not_there_is_the_run_s(tmp_path: Path):

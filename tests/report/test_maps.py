@@ -92,6 +92,7 @@ def sections_of(found: ReportSources, kept: Path, missing: list[str], most: int 
     )
 
 
+@pytest.mark.slow
 def test_a_map_is_made_once_and_again_when_the_weights_have_changed(trained: Path, tmp_path: Path):
     shutil.copytree(trained, tmp_path / "runs")
     missing: list[str] = []

@@ -37,7 +37,8 @@ def jobs_of(study: Study, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list
 
 
 # Each tries a step of every method that it trains, which takes seconds.
-LONG = [("tiny", name) for name in ("table1", "table2", "vgg16", "figure2", "arat")]
+LONG = [("tiny", name) for name in ("table1", "table2", "vgg16", "figure2", "figure4b", "arat", "methods")]
+LONG += [("short", name) for name in STUDIES]  # the paper's scale, which is quick, plans the same cells
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,7 @@ def test_the_sweeps_run_through_their_argument():
     assert [vars(base)["beta"] for base in betas] == [1, 2, 3, 4, 5, 6] * 5
 
 
+@pytest.mark.slow
 def test_a_run_is_that_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from advalign.cli import commands as cli
 

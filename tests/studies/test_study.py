@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import time
@@ -21,8 +22,8 @@ from advalign.evaluation.measure import measure
 from advalign.evaluation.options import TargetOptions
 from advalign.report import sweeps
 from advalign.runs import Record, Run, read_records
-from advalign.runtime.files import read_json
 from advalign.studies import (
+    SCALES,
     Cell,
     Column,
     Progress,
@@ -196,6 +197,7 @@ def test_bars_are_the_spread_over_seeds_and_names_stand_where_numbers_do_not():
     assert left.get_xlabel() == right.get_xlabel() == "layer"
 
 
+@pytest.mark.slow
 def test_a_time_budget_stops_and_the_same_call_goes_on_to_the_same_records(
     done: tuple[Results, Path, str], tmp_path: Path
 ):
@@ -406,11 +408,25 @@ def test_waiting_for_a_guest_ends_with_the_time(tmp_path: Path):
     assert "Stopped: the time budget is used up" in printed.getvalue()
 
 
-def test_notes_are_of_exactly_these_attacks():
-    canonical = {name: Column(heading="x", attack=name).attack for name in ("cw", 'pgd(loss="margin", steps=100)')}
-    assert len(notes_on(list(canonical.values()))) == 2
-    assert len(notes_on([f"transfer({canonical['cw']}, from natural small-cnn 0)"])) == 1
-    assert notes_on(["pgd(steps=100)", "cw(c=10.0, steps=1000)", "cw(steps=5)"]) == []
+def test_notes_are_of_the_columns_whose_heading_may_mislead_and_each_is_there_once():
+    for scale in SCALES.values():
+        columns = scale.columns()
+        noted = {column.heading: column.attack for column in columns if column.note}
+        assert noted == {
+            "black-box C&W": "cw(steps=1000)", "C&W": "cw(steps=1000)", "CW-inf": 'pgd(steps=100, loss="margin")',
+        }  # fmt: skip
+        first, second = notes_on(columns)
+        assert first.startswith("C&W is the L2 attack with c = 1 fixed")
+        assert second.startswith("CW-inf is PGD on the margin loss, 100 steps")
+    cw = next(column for column in SCALES["tiny"].columns() if column.heading == "black-box C&W")
+    assert notes_on([cw, Column(heading="x", attack="cw(steps=5)")]) == [cw.note]
+
+
+def test_the_notes_stand_below_the_table(tmp_path: Path):
+    columns = (*COLUMNS[:1], Column(heading="far", attack="fgsm", note="far is near"))
+    made = study(cell("natural"), columns=columns, surrogate=None)
+    results = plan_study(made, seeds=1, runs=tmp_path / "runs", out=tmp_path / "out", context=ExecutionContext())
+    assert "; far is near; " in results.table().caption
 
 
 def test_times_for_people():
@@ -428,7 +444,7 @@ def test_the_worst_case_over_all_columns_is_measured_with_them(tmp_path: Path):
     assert job.cell.recipe.seed == 7
     assert [record.attack for record in results.records()] == [*attacks, worst]
     (file,) = (job.run.path / "evaluations").glob("*.json")
-    outcomes = read_json(file)["outcomes"]
+    outcomes = json.loads(file.read_text())["outcomes"]
     assert set(outcomes) == {"clean", *attacks}
     left = [all(digit == "1" for digit in image) for image in zip(*outcomes.values(), strict=True)]
     assert results.records()[-1].accuracy == mean(left)
