@@ -7,6 +7,7 @@ from pathlib import Path
 from advalign.data.arrays import load_npz
 from advalign.data.batches import AUGMENTATIONS, Batches
 from advalign.data.cifar import load_cifar
+from advalign.data.description import describe
 from advalign.data.digits import load_digits
 from advalign.data.extra import Extra, load_extra
 from advalign.data.folder import load_folder
@@ -20,6 +21,7 @@ __all__ = [
     "Dataset",
     "Extra",
     "Images",
+    "describe",
     "hold_out",
     "load",
     "load_extra",
@@ -30,8 +32,11 @@ NAMES = {
     "digits": "handwritten digits, 8 x 8, 10 classes, embedded (1,297 + 500 images)",
     "cifar10": "CIFAR-10, 32 x 32 RGB, 10 classes (50,000 + 10,000 images)",
     "cifar100": "CIFAR-100, 32 x 32 RGB, 100 classes (50,000 + 10,000 images)",
-    "npz:PATH": "your arrays: x_train, y_train and, if you have them, x_test, y_test",
-    "folder:PATH": "your image files in class sub-folders, or in train/ and test/ with class sub-folders each",
+    "npz:PATH": "your arrays: x_train, y_train and, if you have them, x_val, y_val, x_test, y_test",
+    "folder:PATH": "your image files in class sub-folders, or in train/, val/ and test/ with class sub-folders each",
+    "folder-classes:PATH": "the same, where each sub-folder is a class, also one named as a split",
+    "folder-splits:PATH": "the same, where sub-folders named as splits are splits, and others are left out",
+    "folder-test:PATH": "the same, where each sub-folder is a class, and all images are test images",
 }
 
 
@@ -46,7 +51,7 @@ def load(name: str, *, directory: Path | str | None = None, image_size: int = 32
     Args:
         name: one of `NAMES`, with a path in place of PATH.
         directory: where CIFAR lies; by default ADVALIGN_DATA, else the cache, to which it is downloaded.
-        image_size: side to which `folder:PATH` resizes its images; other data keep their size.
+        image_size: side to which the image files of a folder are resized; other data keep their size.
 
     Raises:
         UserError: unknown name, or data that are missing, corrupt or of the wrong kind.
@@ -58,8 +63,8 @@ def load(name: str, *, directory: Path | str | None = None, image_size: int = 32
             return load_cifar(name, directory)
         case ["npz", path] if path:
             return load_npz(path)
-        case ["folder", path] if path:
-            return load_folder(path, image_size)
+        case ["folder" | "folder-classes" | "folder-splits" | "folder-test" as kind, path] if path:
+            return load_folder(path, image_size, kind.removeprefix("folder").removeprefix("-") or "auto")
         case [path] if path and Path(path).is_dir():
             raise UserError(f"unknown data set {quoted(name)}: for images in a folder write folder:{name}")
         case _:

@@ -9,23 +9,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from advalign.data.images import Dataset, Images, note_on_test, split_for_test
+from advalign.data.held_out import hold_out_by_content, note_on_test
+from advalign.data.images import Dataset, Images
 from advalign.data.npy import read_array, read_header
 from advalign.errors import UserError, require
 from advalign.shapes import Labels
 
-TRAIN, TEST, NAMES = ("x_train", "y_train"), ("x_test", "y_test"), "class_names"
+TRAIN, VALIDATION, TEST = ("x_train", "y_train"), ("x_val", "y_val"), ("x_test", "y_test")
+NAMES = "class_names"
 ROUNDING = 1e-6
 """How far floats may lie outside [0, 1]: sums and products of single precision do."""
 
 
 def load_npz(path: Path | str) -> Dataset:
-    """Return the data set in an `.npz` file; without test arrays, a fixed fifth of the images is held out.
+    """Return the data set in an `.npz` file; without test arrays, about a fifth of the images is held out by content.
 
     Images, `x_train` and `x_test`, are uint8 or floats in [0, 1], of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with
     C 1 or 3. Floats stay floats, in single precision, in which networks compute; those that are all multiples of 1/255
     are kept as uint8, without loss. Labels, `y_train` and `y_test`, are integers 0..K-1 of shape (N,); `class_names`,
-    (K,) texts, may name the classes. `x_test` and `y_test` alone, of some of the classes, serve evaluation. All are
+    (K,) texts, may name the classes. `x_val` and `y_val` select checkpoints, if they are there. `x_test` and `y_test` alone, of some of the classes, serve evaluation. All are
     held in memory; an array that says it is larger than the machine's is refused.
 
     Raises:
@@ -43,20 +45,36 @@ def load_npz(path: Path | str) -> Dataset:
         classes = _count_classes(train.labels, class_names, path)
     name, named, note = f"npz:{path}", bool(class_names), ""
     class_names = class_names or tuple(map(str, range(classes)))
-    if test is None:
-        kept, held_out = split_for_test(train.labels, str(path))
-        train, test, note = train.take(kept), train.take(held_out), note_on_test(len(held_out))
-    highest = int(test.labels.max())
+    sources = {"train": TRAIN[0], "test": TEST[0]}
+    if held_out := test is None:
+        kept, taken = hold_out_by_content(train.digests, train.labels, str(path))
+        sources["test"] = f"held out of {TRAIN[0]} by their content, about 20 %"
+        note = note_on_test(len(taken), len(train))
+        train, test = train.take(kept), train.take(taken)
+    _require_fit(test, TEST, train, classes, path, TRAIN if trains else NAMES)
+    validation = None
+    if trains and any(key in arrays for key in VALIDATION):
+        validation, sources["validation"] = _images(arrays, VALIDATION, path), VALIDATION[0]
+        _require_fit(validation, VALIDATION, train, classes, path, TRAIN)
+    return Dataset(
+        name, train, test, class_names, note, named=named, validation=validation, held_out=held_out, sources=sources
+    )
+
+
+def _require_fit(
+    images: Images, keys: tuple[str, str], train: Images, classes: int, path: Path, named: tuple[str, str] | str
+) -> None:
+    """Refuse images of another shape than the training images, or of a class that there is not."""
+    highest = int(images.labels.max())
     require(
         highest < classes,
-        lambda: f"{path}: y_test has class {highest}, which {'y_train' if trains else NAMES} has not",
+        lambda: f"{path}: {keys[1]} has class {highest}, which {named if isinstance(named, str) else named[1]} has not",
     )
-    shapes = [tuple(images.pixels.shape[1:]) for images in (train, test)]
+    shapes = [tuple(each.pixels.shape[1:]) for each in (train, images)]
     require(
         shapes[0] == shapes[1],
-        lambda: f"{path}: images are (C, H, W) = {shapes[0]} in x_train, but {shapes[1]} in x_test",
+        lambda: f"{path}: images are (C, H, W) = {shapes[0]} in x_train, but {shapes[1]} in {keys[0]}",
     )
-    return Dataset(name, train, test, class_names, note, named=named)
 
 
 def _count_classes(labels: Labels, class_names: tuple[str, ...], path: Path) -> int:
@@ -80,7 +98,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         with zipfile.ZipFile(path) as archive:
-            present = [key for key in (*TRAIN, *TEST, NAMES) if f"{key}.npy" in archive.namelist()]
+            present = [key for key in (*TRAIN, *VALIDATION, *TEST, NAMES) if f"{key}.npy" in archive.namelist()]
             for key in present:  # all headers before any content
                 read_header(archive, key, str(path))
             return {key: read_array(archive, key, str(path), memory) for key in present}

@@ -2,142 +2,131 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import mmap
 import warnings
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from advalign.data.cache import cache_folder
-from advalign.data.images import Dataset, Images, note_on_test, split_for_test
+from advalign.data.cache import cached_array
+from advalign.data.held_out import hold_out_by_content, note_on_test
+from advalign.data.images import Dataset, Digests, Images
+from advalign.data.layout import TEST, TRAIN, VALIDATION, ClassFiles, Layout, read_layout
 from advalign.errors import UserError, require, shorten
-from advalign.runtime.files import digest, written_atomically
-from advalign.runtime.sealed import Owner, check_sealed, seal_npy
+from advalign.runtime.files import digest
+from advalign.shapes import Labels
 
 LARGEST = 100_000_000
 """Pixels at most of an image file: a file of a few kilobytes can say that it has billions, and decoding takes memory
 for them, 4 bytes each."""
 _LARGEST_SIDE = 10_000  # of images in the cache
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # by content; Pillow starts programs for some others
 
 
-def load_folder(path: Path | str, image_size: int) -> Dataset:
-    """Return the images below a folder: `PATH/CLASS/...`, or `PATH/train/CLASS/...` with `PATH/test` or `PATH/val`.
+def load_folder(path: Path | str, image_size: int, layout: str = "auto") -> Dataset:
+    """Return the images below a folder: class sub-folders, or splits with class sub-folders (see `read_layout`).
 
     Images are turned upright (EXIF), converted to RGB, 16 bits scaled to 8, resized so that the shorter side is
     `image_size` (bicubic), cropped at the centre, and kept as uint8 in a cache, which is made anew when a file's name,
-    size or date changes. An image file has at most 100 million pixels. Without test folder, a fixed fifth of the images
-    is held out.
+    size or date changes. Of several frames, the first is read. An image file has at most 100 million pixels.
+
+    A validation split selects checkpoints, so it is never the test set beside training images: where there is no test
+    split, about a fifth of the training images is held out, by the content of the files. Without training images, the
+    test split, else the validation split, is there to be measured.
+
+    Args:
+        layout: `auto`, or one that is known: `classes`, `splits` or `test`.
 
     Returns:
         Images (N, 3, image_size, image_size), mapped from the cache, not held in memory; drawing part of them, as a
         training does to hold out its validation set, copies that part into memory.
 
     Raises:
-        UserError: no such folder, no images in it, fewer than two classes, other classes in the test folder, an image
-            that cannot be read, or a cache that cannot be written.
+        UserError: no such folder, no images in it, fewer than two classes, a folder that can be read in two ways, a
+            class without training images, an image that cannot be read, or a cache that cannot be written.
     """
     root = Path(path).expanduser().resolve()
-    name = f"folder:{root}"
+    name = f"folder{'' if layout == 'auto' else f'-{layout}'}:{root}"
     require(root.is_dir(), lambda: f"{name}: there is no such folder")
     require(
         1 <= image_size <= _LARGEST_SIDE,
         lambda: f"image size {image_size} must be positive, and at most {_LARGEST_SIDE}",
     )
-    train_root = root / "train" if (root / "train").is_dir() else root
-    test_root = next((root / part for part in ("test", "val") if train_root != root and (root / part).is_dir()), None)
+    read = read_layout(root, layout)
+    files = {split: _flat(members, read.class_names) for split, members in read.splits.items()}
+    sources = {split: f"from {folder}" for split, folder in read.folders.items()}
+    note = ""
+    held_out = TRAIN in files and TEST not in files
+    if held_out:
+        train, labels = files[TRAIN]
+        rows = hold_out_by_content(_file_digests(root, train), labels, name)
+        files[TRAIN], files[TEST] = (([train[row] for row in part.tolist()], labels[part]) for part in rows)
+        sources[TEST] = f"held out of {read.folders[TRAIN]} by their content, about 20 %"
+        note = note_on_test(len(rows[1]), len(train))
+    elif TRAIN not in files and TEST not in files:
+        files[TEST], sources[TEST] = files.pop(VALIDATION), sources.pop(VALIDATION)
+    elif TRAIN not in files and VALIDATION in files:
+        del files[VALIDATION]  # nothing is trained, so nothing is selected
+    images = _images(root, files, image_size)
+    test = images[TEST]
+    return Dataset(
+        name, images.get(TRAIN, test.take([])), test, read.class_names, note, validation=images.get(VALIDATION),
+        held_out=held_out, sources=sources, remarks=_remarks(read),
+    )  # fmt: skip
 
-    classes = _listing(train_root)
-    files, labels = _flat(classes)
-    if test_root is None:
-        kept, held_out = split_for_test(labels, name)
-        # Training images first, so that both parts are slices of the cache, not copies of it.
-        order = torch.cat([kept, held_out])
-        files, labels, n_train = [files[row] for row in order.tolist()], labels[order], len(kept)
-        note = note_on_test(len(held_out))
-    else:
-        test_classes = _listing(test_root)
-        differing = sorted(classes.keys() ^ test_classes.keys())
-        require(not differing, lambda: f"{test_root} must have the classes of {train_root}; they differ in {differing}")
-        test_files, test_labels = _flat(test_classes)
-        files, labels, n_train = files + test_files, torch.cat([labels, test_labels]), len(files)
-        note = ""
-    pixels = _decoded(root, files, image_size)
-    train, test = Images(pixels[:n_train], labels[:n_train]), Images(pixels[n_train:], labels[n_train:])
-    return Dataset(name, train, test, tuple(classes), note)
+
+def _flat(members: ClassFiles, class_names: tuple[str, ...]) -> tuple[list[Path], Labels]:
+    files = [file for each in members.values() for file in each]
+    counts = torch.tensor([len(members.get(name, ())) for name in class_names])
+    return files, torch.arange(len(class_names)).repeat_interleave(counts)
 
 
-def _listing(root: Path) -> dict[str, list[Path]]:
-    """Return the image files of each class, everything in the order of names."""
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    require(
-        len(folders) > 1,
-        lambda: f"{root} has {len(folders)} class sub-folders; at least two are needed, with images in them",
-    )
-    classes = {
-        folder.name: sorted(
-            file
-            for file in folder.rglob("*")
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+def _remarks(layout: Layout) -> tuple[str, ...]:
+    """Return a line on the files that are no images, and one on the images that belong to no class."""
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in layout.skipped.most_common(6))
+    more = ", ..." if len(layout.skipped) > 6 else ""
+    total = layout.skipped.total()
+    skipped = [f"{total} {'file' if total == 1 else 'files'} skipped: {kinds}{more}"] if total else []
+    places = ", ".join(f"{count} in {folder}" for folder, count in Counter(layout.left_out).most_common(6))
+    left_out = [f"images outside of the classes left out: {places}"] if places else []
+    return (*skipped, *left_out)
+
+
+def _images(root: Path, files: Mapping[str, tuple[list[Path], Labels]], size: int) -> dict[str, Images]:
+    """Return the images of each split, which lie one after another in one cache, so that each is a slice of it."""
+    every = [file for members, _ in files.values() for file in members]
+    key = digest(json.dumps([str(root), _states(root, every), size]))
+    pixels = torch.from_numpy(
+        cached_array(
+            f"folder-{key}.npy", np.uint8, (len(every), 3, size, size), lambda: (_pixels(file, size) for file in every)
         )
-        for folder in folders
-    }
-    for name, files in classes.items():
-        require(bool(files), lambda: f"no images in {root / name}: looked for {', '.join(SUFFIXES)}")
-    return classes
+    )
+    parts = pixels.split([len(labels) for _, labels in files.values()])
+    return {split: Images(part, labels) for part, (split, (_, labels)) in zip(parts, files.items(), strict=True)}
 
 
-def _flat(classes: dict[str, list[Path]]) -> tuple[list[Path], torch.Tensor]:
-    files = [file for members in classes.values() for file in members]
-    counts = torch.tensor([len(members) for members in classes.values()])
-    return files, torch.arange(len(classes)).repeat_interleave(counts)
+def _file_digests(root: Path, files: list[Path]) -> Digests:
+    """Return the first 8 bytes of the SHA-256 of each file's content, which no image size changes."""
+    key = digest(json.dumps([str(root), _states(root, files)]))
+    return cached_array(f"files-{key}.npy", np.uint64, (len(files),), lambda: map(_file_digest, files))
 
 
-def _decoded(root: Path, files: list[Path], size: int) -> torch.Tensor:
-    """Return the files' pixels, (N, 3, size, size), decoding them if the cache lacks them."""
-    states = [(file.relative_to(root).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = digest(json.dumps([str(root), states, size]))
-    cache = cache_folder() / f"folder-{key}.npy"
+def _states(root: Path, files: list[Path]) -> list[tuple[str, int, int]]:
+    """Return what tells that a file has changed: its name, size and date."""
+    states = ((file.relative_to(root).as_posix(), file.stat()) for file in files)
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+
+
+def _file_digest(file: Path) -> bytes:
     try:
-        if not _is_whole(cache):
-            _write(cache, files, size)
-        # Copy-on-write: torch wants writable memory, and the file stays as it is.
-        return torch.from_numpy(np.load(cache, mmap_mode="c"))
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the image cache {cache} cannot be used: free space, delete it, or set ADVALIGN_CACHE to "
-            f"another folder ({error})"
-        ) from error
-
-
-def _is_whole(cache: Path) -> bool:
-    """Tell whether the cache is there and undamaged; one that is not is made anew."""
-    if not cache.is_file() or not cache.stat().st_size:
-        return False
-    with cache.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        try:
-            return check_sealed(content, cache, _owner(cache))
-        except UserError:
-            return False
-
-
-def _owner(cache: Path) -> Owner:
-    return Owner(cache.name, "remove it")
-
-
-def _write(cache: Path, files: list[Path], size: int) -> None:
-    """Write the cache, whole or not at all, and sealed."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), 3, size, size)}
-    with written_atomically(cache) as draft:
-        np.lib.format.write_array_header_1_0(draft, header)
-        for file in files:  # written, not memory-mapped: on a full disk a mapping ends the process with SIGBUS
-            draft.write(_pixels(file, size))
-        seal_npy(draft, _owner(cache))
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").digest()[:8]
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
 
 
 def _pixels(file: Path, size: int) -> bytes:

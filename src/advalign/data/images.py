@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 
+import numpy as np
 import torch
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -72,7 +74,9 @@ class Images:
         Labels do not count, and floats that are multiples of 1/255 have the digests of the uint8 images they stand for.
         """
         shape = repr(tuple(self.pixels.shape[1:])).encode()
-        hashes = (sha256(shape + _as_bytes(pixels)) for pixels in self.pixels.cpu())
+        pixels = self.pixels.cpu()
+        rows = map(_as_bytes, pixels) if pixels.is_floating_point() else pixels.contiguous().numpy()
+        hashes = (sha256(shape + bytes(row)) for row in rows)
         return np.fromiter((int.from_bytes(each.digest()[:8]) for each in hashes), np.uint64, len(self))
 
 
@@ -91,6 +95,14 @@ class Dataset:
     """Whether the class names are names; else they are the numbers of the classes, which fit any other names."""
     preprocessing: Mapping[str, str] = field(default_factory=dict)
     """What was done to the images before they were stored: the name of each step to how it was done."""
+    validation: Images | None = None
+    """Images on which checkpoints are selected, where the user has set some apart."""
+    held_out: bool = False
+    """Whether the test images are training images that were held out, since there was no test set."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Where the images of each split were read from, for data of the user's own."""
+    remarks: tuple[str, ...] = ()
+    """What else was understood of the user's files, such as those that were skipped; a line each."""
 
     @property
     def classes(self) -> int:
@@ -113,13 +125,11 @@ class Dataset:
         return digest(*parts)
 
 
-def _as_bytes(pixels: Tensor) -> bytes:
+def _as_bytes(pixels: Float[Tensor, "C H W"]) -> bytes:
     """Return an image's pixels, as uint8 where they are multiples of 1/255 up to rounding, else as float32."""
-    if pixels.is_floating_point():
-        levels = (pixels.double() * 255).round()
-        whole = (levels / 255 - pixels).abs().max() < 1e-6 and levels.min() >= 0 and levels.max() <= 255
-        pixels = levels.to(torch.uint8) if whole else pixels.float()
-    return pixels.contiguous().numpy().tobytes()
+    levels = (pixels.double() * 255).round()
+    whole = (levels / 255 - pixels).abs().max() < 1e-6 and levels.min() >= 0 and levels.max() <= 255
+    return (levels.to(torch.uint8) if whole else pixels.float()).contiguous().numpy().tobytes()
 
 
 def require_training(dataset: Dataset) -> None:

@@ -1,0 +1,55 @@
+"""The test set of data that come without one: held out image by image, by content, so that others move nothing."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import numpy as np
+import torch
+
+from advalign.data.images import SPLIT_SEED, Digests, RowNumbers
+from advalign.errors import require
+from advalign.shapes import Labels
+
+SHARE = 0.2
+"""Of the images that are held out, on average."""
+
+
+def hold_out_by_content(contents: Digests, labels: Labels, source: str) -> tuple[RowNumbers, RowNumbers]:
+    """Hold out an image if the SHA-256 of its content and a fixed seed, read as a fraction, is below 0.2.
+
+    So images stay on their side when others are added, removed or renamed, and copies of an image are on one side. The
+    one case in which others matter: a class that would have no test image gives the one with its lowest fraction, and
+    one that would have no training image keeps that with its highest.
+
+    Args:
+        contents: equal where images are.
+        labels: (N,) int64, each class from 0 present.
+        source: the name of the data in the error.
+
+    Returns:
+        Row numbers (train, test), each ascending.
+
+    Raises:
+        UserError: a class has fewer than two different images.
+    """
+    fractions = np.array([_fraction(int(content)) for content in contents])
+    test = fractions < SHARE
+    members = [np.flatnonzero(labels.numpy() == label) for label in range(int(labels.max()) + 1)]
+    for rows in members:
+        ranked = rows[fractions[rows].argsort(kind="stable")]
+        for extreme, side in ((ranked[0], True), (ranked[-1], False)):
+            if not (test[rows] == side).any():
+                test[contents == contents[extreme]] = side
+    both = all(0 < test[rows].sum() < len(rows) for rows in members)
+    require(both, lambda: f"{source}: too few images to hold out a test set: 2 different ones of each class are needed")
+    return torch.from_numpy(np.flatnonzero(~test)), torch.from_numpy(np.flatnonzero(test))
+
+
+def _fraction(content: int) -> float:
+    return int.from_bytes(sha256(f"{SPLIT_SEED}, {content}".encode()).digest()[:8]) / 2**64
+
+
+def note_on_test(test: int, total: int) -> str:
+    """Return the note on a data set whose test set was held out by content."""
+    return f"no test set was given: {test} of {total} images, about 20 %, were held out by their content as test set"

@@ -1,0 +1,231 @@
+"""How a folder of images is laid out: which sub-folders are splits and which are classes; never guessed in silence."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from advalign.data.image_files import SUFFIXES, ImageFolder, natural, scan
+from advalign.errors import UserError, require
+
+TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+LAYOUTS = ("auto", "classes", "splits", "test")
+
+ClassFiles = dict[str, list[Path]]
+"""The image files of each class, by its name."""
+
+_WORDS = {
+    TRAIN: ("train", "trains", "training", "trainings"),
+    VALIDATION: ("val", "vals", "valid", "validation", "validations", "dev", "devs"),
+    TEST: ("test", "tests", "testing", "eval", "evals", "evaluation", "evaluations"),
+}
+_ENDINGS = ("", "set", "sets", "data", "images", "split")  # trainset is written as often as train_set
+_SPLIT_OF_WORD = {word + end: split for split, words in _WORDS.items() for word in words for end in _ENDINGS}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The image files of each split that a folder has, by class, and what was left out."""
+
+    splits: dict[str, ClassFiles]
+    """By `train`, `validation` and `test`; classes without images in a split are left out there."""
+    folders: dict[str, str]
+    """What each split was read from, as it is said to the user: `Train/`."""
+    class_names: tuple[str, ...]
+    """In natural order."""
+    skipped: Counter[str]
+    """Files that are no images, by suffix."""
+    left_out: dict[str, int]
+    """Images that belong to no class, by their folder."""
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a folder's name says it is, by a whole word: `train_set` and `MyTrain`, but not `trainers`.
+
+    A name that says two splits, such as `train_test`, says none.
+    """
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
+    named = {_SPLIT_OF_WORD[word.lower()] for word in words if word.lower() in _SPLIT_OF_WORD}
+    return named.pop() if len(named) == 1 else None
+
+
+def read_layout(root: Path, layout: str = "auto") -> Layout:
+    """Read what lies below a folder, as classes or as splits.
+
+    Splits are sub-folders that are named so (see `split_of`) and hold a sub-folder for each class, or sub-folders that
+    are named so below each class. One sub-folder named as a split among other classes, with images directly in it, is a
+    class.
+
+    Args:
+        layout: `classes`, `splits`, `test` (class sub-folders, all for evaluation), or `auto` to decide by the names.
+
+    Raises:
+        UserError: nothing that can be read, or, for `auto`, what can be read in two ways.
+    """
+    top = scan(root)
+    if layout == "auto":
+        layout = _decide(top)
+    if layout == "splits":
+        return _read_splits(top)
+    split = TEST if layout == "test" else TRAIN
+    return _layout(top, {split: _class_files(top)}, {split: "class sub-folders"}, {})
+
+
+def _decide(top: ImageFolder) -> str:
+    """Return `classes` or `splits`, if only one of them makes sense."""
+    splits = {folder.name: split for folder in top.folders if (split := split_of(folder.name))}
+    others = [folder for folder in top.folders if folder.name not in splits and folder.every_image]
+    named = [folder for folder in top.folders if folder.name in splits]
+    if not named:
+        if not any(_may_hold_splits(folder) for folder in others):
+            return "classes"
+        if len(others) > 1 and all(_is_split_below(folder) for folder in others):
+            return "splits"
+        raise _ambiguous(top, "some sub-folders of classes are named as splits are")
+    clean = all(_classes_in(folder) and not folder.images for folder in named if folder.every_image)
+    if len(named) == 1 and not others:  # a single class is none
+        return "splits" if _classes_in(named[0]) else "classes"
+    if not others and clean and len(set(splits.values())) == len(splits):
+        return "splits"
+    if others and len(named) == 1 and not _classes_in(named[0]):
+        return "classes"
+    if not others and len(set(splits.values())) < len(splits):
+        raise _ambiguous(top, "two sub-folders are named as the same split")
+    if not others:
+        raise _ambiguous(top, "sub-folders that are named as splits have images outside of class sub-folders")
+    raise _ambiguous(top, "some sub-folders are named as splits, others are not")
+
+
+def _classes_in(folder: ImageFolder) -> list[ImageFolder]:
+    return [each for each in folder.folders if each.every_image]
+
+
+def _may_hold_splits(folder: ImageFolder) -> bool:
+    """Tell whether sub-folders of a class could be splits; one named so among others is none."""
+    inner = [split_of(each.name) for each in _classes_in(folder)]
+    return bool(inner) and (None not in inner or len(set(inner) - {None}) > 1)
+
+
+def _is_split_below(folder: ImageFolder) -> bool:
+    """Tell whether all images of a class lie in sub-folders named as splits, each split once."""
+    inner = [split_of(each.name) for each in _classes_in(folder)]
+    return bool(inner) and None not in inner and len(set(inner)) == len(inner) and not folder.images
+
+
+def _ambiguous(top: ImageFolder, reason: str) -> UserError:
+    """Return the error that shows both readings and how to choose one."""
+    named = [f"{each.name}/" for each in top.folders if split_of(each.name) and _classes_in(each)]
+    classes = [folder.name for folder in top.folders if folder.every_image]
+    inner = any(map(_may_hold_splits, top.folders))
+    as_splits = " and ".join(named) or ("the sub-folders of each class" if inner else "nothing that has classes")
+    return UserError(
+        f"{top.path} can be read in two ways, since {reason}: as {len(classes)} classes ({_some(classes)}), with "
+        f"--data folder-classes:{top.path}, or {as_splits} as splits, with --data folder-splits:{top.path}"
+    )
+
+
+def _read_splits(top: ImageFolder) -> Layout:
+    """Read splits with class sub-folders, else class sub-folders with splits."""
+    folders: dict[str, ImageFolder] = {}
+    for folder in top.folders:
+        split = split_of(folder.name)
+        if split is None or (folder.images and not _classes_in(folder)):
+            continue
+        require(bool(folder.every_image), lambda: f"no images in {folder.path}: looked for {', '.join(SUFFIXES)}")
+        require(
+            split not in folders,
+            lambda: (
+                f"{top.path} has two splits of one kind, {folders[split or ''].name}/ and {folder.name}/: move one away"
+            ),
+        )
+        folders[split] = folder
+    if not folders:
+        return _read_splits_below(top)
+    files = {split: {each.name: each.every_image for each in _classes_in(folder)} for split, folder in folders.items()}
+    if TRAIN in folders:
+        _class_files(folders[TRAIN])
+    left_out = {f"{folder.name}/": len(folder.images) for folder in folders.values()}
+    rest = [folder for folder in top.folders if folder not in folders.values()]
+    left_out |= {f"{folder.name}/": len(folder.every_image) for folder in rest}
+    return _layout(top, files, {split: f"{folder.name}/" for split, folder in folders.items()}, left_out)
+
+
+def _read_splits_below(top: ImageFolder) -> Layout:
+    """Read class sub-folders that hold the splits."""
+    files: dict[str, ClassFiles] = {}
+    folders: dict[str, str] = {}
+    left_out: dict[str, int] = {}
+    for folder in top.folders:
+        for inner in _classes_in(folder):
+            split, name = split_of(inner.name), f"{folder.name}/{inner.name}/"
+            if split is None:
+                left_out[name] = len(inner.every_image)
+                continue
+            members = files.setdefault(split, {})
+            require(folder.name not in members, lambda: f"{folder.path} has two {split} splits: move one away")
+            members[folder.name], folders[split] = inner.every_image, f"CLASS/{inner.name}/"
+        left_out[f"{folder.name}/"] = len(folder.images)
+    require(
+        bool(files),
+        lambda: f"{top.path} has no splits: no sub-folder named train, validation or test with a sub-folder a class",
+    )
+    return _layout(top, files, folders, left_out)
+
+
+def _class_files(folder: ImageFolder) -> ClassFiles:
+    """Return the image files of each class sub-folder, in natural order of the classes.
+
+    Raises:
+        UserError: fewer than two, or one without images.
+    """
+    count = len(folder.folders)
+    inner = folder.folders[0] if count == 1 else None
+    hint = f"; did you mean folder:{inner.path}?" if inner and len(_classes_in(inner)) > 1 else ""
+    direct = f" ({len(folder.images)} images lie directly in it)" if folder.images else ""
+    require(
+        count > 1,
+        lambda: (
+            f"{folder.path} has {count} class sub-folders{direct}; at least two are needed, with images in them{hint}"
+        ),
+    )
+    for each in folder.folders:
+        require(bool(each.every_image), lambda: f"no images in {each.path}: looked for {', '.join(SUFFIXES)}")
+    return {each.name: each.every_image for each in folder.folders}
+
+
+def _layout(
+    top: ImageFolder, files: dict[str, ClassFiles], folders: dict[str, str], left_out: dict[str, int]
+) -> Layout:
+    """Put the classes of all splits in one natural order; those of training count, where there are any.
+
+    Raises:
+        UserError: a class that the training images do not have, or only one in them.
+    """
+    names = sorted(files.get(TRAIN) or {name for split in files.values() for name in split}, key=natural)
+    for split, members in files.items():
+        more = sorted(members.keys() - set(names), key=natural)
+        require(
+            not more,
+            lambda: (
+                f"{top.path}: {folders[split]} has classes that {folders[TRAIN]} has not: {_some(more)}; those of "
+                f"{folders[TRAIN]} are {_some(names)}"
+            ),
+        )
+    require(
+        len(names) > 1 or TRAIN not in files,
+        lambda: f"{top.path} has 1 class with training images; at least two are needed",
+    )
+    there = [split for split in SPLITS if split in files]
+    ordered = {split: {name: files[split][name] for name in names if name in files[split]} for split in there}
+    skipped = sum((folder.skipped for folder in top.every_folder()), Counter[str]())
+    left_out = {f"{top.name}/": len(top.images), **left_out}
+    return Layout(ordered, folders, tuple(names), skipped, {name: count for name, count in left_out.items() if count})
+
+
+def _some(names: Iterable[str]) -> str:
+    """Return the names, at most six of them."""
+    names = list(names)
+    return ", ".join(names if len(names) <= 6 else [*names[:5], f"... {names[-1]}"])

@@ -1,0 +1,65 @@
+"""What is said of a user's data before any work: splits, classes with counts, copies, skipped files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from advalign.data import describe, load
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ADVALIGN_CACHE", str(tmp_path / "cache"))
+
+
+def save(file: Path, number: int) -> None:
+    """Write the image of a number."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)).save(file)
+
+
+def test_a_folder_in_splits(tmp_path: Path):
+    root = tmp_path / "mine"
+    for number, name in enumerate(
+        ["Train/cat/a", "Train/cat/b", "Train/dog/c", "val/dog/d", "Test/cat/e", "Test/dog/f"]
+    ):
+        save(root / f"{name}.png", number)
+    save(root / "Test" / "dog" / "copy.bmp", 0)  # of another class's image, in another format
+    save(root / "val" / "cat" / "copy.png", 2)
+    (root / "Train" / "cat" / "notes.txt").write_text("")
+    assert describe(load(f"folder:{root}", image_size=8)) == [
+        f"folder:{root}: 2 classes: cat, dog",
+        "  train: 3 images, from Train/ (cat 2, dog 1)",
+        "  validation: 2 images, from val/ (cat 1, dog 1)",
+        "  test: 3 images, from Test/ (cat 1, dog 2)",
+        "  1 file skipped: 1 .txt",
+        "  1 of the test images are copies of train images; evaluations leave them out",
+        "  1 of the validation images are copies of train images",
+    ]
+
+
+def test_many_classes_are_shortened_and_held_out_images_are_said_to_be_so(tmp_path: Path):
+    for label in range(20):
+        for number in range(4 + label):
+            save(tmp_path / "mine" / f"k{label}" / f"{number}.png", 100 * label + number)
+    head, train, test = describe(load(f"folder:{tmp_path / 'mine'}", image_size=8))
+    assert head.endswith(": 20 classes: k0, k1, k2, k3, k4, k5, k6, ... k19")
+    assert "images, from class sub-folders (from " in train
+    assert "held out of class sub-folders by their content, about 20 % (from " in test
+
+
+def test_arrays_and_data_sets_that_are_built_in(tmp_path: Path):
+    x, y = np.random.default_rng(0).integers(0, 256, (9, 4, 4), np.uint8), np.arange(9) % 2
+    np.savez(tmp_path / "mine.npz", x_train=x, y_train=y, x_val=x[:2], y_val=y[:2], x_test=x[:3] // 2, y_test=y[:3])
+    assert describe(load(f"npz:{tmp_path / 'mine.npz'}")) == [
+        f"npz:{tmp_path / 'mine.npz'}: 2 classes: 0, 1",
+        "  train: 9 images, x_train (0 5, 1 4)",
+        "  validation: 2 images, x_val (0 1, 1 1)",
+        "  test: 3 images, x_test (0 2, 1 1)",
+        "  2 of the validation images are copies of train images",
+    ]
+    assert describe(load("digits")) == []
