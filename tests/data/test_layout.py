@@ -28,10 +28,10 @@ def shown(layout: Layout) -> dict[str, dict[str, list[str]]]:
     ("split", "names"),
     [
         ("train", "train Train TRAIN training trains train_set my-train images_train MyTrain trainSet trainset"),
-        ("train", "train2017 train.1 train (1)"),
+        ("train", "train2017 train.1 2-train"),
         ("test", "test Test tests testing eval Evaluation test_set images-test testData test_images TestSet"),
         ("validation", "val valid validation VALIDATION dev val2017 valset my_val validation-images"),
-        (None, "trainers latest contest interval valley invalid device protest steamtrain train_test trainval 1 \u732b"),
+        (None, "trainers latest contest interval valley invalid device protest steamtrain train_test trainval \u732b"),
     ],
 )  # fmt: skip
 def test_splits_are_named_by_whole_words_in_any_case(split: str | None, names: str):

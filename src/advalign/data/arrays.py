@@ -27,8 +27,9 @@ def load_npz(path: Path | str) -> Dataset:
     Images, `x_train` and `x_test`, are uint8 or floats in [0, 1], of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with
     C 1 or 3. Floats stay floats, in single precision, in which networks compute; those that are all multiples of 1/255
     are kept as uint8, without loss. Labels, `y_train` and `y_test`, are integers 0..K-1 of shape (N,); `class_names`,
-    (K,) texts, may name the classes. `x_val` and `y_val` select checkpoints, if they are there. `x_test` and `y_test` alone, of some of the classes, serve evaluation. All are
-    held in memory; an array that says it is larger than the machine's is refused.
+    (K,) texts, may name the classes. `x_val` and `y_val`, where they are there, select checkpoints. `x_test` and
+    `y_test` alone, of some of the classes, serve evaluation. All are held in memory; an array that says it is larger
+    than the machine's is refused.
 
     Raises:
         UserError: whatever of this does not hold, with the array's name and what it holds.
