@@ -58,7 +58,7 @@ def claims(study: Study, records: Sequence[Record]) -> Table:
         *_setting(records, attacks),
         f"in parentheses: not distinguishable from none, {NEAR}",
         f"{_NOT_MEASURED}: not measured yet, or not in the paper",
-        *notes_on(list(attacks.values())),
+        *notes_on(column for column in study.columns if attacks.get(column.heading, _NOT_MEASURED) != _NOT_MEASURED),
         f"paper: {study.source}",
     ]
     return Table(("VFD on", *attacks), tuple(lines), frozenset(), "; ".join(notes) + ".")

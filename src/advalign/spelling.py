@@ -176,14 +176,22 @@ def spell(name: str, make: Callable[..., Any], values: Mapping[str, Any], *, hid
         hidden: the argument that is never spelled.
         always: the argument that is spelled even where it is the default.
     """
-    shown = []
+    shown = {}
     for parameter in inspect.signature(make).parameters.values():
         value = values.get(parameter.name, parameter.default)
         if parameter.name != hidden and (value != parameter.default or parameter.name == always):
-            text = spell_number(value) if isinstance(value, float) else repr(value)
-            text = text if '"' in text else text.replace("'", '"')
-            shown.append(f"{parameter.name}={text}")
-    return f"{name}({', '.join(shown)})" if shown else name
+            shown[parameter.name] = value
+    return f"{name}({spell_arguments(shown)})" if shown else name
+
+
+def spell_arguments(arguments: Mapping[str, Any]) -> str:
+    """Spell arguments as they stand between the parentheses of a call."""
+    return ", ".join(f"{name}={_spell_value(value)}" for name, value in arguments.items())
+
+
+def _spell_value(value: Any) -> str:
+    text = spell_number(value) if isinstance(value, float) else repr(value)
+    return text if '"' in text else text.replace("'", '"')
 
 
 _QUOTED_OR_JOINED = re.compile(

@@ -14,7 +14,6 @@ from advalign.data import load
 from advalign.objectives import as_method
 from advalign.report.commands import evaluate_line, flags_of, train_line
 from advalign.runs import Run
-from advalign.runtime.files import read_json
 from advalign.training import train as training
 from advalign.training.planning import plan
 from advalign.training.recipes import Recipe, digits, dm, trades
@@ -103,11 +102,11 @@ def test_the_line_measures_the_same_outcomes(tmp_path: Path, monkeypatch: pytest
     files = sorted((run.path / "evaluations").glob("*.json"))
     assert len(files) == 2
     for file in files:
-        before = read_json(file)
+        before = json.loads(file.read_text())
         line = evaluate_line(run, before, {other.id: other.path})
         file.unlink()
         cli.main(shlex.split(line)[1:])
-        assert read_json(file)["outcomes"] == before["outcomes"]
-    assert "--surrogate SURROGATE" in evaluate_line(run, read_json(files[0]), {}) + evaluate_line(
-        run, read_json(files[1]), {}
+        assert json.loads(file.read_text())["outcomes"] == before["outcomes"]
+    assert "--surrogate SURROGATE" in evaluate_line(run, json.loads(files[0].read_text()), {}) + evaluate_line(
+        run, json.loads(files[1].read_text()), {}
     )

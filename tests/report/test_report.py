@@ -116,6 +116,17 @@ def test_trade_off_keeps_settings_apart():
     np.testing.assert_allclose(drawn["trades, cifar10"], [[45.5, 26], [47.5, 20]])
 
 
+def test_trade_off_names_points_by_all_their_arguments_and_files_by_their_names():
+    layers = 'trades(beta=1.5)+vfd(layer=("layer1", "a(b)"), weight=0.1)'
+    names = (layers, "trades+vfd", "my_net(1).pt, evaluated only", "old_weights")
+    pairs = [[replace(record, method=name, run=name) for record in records()[:2]] for name in names]
+    axes = trade_off_figure([record for pair in pairs for record in pair]).axes[0]
+    families = [str(line.get_label()) for line in axes.lines if not str(line.get_label()).startswith("_")]
+    assert sorted(families) == ["my_net(1).pt, evaluated only", "old_weights", "trades+vfd"]
+    labels = {text.get_text() for text in axes.texts}
+    assert labels == {'beta=1.5, layer=("layer1", "a(b)"), weight=0.1', "default", ""}
+
+
 def test_trade_off_draws_every_method_at_its_means_and_joins_families():
     axes = trade_off_figure(records()).axes[0]
     drawn = {line.get_label(): np.array(line.get_xydata()) for line in axes.lines}

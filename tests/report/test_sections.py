@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from advalign.report.page import FigureSection, write_page
 from advalign.report.radius import radii_of, radius_curves
 from advalign.runs import Record, Run
 from advalign.runs import load as load_net
-from advalign.runtime.files import read_json
 from advalign.training.recipes import digits
 from advalign.training.train import train
 
@@ -132,7 +132,7 @@ def test_a_report_on_run_folders_has_every_section(tmp_path: Path, monkeypatch: 
     labels, found = load("digits").test.labels, []
     for each in map(Run.read, Path("runs").iterdir()):
         file = next(f for f in (each.path / "evaluations").glob("*.json") if f.with_suffix(".npz").exists())
-        flags = np.array(list(read_json(file)["outcomes"]["clean"])) == "1"
+        flags = np.array(list(json.loads(file.read_text())["outcomes"]["clean"])) == "1"
         found.append(100 * flags[(labels == 0).numpy()].mean())
     assert shown[1].split(",")[1] == f"{np.mean(found):.1f}"
 

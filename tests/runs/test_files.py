@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from torch import nn
 from advalign.errors import UserError
 from advalign.runs import append_records, read_records
 from advalign.runs.checkpoint import load_into, load_state, load_weights, save_state, save_weights
-from advalign.runs.formats import write_checked_lines
-from advalign.runtime.files import read_json, read_lines, remove_leftovers, write_atomically, write_json, write_lines
+from advalign.runs.formats import LogRow, RunFile, read_checked_json, read_checked_lines, write_checked_lines
+from advalign.runtime.files import remove_leftovers, write_atomically, write_json
 from advalign.runtime.sealed import Owner
 
 
@@ -77,15 +78,16 @@ def test_the_content_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypat
 
 def test_json_round_trips_and_damage_is_named(tmp_path: Path):
     write_json(tmp_path / "a.json", {"x": [1, 2.5, None]})
-    assert read_json(tmp_path / "a.json") == {"x": [1, 2.5, None]}
-    write_lines(tmp_path / "b.jsonl", [{"a": 1}, {"a": 2}])
-    assert read_lines(tmp_path / "b.jsonl") == [{"a": 1}, {"a": 2}]
-    assert read_lines(tmp_path / "none.jsonl") == []
-    (tmp_path / "b.jsonl").write_text('{"a": 1}\n{"a"')
-    with pytest.raises(UserError, match=r"cannot read .*b\.jsonl"):
-        read_lines(tmp_path / "b.jsonl")
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": [1, 2.5, None]}
+    rows = [{"epoch": epoch, "lr": 0.1, "loss": 1.5, "terms": {"adv": 1.5}} for epoch in (1, 2)]
+    write_checked_lines(tmp_path / "b.jsonl", rows)
+    assert read_checked_lines(tmp_path / "b.jsonl", LogRow, "remove it") == rows
+    assert read_checked_lines(tmp_path / "none.jsonl", LogRow, "remove it") == []
+    (tmp_path / "b.jsonl").write_bytes((tmp_path / "b.jsonl").read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"b\.jsonl, line 2 is damaged .*: remove it"):
+        read_checked_lines(tmp_path / "b.jsonl", LogRow, "remove it")
     with pytest.raises(UserError, match=r"cannot read .*none\.json"):
-        read_json(tmp_path / "none.json")
+        read_checked_json(tmp_path / "none.json", RunFile, "remove it")
 
 
 def test_records_round_trip_and_a_new_measurement_replaces_the_old(tmp_path: Path):
@@ -99,7 +101,7 @@ def test_records_round_trip_and_a_new_measurement_replaces_the_old(tmp_path: Pat
     elsewhere = [replace(RECORD, data="npz"), replace(RECORD, precision="bf16"), replace(RECORD, attack="worst(fgsm)")]
     append_records(path, elsewhere)
     assert len(read_records(path)) == 5
-    write_lines(path, [{"accuracy": 1.0}])
+    path.write_text('{"accuracy": 1.0}\n')
     with pytest.raises(UserError, match=r"records\.jsonl, line 1 is damaged or not of advalign"):
         read_records(path)
 
@@ -228,9 +230,6 @@ def test_the_next_write_in_a_folder_removes_what_dead_processes_have_left_and_no
 
 @pytest.mark.parametrize("line", ["3", "[]", "null", '"text"'])
 def test_a_line_that_is_no_object_is_named(line: str, tmp_path: Path):
-    (tmp_path / "b.jsonl").write_text(f'{{"a": 1}}\n{line}\n')
-    with pytest.raises(UserError, match=r"cannot read .*b\.jsonl: line 2 is no JSON object"):
-        read_lines(tmp_path / "b.jsonl")
     write_checked_lines(tmp_path / "b.jsonl", [asdict(RECORD)])
     (tmp_path / "b.jsonl").write_text((tmp_path / "b.jsonl").read_text() + line + "\n")
     with pytest.raises(UserError, match=r"b\.jsonl, line 2 is damaged or not of advalign: it is no JSON object"):

@@ -69,14 +69,18 @@ class Row:
         n = next(record.n for record in self.records if record.attack == attack)
         return values[0] * (100 - values[0]) / n
 
-    def cell(self, attack: str) -> str:
-        """Write mean and standard deviation, and how many of the row's seeds were measured if not all."""
+    def cell(self, attack: str, seeds: int | None = None) -> str:
+        """Write mean and standard deviation, and how many of some seeds were measured if not all.
+
+        Args:
+            seeds: their number; that of the row's seeds if None.
+        """
         values = list(self.accuracies(attack).values())
         if not values:
             return "–"
         spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-        seeds = len({record.seed for record in self.records})
-        return f"{mean(values):.1f}{spread}" + (f" ({len(values)} of {seeds} seeds)" if len(values) < seeds else "")
+        seeds = len({record.seed for record in self.records}) if seeds is None else seeds
+        return f"{mean(values):.1f}{spread}" + (f" ({len(values)} of {seeds} seeds)" if len(values) != seeds else "")
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import NamedTuple
@@ -12,9 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from advalign.attacks.names import parse_name, worst_cases_among
+from advalign.errors import UserError
 from advalign.report.figures import FEW_CURVES, HOVER, MARKERS, STYLE, color_of
 from advalign.report.rows import Flags, group_rows
 from advalign.runs import Record
+from advalign.spelling import parse_calls, spell_arguments
 
 _SPAN = 4  # points that an axis shows at least: less looks like a difference
 
@@ -83,13 +84,23 @@ def _families(records: Sequence[Record], attack: str, flags: Flags | None) -> Fa
     for row in group_rows(records, flags)[0]:
         clean, robust = row.accuracies("clean"), row.accuracies(attack)
         if seeds := clean.keys() & robust.keys():
-            family = ", ".join((re.sub(r"\([^()]*\)", "", row.method), *row.traits))
-            arguments = ", ".join(re.findall(r"\(([^()]*)\)", row.method))
+            method, arguments = _split_arguments(row.method)
+            family = ", ".join((method, *row.traits))
             x, y = [clean[seed] for seed in seeds], [robust[seed] for seed in seeds]
             name = ", ".join((row.method, *row.traits))
             point = TradeOffPoint(mean(x), mean(y), _spread(x), _spread(y), len(seeds), name, arguments)
             families.setdefault(family, []).append(point)
     return {family: sorted(points) for family, points in families.items()}
+
+
+def _split_arguments(method: str) -> tuple[str, str]:
+    """Return a method without its arguments, and these; the file name of weights from elsewhere stays whole."""
+    try:
+        calls = parse_calls(method)
+    except UserError:
+        return method, ""
+    arguments = [spell_arguments(call.arguments) for call in calls if call.arguments]
+    return ("+".join(call.name for call in calls), ", ".join(arguments)) if arguments else (method, "")
 
 
 def _draw_families(axes: Axes, families: Families) -> None:

@@ -140,37 +140,3 @@ def _umask() -> int:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
     write_atomically(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write JSON Lines atomically."""
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read JSON Lines; a missing file has none.
-
-    Raises:
-        UserError: a line is damaged or no JSON object.
-    """
-    if not path.exists():
-        return []
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    for i, row in enumerate(rows):
-        require(isinstance(row, dict), lambda: f"cannot read {path}: line {i + 1} is no JSON object")
-    return rows

@@ -29,6 +29,8 @@ class Column:
     """whether the attack is made on the study's surrogate and transferred to the cell's model"""
     data: str | None = None
     """only cells with this data set have the column; all cells if None"""
+    note: str = ""
+    """what readers must know who expect another attack under the heading; it stands below the table"""
 
     def __post_init__(self) -> None:
         clean = self.attack == CLEAN

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import mean
 
-from advalign import attacks
-from advalign.attacks.names import parse_name
 from advalign.errors import require
 from advalign.report.noise import NOISE, mark_best
 from advalign.report.page import Section, TextSection, write_page
@@ -21,19 +19,7 @@ from advalign.studies.cells import Column
 from advalign.studies.job import Job
 from advalign.studies.progress import Progress
 from advalign.studies.study import Study
-from advalign.threats import Linf
 
-
-def _canonical(attack: str) -> str:
-    return str(attacks.parse(attack, threat=Linf(8 / 255)))
-
-
-# Notes for readers who know other attacks under the column's name.
-_ATTACK_NOTES = {
-    _canonical("cw"): "C&W is the L2 attack with c = 1 fixed, κ = 0, 1000 steps, lr .01, as in the paper's settings: "
-    "it is not confined to the threat model, and measures the scale of the logits as much as robustness",
-    _canonical('pgd(loss="margin", steps=100)'): "CW-inf is PGD on the margin loss, 100 steps, inside the threat model",
-}
 _MARKER = "study.json"
 """the file that identifies a folder as a study's results"""
 
@@ -137,9 +123,7 @@ class Results:
     def _accuracy(self, row: Row, column: Column) -> str:
         """Write mean and spread, and how many of the planned seeds were measured if not all."""
         planned = sum(job.cell.row == row.method and column in job.columns for job in self.jobs)
-        measured = len(row.accuracies(column.heading))
-        accuracy = row.cell(column.heading).partition(" (")[0]
-        return accuracy if measured in (0, planned) else f"{accuracy} ({measured} of {planned} seeds)"
+        return row.cell(column.heading, planned)
 
     def _reasons(self, row: str) -> list[str]:
         return [self.failures[job.run.id] for job in self.jobs if job.cell.row == row and job.run.id in self.failures]
@@ -159,7 +143,7 @@ class Results:
         ]
         if any(column.black_box for column in study.columns) and study.surrogate is not None:
             notes.append(f"black box: made on a {study.surrogate.method} {study.surrogate.model}")
-        notes += notes_on([column.attack for column in study.columns])
+        notes += notes_on(study.columns)
         notes.append(NOISE)
         if len({cell.recipe.seed for cell in cells}) > 1:
             notes.append("±: standard deviation over seeds")
@@ -186,10 +170,9 @@ def numbers_of_images(headings: Mapping[int, Sequence[str]]) -> str:
     return ", ".join([str(usual), *(f"{n} for {' and '.join(headings[n])}" for n in others)])
 
 
-def notes_on(attack_names: Sequence[str]) -> list[str]:
-    """Return what a reader must know of columns under these attacks."""
-    measured = {parse_name(name).attack for name in attack_names}
-    return [note for attack, note in _ATTACK_NOTES.items() if attack in measured]
+def notes_on(columns: Iterable[Column]) -> list[str]:
+    """Return what a reader must know of the columns, each note once."""
+    return list(dict.fromkeys(column.note for column in columns if column.note))
 
 
 def _published_lines(
