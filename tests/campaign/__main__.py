@@ -22,7 +22,7 @@ from tests.campaign.tally import KINDS, Tally
 _HEAVY = (
     "advalign.cli.commands", "advalign.report", "advalign.report.evaluation", "advalign.evaluation.transfer_matrix",
     "advalign.studies", "advalign.training.train", "advalign.runs.tensorboard", "matplotlib.backends.backend_pdf",
-    "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg", "sklearn.manifold", "scipy.stats", "PIL.Image",
+    "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg", "sklearn.manifold", "scipy.stats",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tests.campaign.child import CALM, Child, Outcome, Trouble, run
@@ -209,14 +210,21 @@ def differences(reference: Path, folder: Path) -> Iterator[str]:
         name = file.relative_to(reference)
         other = folder / name
         weights = file.suffix == ".safetensors"
-        if weights and (not other.exists() or not _same_tensors(load_file(file), load_file(other))):
+        if weights and (not other.is_file() or not _same_tensors(load_file(file), _tensors(other))):
             yield str(name)
         result = file.suffix == ".json" and file.parent.name in ("evaluations", "diagnosis", "transfer")
         compared = result or file.name in ("log.jsonl", "records.jsonl")
-        if file.suffix == ".csv" and (not other.exists() or file.read_bytes() != other.read_bytes()):
+        if file.suffix == ".csv" and (not other.is_file() or file.read_bytes() != other.read_bytes()):
             yield str(name)
-        if compared and (not other.exists() or _plain(file) != _plain(other)):
+        if compared and (not other.is_file() or _plain(file) != _plain(other)):
             yield str(name)
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError):
+        return {}
 
 
 def _same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -228,10 +236,13 @@ _PASSING = {"seconds", "environment", "commit", "checksum", "command", "compile_
 
 def _plain(file: Path) -> Any:
     """Return the JSON of a file without what differs from one run to the next; records in the order of their names."""
-    text = file.read_text()
-    if file.suffix != ".jsonl":
-        return _without(json.loads(text))
-    rows = [_without(json.loads(line)) for line in text.splitlines()]
+    try:
+        text = file.read_text()
+        if file.suffix != ".jsonl":
+            return _without(json.loads(text))
+        rows = [_without(json.loads(line)) for line in text.splitlines()]
+    except (OSError, ValueError):  # damaged: equal to nothing
+        return None
     return sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -673,3 +674,22 @@ def test_candidates_are_confirmed_by_the_original_where_numbers_are_coarse():
         assert torch.equal(fooled_in(counted, outputs, x, y), wrong)
     assert asked == [int(wrong.sum())]
     assert counted.counts == [len(x) + int(wrong.sum()), 0]
+
+
+def test_threads_on_one_model_measure_what_one_thread_measures():
+    net, images = case()
+    net.train()
+    attack_list = [PGD(BUDGET, steps=2), parse("square(queries=5)", threat=BUDGET)]
+    before = torch.random.get_rng_state()
+
+    def measured(seed: int) -> object:
+        evaluation = evaluate(net, images, attack_list, batch_size=16, seed=seed)
+        return {name: flags.tolist() for name, flags in evaluation.correct.items()}, evaluation.warnings
+
+    alone = [measured(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(measured, range(4)))
+    assert together == alone
+    assert all(module.training for module in net.modules())
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert torch.equal(torch.random.get_rng_state(), before)

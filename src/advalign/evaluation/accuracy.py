@@ -89,8 +89,9 @@ def evaluate(
     Only images that are classified correctly are attacked, since the others are misclassified already. Each member of
     an ensemble attacks what those before have left, in full batches. Attacks run on a copy with BatchNorm folded into
     the convolutions, in the given precision. Whether an image withstands an attack is decided by the unmodified model
-    in fp32; an image with outputs that are not finite does not. The model and the random state are left as they were.
-    Of a compiled or DataParallel model, the network inside is evaluated.
+    in fp32; an image with outputs that are not finite does not. The model and the random state are left as they were;
+    threads that evaluate, attack or train take turns. Of a compiled or DataParallel model, the network inside is
+    evaluated.
 
     Args:
         model: images (N, C, H, W) in [0, 1] to logits (N, K), on the images' device.
@@ -120,8 +121,7 @@ def evaluate(
         require(names.count(name) == 1, lambda: f"attack {name} is given twice: results are keyed by spelling")
     by_name, precomputed, model = dict(zip(names, attack_list, strict=True)), precomputed or {}, _inside(model)
     options = AttackOptions(batch_size=batch_size, precision=precision, seed=seed)
-    mode = check_mode([name or "the model" for name, module in model.named_modules() if module.training])
-    with evaluating(model):
+    with evaluating(model) as in_train_mode:
         evaluator = Evaluator(model, pictures, options, keep_examples=keep_examples, state_file=state, advance=advance)
         evaluator.classify_clean(attacked=bool(by_name or precomputed))
         for name, examples in precomputed.items():
@@ -131,7 +131,7 @@ def evaluate(
     unbounded = [name for name, attack in by_name.items() if not attack.bounded]
     unbounded += [name for name, examples in precomputed.items() if examples.threat is None]
     masked = _broken_without_gradient(by_name, precomputed, evaluator.state, len(pictures))
-    return _evaluation(evaluator.state, unbounded, warnings_of([mode]), warnings_of(masked))
+    return _evaluation(evaluator.state, unbounded, warnings_of([check_mode(in_train_mode)]), warnings_of(masked))
 
 
 def _evaluation(

@@ -140,10 +140,11 @@ def diagnose(
     x, y = _subset(images, n)
     require(threat.eps > 0, "eps must be above 0: there is nothing to diagnose at radius 0")
     require(batch_size >= 1, lambda: f"batch_size={batch_size} must be at least 1")
-    of_input = [check_range(x), check_mode([name or "the model" for name, m in model.named_modules() if m.training])]
-    if of_input[0].passed == "fail":
-        return Diagnosis(tuple(of_input), len(x), str(threat), {}, {}, None)
-    with evaluating(model), torch.autocast(x.device.type, enabled=False), seeded(seed, "diagnosis"):
+    in_range = check_range(x)
+    with evaluating(model) as in_train_mode, torch.autocast(x.device.type, enabled=False), seeded(seed, "diagnosis"):
+        of_input = [in_range, check_mode(in_train_mode)]
+        if in_range.passed == "fail":
+            return Diagnosis(tuple(of_input), len(x), str(threat), {}, {}, None)
         bench = _Bench(model, x, y, batch_size, seed, advance)
         return _diagnose(bench, threat, of_input, surrogate)
 

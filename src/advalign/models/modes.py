@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from advalign.runtime.threads import TURN
+
 
 @contextmanager
 def frozen(net: nn.Module) -> Iterator[None]:
@@ -37,18 +39,23 @@ def training(net: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
+def evaluating(net: nn.Module) -> Iterator[list[str]]:
     """Eval mode and no trainable parameter inside; modes, flags and buffers as they were afterwards.
 
+    Yields the names of the modules that were in train mode, `the model` for the network itself.
+
     Buffers too, for a forward may change them in eval mode: a count of its calls, or a norm that it puts in train mode.
+    Other threads that evaluate, attack or train wait.
     """
-    modes = {module: module.training for module in net.modules()}
-    try:
-        with buffers_kept(net), frozen(net.eval()):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with TURN:
+        modes = {module: module.training for module in net.modules()}
+        in_train_mode = [name or "the model" for name, module in net.named_modules() if module.training]
+        try:
+            with buffers_kept(net), frozen(net.eval()):
+                yield in_train_mode
+        finally:
+            for module, training in modes.items():
+                module.training = training
 
 
 @contextmanager

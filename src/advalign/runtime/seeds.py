@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from advalign.runtime.threads import TURN
+
 
 def derive_seed(*parts: int | str) -> int:
     """Return a seed that depends on every part and its place, so that neighbouring runs and steps are unrelated."""
@@ -17,7 +19,10 @@ def derive_seed(*parts: int | str) -> int:
 
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Draw from a generator seeded with the parts inside, and leave the global generators as they were."""
-    with torch.random.fork_rng(range(torch.cuda.device_count())):  # manual_seed seeds every GPU
+    """Draw from a generator seeded with the parts inside, and leave the global generators as they were.
+
+    Other threads that need the global generators wait.
+    """
+    with TURN, torch.random.fork_rng(range(torch.cuda.device_count())):  # manual_seed seeds every GPU
         torch.manual_seed(derive_seed(*parts))
         yield
