@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from advalign.attacks import ATTACKS, Attack
+from advalign.attacks import ATTACKS, Attack, Quantized
 from advalign.attacks.spelled import RESERVED, rename_attacks
 from advalign.errors import UserError, quoted, require, shorten
 from advalign.models.user import find_function
@@ -83,6 +83,7 @@ def source_digests(parts: Iterable[Part | Attack]) -> dict[str, str]:
     The library's own parts have none, since their names identify them. An attack's members count as well.
     """
     members = [each for part in parts for each in (part, *(part.members if isinstance(part, Attack) else ()))]
+    members += [each.inner for each in members if isinstance(each, Quantized)]
     classes = {part.name: type(part) for part in members if not type(part).__module__.startswith("advalign.")}
     return {name: digest(_source(kind), digits=10) for name, kind in classes.items()}
 

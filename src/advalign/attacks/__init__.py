@@ -8,7 +8,8 @@ from advalign.attacks.contract import Attack
 from advalign.attacks.ensemble import AutoAttack, Worst
 from advalign.attacks.fab import FAB, FABT
 from advalign.attacks.gradient import FGSM, MIM, PGD
-from advalign.attacks.names import parse_name
+from advalign.attacks.names import parse_name, quantized_parts
+from advalign.attacks.quantized import Quantized, quantize
 from advalign.attacks.square import Square
 from advalign.errors import quoted, require
 from advalign.spelling import check_size, construct, parse_call
@@ -28,6 +29,7 @@ __all__ = [
     "Attack",
     "AutoAttack",
     "CarliniWagner",
+    "Quantized",
     "Square",
     "Worst",
     "parse",
@@ -53,7 +55,8 @@ STANDARD = ("fgsm", "pgd(steps=20)", "mim(steps=20)", 'pgd(loss="margin", steps=
 def parse(spelling: str, *, threat: Threat) -> Attack:
     """Build the attack that a string such as `pgd(steps=20, step_size=2/255)` spells.
 
-    `worst(apgd-ce, apgd-t, square(queries=1000))` is the worst case of several, one after another.
+    `worst(apgd-ce, apgd-t, square(queries=1000))` is the worst case of several, one after another;
+    `quantized(pgd(steps=20), bits=8)` rounds the images of one.
 
     Example:
         >>> import advalign as aa
@@ -69,4 +72,13 @@ def parse(spelling: str, *, threat: Threat) -> Attack:
         members = [parse(each, threat=threat) for each in name.members]
         worst = Worst(threat, tuple(members))
         return worst if len(members) > 1 else members[0]  # one alone can go on after an image is fooled
+    if quantized := quantized_parts(spelling):
+        return quantize(parse(quantized[0], threat=threat), _bits(quantized[1], spelling))
     return construct("attack", parse_call(spelling), ATTACKS, threat=threat)
+
+
+def _bits(argument: str, spelling: str) -> int:
+    name, _, number = argument.partition("=") if argument else ("bits", "=", "8")
+    fits = name.strip() == "bits" and number.strip().isdecimal()
+    require(fits, lambda: f"cannot read {quoted(spelling)}: write it as in quantized(pgd(steps=20), bits=8)")
+    return int(number)

@@ -72,6 +72,25 @@ def transfer_name(attack: str, surrogate: str) -> str:
     return f"transfer({attack}, from {label})"
 
 
+def quantized_name(attack: str, bits: int) -> str:
+    """Name an attack whose images are rounded to so many bits."""
+    return f"quantized({attack}, bits={bits})"
+
+
+def quantized_parts(text: str) -> tuple[str, str] | None:
+    """Return the attack and the argument of `quantized(ATTACK, bits=8)`; None for another text.
+
+    Example:
+        >>> quantized_parts("quantized(pgd(steps=20, restarts=2), bits=8)")
+        ('pgd(steps=20, restarts=2)', 'bits=8')
+    """
+    inside = _inside(text, "quantized")
+    if inside is None:
+        return None
+    attack, *arguments = split_names(inside)
+    return attack, ", ".join(arguments)
+
+
 def worst_cases_among(names: Iterable[str]) -> list[str]:
     """Return the worst cases, that over most attacks first; those over transferred examples last."""
     worst = [name for name in map(parse_name, dict.fromkeys(names)) if name.is_worst_case]

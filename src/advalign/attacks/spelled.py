@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from advalign.attacks import ATTACKS, STANDARD, Attack, parse
-from advalign.attacks.names import parse_name, worst_case_name
+from advalign.attacks.names import parse_name, quantized_parts, worst_case_name
 from advalign.errors import require, unknown
 from advalign.spelling import check_size
 from advalign.threats import Threat
 
 WORDS = {
     "worst(ATTACK, ...)": "The worst case over several, each run on the images that withstand those before.",
+    "quantized(ATTACK, bits=8)": "Another attack, whose images are rounded to 8 bits before it is decided whether they "
+    "fool.",
     "standard": f"= {' '.join(STANDARD)}",
 }
 """What stands for several attacks, with a line of description."""
 _NOTHING = ("clean", "none")
-RESERVED = ("worst", "transfer", "standard", *_NOTHING)
+RESERVED = ("worst", "quantized", "transfer", "standard", *_NOTHING)
 """Words with a meaning on the command line or in records, by which no attack may be called."""
 
 
@@ -32,10 +34,11 @@ def parse_attacks(names: Iterable[str], threat: Threat) -> list[Attack]:
         head = head.replace("_", "-")
         if head in _NOTHING and not arguments:
             continue
-        known = [*ATTACKS, "worst"]
+        known = [*ATTACKS, "worst", "quantized"]
         if head not in known:
             raise unknown("attack", head, [*known, "standard", "none"])
         require(head != "worst" or bool(arguments), "worst needs attacks, as in 'worst(apgd-ce, square)'")
+        require(head != "quantized" or bool(arguments), "quantized needs an attack, as in 'quantized(pgd, bits=8)'")
         attack = parse(spelling, threat=threat)
         attacks.setdefault(str(attack), attack)
     return list(attacks.values())
@@ -51,6 +54,9 @@ def rename_attacks(spelling: str, rename: Callable[[str], str]) -> str:
     name = parse_name(spelling)
     if name.is_worst_case:
         return worst_case_name(rename_attacks(member, rename) for member in name.members)
+    if quantized := quantized_parts(spelling):
+        attack, bits = quantized
+        return f"quantized({', '.join(filter(None, (rename_attacks(attack, rename), bits)))})"
     head, arguments = _split(spelling)
     return f"{rename(head)}{arguments}"
 

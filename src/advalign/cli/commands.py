@@ -91,7 +91,8 @@ def evaluate_command(options: EvaluateOptions) -> None:
         register(spelling)
     measured = measure(
         source, options.attacks, _target_options(options, options.n), _attack_options(options, options.precision),
-        surrogate=options.surrogate, out=options.out, save_examples=options.save_examples, console=console,
+        surrogate=options.surrogate, quantize=options.quantize, out=options.out, save_examples=options.save_examples,
+        console=console,
     )  # fmt: skip
     print_table(console, accuracy_table(measured.records))
     written = write_evaluation(measured, source) + ([".npz"] if options.save_examples else [])

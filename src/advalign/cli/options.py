@@ -139,6 +139,8 @@ class EvaluateOptions(ModelOptions):
     surrogate: str | None = None
     """run folder, weights or MODEL@FILE of another model on which the attacks are made, and kept for other models; only
     attacks that transfer (see `advalign list attacks`); --mean and --std do not apply to it"""
+    quantize: int | None = None
+    """bits, such as 8: an image counts as broken only if it still fools after rounding to what an image file holds"""
     plugin: tuple[str, ...] = ()
     """attacks of your own that --attacks may name, as package.module:Class"""
     save_examples: bool = False

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from advalign.attacks import Attack
+from advalign.attacks.names import quantized_name
+from advalign.attacks.quantized import bits_of, check_bits, check_levels
+from advalign.attacks.quantized import quantize as quantized
 from advalign.data import Images
 from advalign.data.pairs import as_images
 from advalign.errors import require
@@ -80,6 +83,7 @@ def evaluate(
     batch_size: int = 512,
     precision: str = "fp32",
     seed: int = 0,
+    quantize: int | None = None,
     keep_examples: bool = False,
     state: Path | None = None,
     advance: Callable[[str, int], None] = lambda attack, done: None,
@@ -98,6 +102,8 @@ def evaluate(
         images: with labels; or a pair of floats (N, C, H, W) in [0, 1] and labels (N,).
         attacks: one or several, such as `attacks.parse("pgd(steps=20)", threat=Linf(8 / 255))`.
         precomputed: adversarial images by name that exist already, such as those made on a surrogate.
+        quantize: bits, such as 8: an image counts as broken only if it still fools after rounding to so many bits,
+            inside the threat model. Outcomes are then called `quantized(ATTACK, bits=8)`; see `attacks.Quantized`.
         keep_examples: also return the adversarial images.
         state: a file in which progress is kept, every 10 seconds, and from which a second call resumes, to the same
             bits. The caller makes sure that it belongs to this evaluation, and removes it.
@@ -116,10 +122,16 @@ def evaluate(
     pictures, attack_list = as_images(images), _as_list(attacks)
     if pictures.pixels.is_floating_point():
         check_images(pictures.pixels)
+    precomputed = precomputed or {}
+    if quantize is not None:
+        attack_list = [quantized(attack, quantize) for attack in attack_list]
+        precomputed = _rounded(precomputed, pictures, quantize)
+    for bits in bits_of(attack_list):
+        check_levels(pictures.floats(), bits)
     names = [str(attack) for attack in attack_list]
     for name in names:
         require(names.count(name) == 1, lambda: f"attack {name} is given twice: results are keyed by spelling")
-    by_name, precomputed, model = dict(zip(names, attack_list, strict=True)), precomputed or {}, _inside(model)
+    by_name, model = dict(zip(names, attack_list, strict=True)), _inside(model)
     options = AttackOptions(batch_size=batch_size, precision=precision, seed=seed)
     with evaluating(model) as in_train_mode:
         evaluator = Evaluator(model, pictures, options, keep_examples=keep_examples, state_file=state, advance=advance)
@@ -151,6 +163,17 @@ def _evaluation(
         examples=state.examples,
         warnings=(*before, *state.doubts, *lost, *after),
     )
+
+
+def _rounded(
+    precomputed: Mapping[str, PrecomputedExamples], images: Images, bits: int
+) -> dict[str, PrecomputedExamples]:
+    """Return adversarial images rounded to so many bits, under the name that says so."""
+    check_bits(bits)
+    check_levels(images.floats(), bits)
+    return {
+        quantized_name(name, bits): examples.rounded(images.floats(), bits) for name, examples in precomputed.items()
+    }
 
 
 def _as_list(attacks: Any) -> list[Attack]:

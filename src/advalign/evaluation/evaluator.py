@@ -18,6 +18,7 @@ from advalign.attacks.ascent import AttackLoss, NoGradient, value_and_grad
 from advalign.attacks.classification import classified, in_fp32
 from advalign.attacks.losses import cross_entropy
 from advalign.attacks.pass_counter import PassCounter
+from advalign.attacks.quantized import rounded
 from advalign.data import Images
 from advalign.evaluation.checks import (
     Verdict,
@@ -42,6 +43,10 @@ class PrecomputedExamples(NamedTuple):
     """(N, C, H, W) in [0, 1], of all images."""
     threat: Threat | None
     """The threat model that they lie in; None if they are not bounded."""
+
+    def rounded(self, x: Tensor, bits: int) -> PrecomputedExamples:
+        """Return the examples of images x (N, C, H, W) rounded to so many bits, inside the threat model."""
+        return PrecomputedExamples(rounded(self.x_adv, x.to(self.x_adv.device), self.threat, bits), self.threat)
 
 
 @final

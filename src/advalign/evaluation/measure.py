@@ -11,6 +11,7 @@ from rich.console import Console
 
 from advalign.attacks import Attack
 from advalign.attacks.names import transfer_name
+from advalign.attacks.quantized import quantize as quantized
 from advalign.attacks.spelled import parse_attacks
 from advalign.evaluation.accuracy import PrecomputedExamples, evaluate
 from advalign.evaluation.options import AttackOptions, TargetOptions
@@ -45,6 +46,7 @@ def measure(
     attack_options: AttackOptions | None = None,
     *,
     surrogate: str | Path | Weights | None = None,
+    quantize: int | None = None,
     out: str | Path | None = None,
     save_examples: bool = False,
     console: Console | None = None,
@@ -57,6 +59,7 @@ def measure(
         surrogate: a run folder, weights file or `MODEL@FILE` of another network. The attacks are made on it, once, kept
             beside its weights, and shown to the source, whose threat model and images it takes. Only attacks whose
             examples carry over to other networks.
+        quantize: bits, such as 8: the attacks become `quantized(ATTACK, bits=8)`.
         out: folder of the result; `evaluations` in the run folder, or beside the weights file, if None.
         save_examples: also write the adversarial images of each attack, beside the result as `.npz`.
 
@@ -68,6 +71,8 @@ def measure(
     # Data may take a download, so what fails with any data is refused before they are loaded.
     autocast(pick_device(which.device), how.precision)
     attacks = parse_attacks(map(register_attacks, attack_names), Linf())
+    if quantize is not None:
+        attacks = [quantized(attack, quantize) for attack in attacks]
     for attack in attacks if surrogate is not None else ():
         transferable(attack)
     weights = find_weights(source, which.checkpoint, model=which.model, trust_model=which.trust_model)
@@ -144,7 +149,7 @@ def _load_surrogate(weights: Weights, target: Target, which: TargetOptions, cons
     options = TargetOptions(
         data=target.dataset, n=which.n, norm=target.threat.norm, eps=target.threat.eps, device=which.device
     )
-    return load_target(weights, options, console=console)
+    return load_target(weights, options, keep_seen=True, console=console)
 
 
 def _setting(target: Target, how: AttackOptions) -> dict[str, Any]:
