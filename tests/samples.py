@@ -1,4 +1,4 @@
-"""Data that the tests share: a batch of random images, and records of made-up results."""
+"""Data that the tests share: a batch of random images, records of made-up results, and a study in YAML."""
 
 from __future__ import annotations
 
@@ -32,6 +32,25 @@ RECORD = Record(
     torch="2.13.0",
     device="cpu",
 )
+
+STUDY_YAML = """
+title: the weight
+data: digits
+model: small-cnn(width=4)
+recipe: {preset: digits, epochs: 2, eps: 8/255, milestones: [0.5, 0.9]}
+seeds: 2
+methods:
+  - natural
+  - {method: trades, curve: trades+vfd, at: 0}
+  - {method: trades+vfd(weight=0.10), row: a tenth, curve: trades+vfd, at: 0.1, recipe: {epochs: 3}}
+columns:
+  - clean
+  - {heading: PGD, attack: pgd(steps=2), n: 100}
+  - {heading: far, attack: fgsm, black_box: true}
+surrogate: {method: natural, model: small-cnn(width=8)}
+figure: weight
+"""
+"""A study of one's own, with every key."""
 
 
 def records() -> list[Record]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from advalign import threats
 from advalign.attacks import parse
 from advalign.errors import UserError
-from advalign.threats import L2, Linf, PixelLinf, Threat, check_images, make_threat, require_inside
+from advalign.runs.formats import Card
+from advalign.threats import L2, Linf, Norm, PixelLinf, Threat, check_images, make_threat, require_inside
+from advalign.training.recipes import Recipe
 
 THREATS = [Linf(0.1), L2(0.5), Linf(0.0), L2(0.0), Linf(1.0), L2(9.0)]
 
@@ -24,6 +28,13 @@ def images(n: int, shape: tuple[int, ...] = (3, 4, 4), seed: int = 0) -> Tensor:
 def norms(delta: Tensor, threat: Threat) -> Tensor:
     flat = delta.flatten(1)
     return flat.abs().amax(1) if isinstance(threat, Linf) else flat.square().sum(1).sqrt()
+
+
+def test_the_norms_that_types_name_are_those_of_the_registry():
+    names = set(threats.THREATS)
+    assert {name: threat.norm for name, threat in threats.THREATS.items()} == {name: name for name in names}
+    for hint in (Norm, get_type_hints(Recipe)["norm"], get_type_hints(Card)["norm"]):
+        assert set(get_args(hint)) == names
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from tests.campaign.child import run
 from tests.campaign.tally import Tally
+from tests.samples import STUDY_YAML
 
 TIMEOUT = 30.0
 _SIGNS = "()+=,.\"'\\#;:@-_ \t\n\0[]{}*%$!?<>|&~^0123456789eEinfNaN\u00e9\u4e2d\U0001f600"
@@ -58,19 +59,6 @@ _FLAGS = (
     "checkpoint-seconds", "time-budget", "image-size", "width", "device", "precision", "schedule", "norm", "start",
     "mode", "augment", "average", "name", "recipe", "model", "data", "runs", "vanilla",
 )  # fmt: skip
-_YAML = """
-title: the weight
-data: digits
-model: small-cnn(width=4)
-recipe: {preset: digits, epochs: 2, eps: 8/255, milestones: [0.5, 0.9]}
-seeds: 2
-methods:
-  - natural
-  - {method: trades+vfd(weight=0.10), row: a tenth, curve: c, at: 0.1}
-columns:
-  - clean
-  - {heading: PGD, attack: pgd(steps=2), n: 100}
-"""
 Case = tuple[list[str], str]  # a command, and what makes its input malformed
 
 
@@ -247,14 +235,16 @@ def _yaml(luck: random.Random, here: Path) -> Case:
         case 1:
             text = "data: digits\nmethods: " + "[" * 3000 + "]" * 3000
         case 2:
-            text = _YAML.replace("seeds: 2", f"seeds: {luck.choice(('100000000', '-1', 'two', '1e9', '[1]'))}")
+            text = STUDY_YAML.replace("seeds: 2", f"seeds: {luck.choice(('100000000', '-1', 'two', '1e9', '[1]'))}")
         case 3:
             text = "&x {data: digits, methods: [at], recipe: *x}"
         case 4:
-            line = luck.choice([line for line in _YAML.splitlines() if ":" in line])
-            text = _YAML.replace(line, f"{line.partition(':')[0]}: {luck.choice((*_NUMBERS, '{}', '[]', '{a: b}'))}")
+            line = luck.choice([line for line in STUDY_YAML.splitlines() if ":" in line])
+            text = STUDY_YAML.replace(
+                line, f"{line.partition(':')[0]}: {luck.choice((*_NUMBERS, '{}', '[]', '{a: b}'))}"
+            )
         case _:
-            text = _mutated(_YAML, luck)
+            text = _mutated(STUDY_YAML, luck)
     (here / "mine.yaml").write_text(text)
     return ["study", "mine.yaml", "--dry-run"], text
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.distributed as dist
-from tests.networks import TinyNet, tiny
+from tests.networks import Around, TinyNet, tiny
 from tests.samples import batch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -443,19 +443,6 @@ def test_buffers_that_a_forward_changes_come_back():
     evaluate(net, images, [PGD(BUDGET, steps=2)], batch_size=16)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert not any(module.training for module in net.modules())
-
-
-class Around(nn.Module):
-    """A network with something before it and something after it."""
-
-    def __init__(
-        self, net: nn.Module, before: Callable[[Tensor], Tensor] = lambda x: x, after: Callable = lambda z: z
-    ) -> None:
-        super().__init__()
-        self.net, self.before, self.after = net, before, after
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.net(self.before(x)))
 
 
 def test_a_model_that_draws_at_random_is_repeatable_and_leaves_the_generator():

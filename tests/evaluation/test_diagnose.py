@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.networks import Around
 from torch import Tensor, nn
 
 from advalign import models
@@ -25,19 +26,6 @@ from advalign.training.recipes import digits
 from advalign.training.train import train
 
 N = 100
-
-
-class Around(nn.Module):
-    """A network with something before it and something after it."""
-
-    def __init__(
-        self, net: nn.Module, before: Callable[[Tensor], Tensor] = lambda x: x, after: Callable = lambda z: z
-    ) -> None:
-        super().__init__()
-        self.net, self.before, self.after = net, before, after
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.net(self.before(x)))
 
 
 @pytest.fixture(autouse=True)

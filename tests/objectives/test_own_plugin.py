@@ -92,7 +92,7 @@ HEAD = "from advalign.objectives.contract import ADV, Term\nfrom advalign.object
         (
             "wrong_d:Thing",
             "class Thing: pass",
-            "must be a class derived from advalign.PlugIn, advalign.Base or",
+            "wrong_d:Thing must be a class derived from advalign.PlugIn, advalign.Base or advalign.Attack",
         ),
         ("wrong_e:make", "def make(): pass", "must be a class derived from"),
         (

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from tests.samples import STUDY_YAML
 
 from advalign.cli import commands as cli
 from advalign.errors import UserError
@@ -17,23 +18,6 @@ from advalign.studies.planning import plan_jobs
 from advalign.training.recipes import common, digits
 
 TINY = SCALES["tiny"]
-YAML = """
-title: the weight
-data: digits
-model: small-cnn(width=4)
-recipe: {preset: digits, epochs: 2, eps: 8/255, milestones: [0.5, 0.9]}
-seeds: 2
-methods:
-  - natural
-  - {method: trades, curve: trades+vfd, at: 0}
-  - {method: trades+vfd(weight=0.10), row: a tenth, curve: trades+vfd, at: 0.1, recipe: {epochs: 3}}
-columns:
-  - clean
-  - {heading: PGD, attack: pgd(steps=2), n: 100}
-  - {heading: far, attack: fgsm, black_box: true}
-surrogate: {method: natural, model: small-cnn(width=8)}
-figure: weight
-"""
 
 
 def read(text: str, folder: Path) -> Study:
@@ -42,7 +26,7 @@ def read(text: str, folder: Path) -> Study:
 
 
 def test_yaml(tmp_path: Path):
-    study = read(YAML, tmp_path)
+    study = read(STUDY_YAML, tmp_path)
     assert (study.name, study.title, study.seeds) == ("mine", "the weight, scale tiny", 2)
     assert [(cell.row, cell.method, cell.at) for cell in study.cells] == [
         ("natural", "natural", ""), ("trades", "trades", 0), ("a tenth", "trades+vfd(weight=0.1)", 0.1),

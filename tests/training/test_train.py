@@ -464,7 +464,7 @@ def test_a_teacher_of_another_architecture_is_given_with_its_model(tmp_path: Pat
     teacher = build("small-cnn(width=6)", classes=10, channels=1)
     file = tmp_path / "teacher.pt"
     torch.save(teacher.state_dict(), file)
-    with pytest.raises(UserError, match=r"does not fit.*the robust model.s architecture is another, write MODEL@teacher\.pt"):
+    with pytest.raises(UserError, match=r"does not fit.*the robust model.s architecture .* write MODEL@teacher\.pt"):
         quick("rslad", tmp_path, guests={"robust": file})
     run = quick("rslad", tmp_path / "runs", guests={"robust": f"small-cnn(width=6)@{file}"})
     assert run.finished

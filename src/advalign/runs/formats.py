@@ -17,9 +17,9 @@ import msgspec
 from advalign.errors import UserError
 from advalign.runtime.files import digest, write_atomically
 from advalign.runtime.sealed import note_unsealed
-from advalign.threats import parse_threat
+from advalign.threats import Norm, parse_threat
 
-FORMAT = 1
+JSON_FORMAT = 1
 """Raised when a newer program writes what this one cannot read."""
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
@@ -98,7 +98,7 @@ class RecordRow(msgspec.Struct, forbid_unknown_fields=True):
         parse_threat(self.threat)
 
 
-class Passes(msgspec.Struct, forbid_unknown_fields=True):
+class PassCounts(msgspec.Struct, forbid_unknown_fields=True):
     """Forward and backward passes of an attack, in images."""
 
     forward: int
@@ -115,9 +115,9 @@ class ResultFile(msgspec.Struct, forbid_unknown_fields=True):
     weights: str = ""
     mean: list[float] = []
     std: list[float] = []
-    passes: dict[str, Passes] = {}
+    passes: dict[str, PassCounts] = {}
     trails: dict[str, dict[str, float]] = {}
-    members: dict[str, dict[str, Passes]] = {}
+    members: dict[str, dict[str, PassCounts]] = {}
     warnings: list[str] = []
     note: str = ""
     class_names: list[str] = []
@@ -155,7 +155,7 @@ class Card(msgspec.Struct):
     channels: int = 1
     shape: tuple[int, int, int] = (0, 0, 0)
     recipe: str = ""
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Norm = "linf"
     eps: float = 0.0
     epochs: int = 0
     seed: int = 0
@@ -267,7 +267,7 @@ def read_checked_lines(path: Path, kind: type[Kind], remedy: str) -> list[dict[s
 
 def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return an object as it is written: with the format version and the checksum of everything else."""
-    content = {**content, "format": FORMAT}
+    content = {**content, "format": JSON_FORMAT}
     return {**content, "checksum": _checksum(content)}
 
 
@@ -300,7 +300,7 @@ def _checked(content: Any, path: Path, kind: type[msgspec.Struct], remedy: str, 
         note_unsealed(path)
     elif checksum != _checksum(content):
         raise UserError(f"{path}{line} is damaged or was edited, its checksum does not fit: {remedy}")
-    if version not in range(FORMAT + 1):
+    if version not in range(JSON_FORMAT + 1):
         raise UserError(f"{path} was written by a newer version of advalign (format {version}): upgrade advalign")
     content.pop("format", None)
     try:
