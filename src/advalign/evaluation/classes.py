@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ class ClassMatch:
     """The model's classes in the order of its logits."""
     numbers: Tensor
     """(K,) int64: of each of the data set's K classes the number that the model has for it."""
-    note: str
-    """What a reader of results must know; empty where the data have the model's classes, all in the model's order."""
+    by_number: bool
+    """Whether labels without names are taken as numbers of classes that have names."""
 
     def relabel(self, images: Images) -> Images:
         """Return images of the data set with the model's labels."""
@@ -35,6 +35,22 @@ class ClassMatch:
     def changes_labels(self) -> bool:
         """Whether some label stands for another number."""
         return not torch.equal(self.numbers, torch.arange(len(self.numbers)))
+
+    def note(self, images: Images) -> str:
+        """Say what a reader of results must know; nothing where images of the data set have all classes, as they are.
+
+        Args:
+            images: with the labels of the data set.
+        """
+        known, notes = self.class_names, []
+        present = self.numbers[images.labels.unique().cpu()].sort().values.tolist()
+        if len(present) < len(known):
+            notes.append(f"{len(present)} of {len(known)} classes: {_listed([known[number] for number in present])}")
+        if self.by_number:
+            notes.append("the labels have no names, and are taken as the numbers of the model's classes")
+        if not torch.equal(self.numbers.sort().values, self.numbers):
+            notes.append("the labels are in another order than the model's, and matched to it by name")
+        return "; ".join(notes)
 
 
 def match_classes(path: Path, card: Mapping[str, Any], dataset: Dataset, outputs: int | None = None) -> ClassMatch:
@@ -67,17 +83,8 @@ def match_classes(path: Path, card: Mapping[str, Any], dataset: Dataset, outputs
         )
         numbers = torch.arange(dataset.classes)
     known = names or (dataset.class_names if dataset.classes == count else tuple(map(str, range(count))))
-    return ClassMatch(known, numbers, "; ".join(_notes(known, numbers, dataset, named=bool(names))))
-
-
-def _notes(known: tuple[str, ...], numbers: Tensor, dataset: Dataset, *, named: bool) -> Iterator[str]:
-    present = numbers[dataset.test.labels.unique().cpu()].sort().values.tolist()
-    if len(present) < len(known):
-        yield f"{len(present)} of {len(known)} classes: {_listed([known[number] for number in present])}"
-    if named and not dataset.named and known != dataset.class_names:
-        yield "the labels have no names, and are taken as the numbers of the model's classes"
-    elif not torch.equal(numbers.sort().values, numbers):
-        yield "the labels are in another order than the model's, and matched to it by name"
+    by_number = bool(names) and not dataset.named and known != dataset.class_names
+    return ClassMatch(known, numbers, by_number)
 
 
 def _listed(names: Sequence[str]) -> str:
