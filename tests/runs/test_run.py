@@ -47,9 +47,48 @@ def test_a_folder_is_named_by_kind_and_last_part_of_the_data(data: str, start: s
     assert not run.path.exists()
 
 
-def test_data_of_one_name_in_two_places_are_two_runs(tmp_path: Path):
+OWN = {**SETTING, "images": "0123", "class_names": ["cat", "dog"]}
+"""A setting with data of the user's own."""
+
+
+def test_data_of_one_name_with_other_content_are_two_runs(tmp_path: Path):
+    runs = [Run.at(tmp_path, {**OWN, "data": "npz:/a/good.npz", "images": images}) for images in ("0123", "4567")]
+    runs.append(Run.at(tmp_path, {**OWN, "data": "npz:/a/good.npz", "class_names": ["dog", "cat"]}))
+    runs.append(Run.at(tmp_path, {**OWN, "data": "folder:/a/good.npz"}))
+    assert len({run.path for run in runs}) == len({run.id for run in runs}) == 4
+
+
+def test_without_names_of_classes_the_path_counts_as_in_earlier_versions(tmp_path: Path):
     a, b = (Run.at(tmp_path, {**SETTING, "data": f"npz:/{place}/good.npz"}) for place in "ab")
     assert a.path != b.path
+
+
+@pytest.mark.parametrize("name", [None, "mine"])
+@pytest.mark.parametrize("moved", ["folder:/elsewhere/photos", "folder:/photos/renamed", "folder-splits:/photos"])
+def test_data_that_have_moved_are_the_same_run(moved: str, name: str | None, tmp_path: Path):
+    run = Run.at(tmp_path, {**OWN, "data": "folder:/photos"}, name)
+    run.write_card("finished", {}, {})
+    again = Run.at(tmp_path, {**OWN, "data": moved}, name)
+    assert (again.path, again.id, again.finished) == (run.path, run.id, True)
+    again.write_card("finished", {}, {})
+    assert Run.read(run.path).setting["data"] == moved
+
+
+@pytest.mark.parametrize("name", [None, "mine"])
+def test_a_run_of_an_earlier_version_is_found_by_the_path_of_its_data(name: str | None, tmp_path: Path):
+    before = {**SETTING, "data": "folder:/photos", "images": "0123"}
+    run = Run.at(tmp_path, before, name)
+    run.write_card("running", {}, {})
+    again = Run.at(tmp_path, {**OWN, "data": "folder:/photos"}, name)
+    assert (again.path, again.id, again.setting) == (run.path, run.id, before)
+    again.write_card("finished", {}, {})
+    assert Run.read(run.path).finished
+    other = {**OWN, "data": "folder:/photos", "images": "4567"}
+    if name is None:
+        assert Run.at(tmp_path, other).path != run.path
+    else:
+        with pytest.raises(UserError, match="holds another run"):
+            Run.at(tmp_path, other, name)
 
 
 def test_a_name_is_taken_as_it_is(tmp_path: Path):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from advalign.attacks.names import parse_name, worst_cases_among
 from advalign.errors import UserError, require, unknown
 from advalign.runs.formats import ResultFile, read_checked_json
+from advalign.runs.run import data_kind
 from advalign.runtime.files import digest_of_file
 
 # What two outcomes must share to be comparable image by image.
@@ -166,6 +167,7 @@ def _outcomes(source: Path, checkpoint: str, unreadable: list[str]) -> dict[_Key
     outcomes: dict[_Key, list[_Outcome]] = {}
     for file, content in _results(source, checkpoint, unreadable).items():
         first, last = content["records"][0], content["records"][-1]
+        first = {**first, "data": data_kind(first["data"])}  # the images are told by their digest, wherever they lie
         setting = tuple(first[key] for key in _SAME)
         for attack, images in content["outcomes"].items():
             outcomes.setdefault(_Key(False, attack, setting), []).append(_Outcome(images, first["checkpoint"], file))

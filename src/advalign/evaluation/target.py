@@ -10,10 +10,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from advalign import models
-from advalign.data import Dataset, Images, load, stratified_subset
+from advalign.data import Dataset, Images, describe, load, stratified_subset
 from advalign.errors import UserError, require
 from advalign.evaluation.classes import ClassMatch, match_classes
 from advalign.evaluation.options import TargetOptions
+from advalign.evaluation.overlap import leave_out_seen
 from advalign.runs import Run, Weights, find_weights
 from advalign.runs.checkpoint import load_into
 from advalign.runtime.device import pick_device, to_device
@@ -56,16 +57,21 @@ class Target:
     @property
     def note(self) -> str:
         """What a reader of results must know of the data and their classes."""
-        return "; ".join(filter(None, (self.dataset.note, self.classes.note)))
+        return "; ".join(filter(None, (self.dataset.note, self.classes.note(self.dataset.test))))
 
 
 def load_target(
-    source: str | Path | Weights, options: TargetOptions | None = None, *, console: Console | None = None
+    source: str | Path | Weights,
+    options: TargetOptions | None = None,
+    *,
+    keep_seen: bool = False,
+    console: Console | None = None,
 ) -> Target:
     """Load a network, its test images and its threat model.
 
     Args:
         source: a run folder, a weights file, or `MODEL@FILE`.
+        keep_seen: whether test images stay that the network was trained on, for a surrogate, which is not measured.
         console: where to print what the user should know about the run or the data.
 
     Raises:
@@ -81,10 +87,11 @@ def load_target(
         lambda: f"{path} was trained on images in [0, 1]: mean and std are for weights without a training record",
     )
     threat, device = _threat(options, card), pick_device(options.device)
-    dataset = _load_dataset(options, path, card)
-    unsaid = "classes" not in card and not len(dataset.train)  # test images alone may lack classes
-    outputs = _count_classes(state, model, dataset.shape[0]) if unsaid else None
-    classes = match_classes(path, card, dataset, outputs)
+    whole = load_dataset(options, path, card, console)
+    unsaid = "classes" not in card and not len(whole.train)  # test images alone may lack classes
+    outputs = _count_classes(state, model, whole.shape[0]) if unsaid else None
+    classes = match_classes(path, card, whole, outputs)
+    dataset = whole if keep_seen else leave_out_seen(whole, path, card)
     net = _build(model, state, path, dataset.shape, len(classes.class_names), options)
     total = len(dataset.test)
     within = options.n is None or options.n <= total
@@ -98,8 +105,8 @@ def load_target(
     target = Target(
         to_device(net, device).eval(), images, threat, dataset, classes, model, card, path, digest_of_file(path)
     )
-    if target.note:
-        say(console, f"{dataset.name}: {target.note}")
+    for note in filter(None, (dataset.note.removeprefix(whole.note).removeprefix("; "), classes.note(dataset.test))):
+        say(console, f"{dataset.name}: {note}")
     return target
 
 
@@ -118,15 +125,26 @@ def _threat(options: TargetOptions, card: dict[str, Any]) -> Threat:
     return make_threat(options.norm or trained, card.get("eps", 8 / 255) if options.eps is None else options.eps)
 
 
-def _load_dataset(options: TargetOptions, path: Path, card: dict[str, Any]) -> Dataset:
-    """Load the data set, unless it is at hand, and compare it with what the network was trained on."""
+def load_dataset(options: TargetOptions, path: Path, card: dict[str, Any], console: Console) -> Dataset:
+    """Load the data set, unless it is at hand, say what it is, and compare it with what the network was trained on.
+
+    Raises:
+        UserError: the data are not known, are no longer in their place, or have images of another shape.
+    """
     shape = tuple(card.get("shape", ()))
     dataset = options.data or card.get("data")
     if dataset is None:
         raise UserError(f"{path} does not say its data: name them with --data")
     if not isinstance(dataset, Dataset):
+        kind, colon, place = str(dataset).partition(":")
+        require(
+            options.data is not None or not colon or Path(place).exists(),
+            lambda: f"{dataset}, on which {path} was trained, is not there: name its new place, --data {kind}:PATH",
+        )
         size = options.image_size or (shape[1] if shape else 32)
         dataset = load(str(dataset), directory=options.data_dir, image_size=size)
+        for line in describe(dataset):
+            say(console, line)
     require(
         not shape or shape == dataset.shape,
         lambda: f"images of {dataset.name} have shape {dataset.shape}, but {path} was trained on {shape}",

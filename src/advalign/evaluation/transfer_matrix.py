@@ -15,7 +15,8 @@ from advalign.data import Dataset
 from advalign.errors import require
 from advalign.evaluation.accuracy import Evaluation, evaluate
 from advalign.evaluation.options import AttackOptions, TargetOptions
-from advalign.evaluation.target import Target, load_target
+from advalign.evaluation.overlap import leave_out_seen
+from advalign.evaluation.target import Target, load_dataset, load_target
 from advalign.evaluation.transfer import transfer_examples, transferable
 from advalign.registration import register_attacks
 from advalign.runs import find_weights
@@ -88,11 +89,11 @@ def transfer_matrix(
     threat = _threat(cards, options.norm, options.eps)
     trained_on = {source: card["data"] for source, card in cards.items() if "data" in card}
     shared = replace(options, data=options.data or _common(trained_on, "--data"), norm=threat.norm, eps=threat.eps)
+    for source, each in weights.items():  # what one model has seen is left out for all
+        dataset = load_dataset(shared, each.path, cards[source], console)
+        shared = replace(shared, data=leave_out_seen(dataset, each.path, cards[source]))
 
-    models: dict[str, Target] = {}
-    for source, each in weights.items():
-        models[source] = load_target(each, shared, console=console)
-        shared = replace(shared, data=models[source].dataset)  # loaded once
+    models = {source: load_target(each, shared, keep_seen=True, console=console) for source, each in weights.items()}
     chosen = attacks[0].with_threat(threat)
     examples = {
         source: transfer_examples(model, [chosen], ATTACK_OPTIONS, console)[str(chosen)]

@@ -15,7 +15,7 @@ from advalign.models import function_of
 from advalign.objectives import Method, parse
 from advalign.report.rows import is_defense
 from advalign.runs import Run
-from advalign.runs.run import setting_digest
+from advalign.runs.run import data_kind, run_id
 from advalign.spelling import spell_number
 from advalign.threats import parse_threat
 from advalign.training.planning import ATTACK_FIELDS, GUEST_METHODS
@@ -43,7 +43,7 @@ def train_line(run: Run, folders: RunFolders) -> str:
         notes.append("of an earlier version with fewer settings: the same training, under another id")
     preset, flags = _nearest(recipe)
     words = [setting["method"], "--data", setting["data"], "--model", setting["model"], "--recipe", preset, *flags]
-    if setting["data"].startswith("folder:"):
+    if data_kind(setting["data"]) == "folder":
         words += ["--image-size", str(setting["shape"][1])]
     for guest, identity in setting["guests"].items():
         if identity == "learns" or _is_default_guest(setting, guest):
@@ -152,7 +152,7 @@ def _is_default_guest(setting: Mapping[str, Any], guest: str) -> bool:
         made = GUEST_METHODS[guest](parse(setting["method"])) if guest in GUEST_METHODS else None
     except UserError:  # a part of the user's own
         return False
-    return made is not None and setting_digest(_guest_setting(setting, made)) == setting["guests"][guest]
+    return made is not None and run_id(_guest_setting(setting, made)) == setting["guests"][guest]
 
 
 def _guest_setting(setting: Mapping[str, Any], method: Method) -> dict[str, Any]:
@@ -160,9 +160,7 @@ def _guest_setting(setting: Mapping[str, Any], method: Method) -> dict[str, Any]
     reset = () if method.defends else ATTACK_FIELDS
     recipe = {name: default[name] if name in reset else value for name, value in setting["recipe"].items()}
     guests = {
-        name: "learns"
-        if name in method.learners
-        else setting_digest(_guest_setting(setting, GUEST_METHODS[name](method)))
+        name: "learns" if name in method.learners else run_id(_guest_setting(setting, GUEST_METHODS[name](method)))
         for name in method.guests
     }
     return {**setting, "method": str(method), "recipe": recipe, "guests": guests}

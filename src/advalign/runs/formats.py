@@ -40,6 +40,8 @@ class Setting(msgspec.Struct):
     guests: dict[str, str] = {}
     extra: str = ""
     own: dict[str, str] = {}
+    class_names: list[str] = []
+    """of data of the user's own, which are known by their content; earlier versions knew them by their path"""
 
 
 class RunFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -152,6 +154,8 @@ class Card(msgspec.Struct):
     class_names: list[str] = []
     """in the order of the logits; none of a model whose data have no names for their classes"""
     preprocessing: dict[str, str] = {}
+    images: str = ""
+    """digest of the data set, if it is the user's own"""
     channels: int = 1
     shape: tuple[int, int, int] = (0, 0, 0)
     recipe: str = ""

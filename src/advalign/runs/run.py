@@ -31,16 +31,22 @@ class Run:
     def at(cls, root: Path, setting: Mapping[str, Any], name: str | None = None) -> Run:
         """Return the run of a setting below a root folder; nothing is written yet.
 
+        Data of the user's own may have moved since the run was made, and their path may be part of an earlier version's
+        id: such a run is found as well.
+
         Raises:
             UserError: the folder holds another setting (the first difference is named) or something else, cannot be
                 made, or has a name that would lead elsewhere.
         """
         plain = name is None or re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*", name)
         require(bool(plain), lambda: f"name={quoted(name)} must be one plain folder name, and not begin with a dot")
-        run = cls(root / (name or f"{_slug(setting)}-{setting_digest(setting)}"), setting)
+        run = cls(root / name, setting) if name else cls._named_by_setting(root, setting)
         require_folder(run.path)
         if run._card.exists():
-            difference = _difference(_read_card(run._card)["setting"], setting)
+            there = _read_card(run._card)["setting"]
+            if there == _with_path(setting):
+                return cls(run.path, there)
+            difference = _difference(_identity(there), _identity(setting))
             require(
                 difference is None,
                 lambda: f"{run.path} holds another run ({difference}); choose another --name, nothing was changed",
@@ -51,6 +57,15 @@ class Run:
                 lambda: f"{run.path} exists and is no run of advalign; choose another --name, nothing was changed",
             )
         return run
+
+    @classmethod
+    def _named_by_setting(cls, root: Path, setting: Mapping[str, Any]) -> Run:
+        """Return the run in the folder that is named by its setting; where there is none yet, one of another path."""
+        run, before = cls(root / _folder_name(setting), setting), cls(root / _folder_name(_with_path(setting)), setting)
+        if data_kind(setting["data"]) == setting["data"] or run._card.exists():
+            return run
+        moved = (cls(path, setting) for path in sorted(root.glob(f"*-{run.id}")))
+        return next((each for each in (*moved, before) if each._card.exists()), run)
 
     @classmethod
     def read(cls, path: Path) -> Run:
@@ -64,8 +79,8 @@ class Run:
 
     @property
     def id(self) -> str:
-        """The digest of the setting."""
-        return setting_digest(self.setting)
+        """The digest of the setting, without the path of the user's own data, which are known by their content."""
+        return run_id(self.setting)
 
     @property
     def finished(self) -> bool:
@@ -132,9 +147,34 @@ class Run:
         return self.path / "log.jsonl"
 
 
+def data_kind(name: str) -> str:
+    """Return what kind of data a name stands for, without their path: `digits`, `npz`, `folder`."""
+    kind = name.partition(":")[0]
+    return "folder" if kind.startswith("folder-") else kind
+
+
+def run_id(setting: Mapping[str, Any]) -> str:
+    """Return the id of the run of a setting."""
+    return setting_digest(_identity(setting))
+
+
+def _identity(setting: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of a setting that names the run; a path counts in settings of earlier versions alone."""
+    return {**setting, "data": data_kind(setting["data"])} if "class_names" in setting else setting
+
+
+def _with_path(setting: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a setting as earlier versions wrote it: known by the path of the data, and without names of classes."""
+    return {key: value for key, value in setting.items() if key != "class_names"}
+
+
 def setting_digest(setting: Mapping[str, Any]) -> str:
     """Return ten hexadecimal digits that name a setting."""
     return digest(json.dumps(setting, sort_keys=True), digits=10)
+
+
+def _folder_name(setting: Mapping[str, Any]) -> str:
+    return f"{_slug(setting)}-{run_id(setting)}"
 
 
 def _slug(setting: Mapping[str, Any]) -> str:
@@ -148,7 +188,7 @@ def _slug(setting: Mapping[str, Any]) -> str:
 def _read_card(path: Path) -> dict[str, Any]:
     """Read a run.json, and refuse one whose setting is not that of its id."""
     card = read_checked_json(path, RunFile, "fetch the folder again, or remove it and train again")
-    named = setting_digest(card["setting"])
+    named = run_id(card["setting"])
     require(
         card["id"] == named,
         lambda: f"{path} was edited: its setting is that of run {named}, not of {card['id']}; fetch the folder again",

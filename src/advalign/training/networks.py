@@ -12,6 +12,7 @@ from advalign.errors import UserError, require
 from advalign.objectives import Method, Objective
 from advalign.runs import Weights, require_classes
 from advalign.runs.checkpoint import load_into
+from advalign.runs.run import data_kind
 from advalign.runtime.seeds import seeded
 from advalign.training.recipes import Recipe
 
@@ -50,7 +51,7 @@ def _load(role: str, weights: Weights, model: str, dataset: Dataset, recipe: Rec
     state, card = weights.read()
     require_classes(path, card, dataset)
     data = card.get("data", dataset.name)
-    require(data == dataset.name, lambda: f"{path} was trained on {data}, not on {dataset.name}")
+    require(data_kind(data) == data_kind(dataset.name), lambda: f"{path} was trained on {data}, not on {dataset.name}")
     guest = _network(role, weights.architecture(card, typed=model) or model, dataset, recipe)
     try:
         load_into(guest, state, str(path))

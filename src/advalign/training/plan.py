@@ -55,20 +55,29 @@ class Plan:
             "guests": {guest: _identity(source) for guest, source in self.guests.items()},
             **self._extra_digest,
             **_user_parts(self.method),
+            **({"class_names": self.dataset.class_names} if self.dataset.sources else {}),
         }
         return Run.at(self.runs, json.loads(json.dumps(setting)), self.name)
 
     @cached_property
     def images(self) -> tuple[Images, Images]:
-        """The training images, and the validation images held out of the training set; never the test set.
+        """The training images, and the validation images, which are never of the test set.
+
+        The validation images are those that the user has set apart, or as many of them as the recipe says, drawn
+        stratified; where there are none, they are held out of the training images.
 
         Raises:
             UserError: the recipe takes more images than there are.
         """
         require_training(self.dataset)
         recipe, name = self.recipe, self.dataset.name
-        held_out = recipe.validation or max(1, min(1000, len(self.dataset.train) // 10))
-        rest, validation = hold_out(self.dataset.train, held_out, recipe.seed)
+        if self.dataset.validation is None:
+            held_out = recipe.validation or max(1, min(1000, len(self.dataset.train) // 10))
+            rest, validation = hold_out(self.dataset.train, held_out, recipe.seed)
+        else:
+            held_out, rest, validation = 0, self.dataset.train, self.dataset.validation
+            if recipe.validation is not None:
+                validation = stratified_subset(validation, recipe.validation, recipe.seed)
         if recipe.subset is not None:
             if recipe.subset > len(rest):
                 raise UserError(
@@ -102,6 +111,7 @@ class Plan:
             "model": self.model,
             "classes": self.dataset.classes,
             **self.about_data,
+            **({"images": self.dataset.digest} if self.dataset.sources else {}),
             "channels": self.dataset.shape[0],
             "shape": self.dataset.shape,
             "recipe": self.kind,

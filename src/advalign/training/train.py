@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from advalign import models
-from advalign.data import Dataset, load, load_extra
+from advalign.data import Dataset, describe, load, load_extra
 from advalign.data.extra import find_npz
 from advalign.errors import Busy, UserError, require
 from advalign.objectives import Base, Method, as_method
 from advalign.runs import Run, find_weights
+from advalign.runs.trained_on import write_trained_on
 from advalign.runtime.device import pick_device
 from advalign.runtime.environment import environment
 from advalign.runtime.interrupts import Interrupts
@@ -91,6 +92,8 @@ def train(
     if extra is not None:
         find_npz(extra)
     dataset = load(data, directory=data_dir, image_size=image_size) if isinstance(data, str) else data
+    for line in describe(dataset):
+        say(console, line)
     extra_data = None if extra is None else load_extra(extra, dataset.shape, dataset.classes, dataset.name)
     planned = plan(
         method, dataset, model, recipe, runs=Path(runs), name=name, guests=guests, trust_model=trust_model,
@@ -99,8 +102,6 @@ def train(
     unfinished = planned.in_order()
     for each in unfinished:
         each.run.require_space(each.space)
-    if dataset.note:
-        say(console, f"{dataset.name}: {dataset.note}")
     if not unfinished:
         say(console, f"finished before: {planned.run.path}")
     with Interrupts(time_budget) as interrupts, progress_bars(console, "steps") as bars:
@@ -139,6 +140,7 @@ def _fit(
     run = planned.run
     if not run.state.exists():
         run.write_card("running", environment(), planned.about_data)
+    write_trained_on(run, planned.images)
     display = _Display(bars, planned, sinks(run))
     finished = fit(
         planned,

@@ -1,0 +1,49 @@
+"""Which images a run was trained and selected on, kept in its folder as digests, so that none of them is measured."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from advalign.data import Images
+from advalign.data.images import Digests
+from advalign.errors import UserError
+from advalign.runs.run import Run
+from advalign.runtime.files import written_atomically
+from advalign.runtime.sealed import Owner, check_sealed, seal_npy
+
+FILE = "trained_on.npy"
+_REMEDY = "fetch the run's folder again, or train again"
+
+
+def write_trained_on(run: Run, parts: Iterable[Images]) -> None:
+    """Write the digests of a run's training and validation images, 8 bytes each.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    digests = np.unique(np.concatenate([images.digests for images in parts]))
+    try:
+        with written_atomically(run.path / FILE) as draft:
+            np.save(draft, digests)
+            seal_npy(draft, Owner(run.id, _REMEDY))
+    except OSError as error:
+        raise UserError(f"cannot write {run.path / FILE}: {os.strerror(error.errno or 0)}") from None
+
+
+def read_trained_on(folder: Path) -> Digests | None:
+    """Read the digests (n,) of the images that the run in a folder was trained and selected on; None if not kept.
+
+    Raises:
+        UserError: the file is damaged, or of another run.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    content = file.read_bytes()
+    check_sealed(content, file, Owner(Run.read(folder).id, _REMEDY))
+    return np.load(io.BytesIO(content))
