@@ -89,9 +89,9 @@ def main(options: Options) -> None:
     if result["startup"]:
         console.print(f"Start-up: {result['startup']} s", highlight=False)
 
-    def add(told: dict[str, Any]) -> None:
-        rows.append(told)
-        console.print(_line(told), highlight=False)
+    def add(entry: dict[str, Any]) -> None:
+        rows.append(entry)
+        console.print(_line(entry), highlight=False)
         partial_file.write_text(json.dumps(result, indent=1) + "\n")
 
     for workload, width, size in ON_GPU if on_gpu else ON_CPU:
@@ -121,7 +121,7 @@ def main(options: Options) -> None:
         from benchmarks import autoattack  # needs the reference's package, of the extra dev
 
         autoattack.main(options.data_dir)
-    if any(told.get("left_out") for told in rows):
+    if any(entry.get("left_out") for entry in rows):
         sys.exit(1)
 
 
@@ -166,7 +166,7 @@ def _training(
     steps.clear()  # or its networks would be in the next numbers
     seconds, work = measured["seconds"], {way: _passes(workload, way) for way in exact}
     flops = {way: sum(each.values()) * FLOPS[width] * size for way, each in work.items()}
-    told: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "workload": workload,
         "model": f"resnet18(width={width})",
         "batch": size,
@@ -180,12 +180,12 @@ def _training(
         "memory_mib": {way: peak_memory(memory_of, (workload, way, width, size, str(device)), device) for way in ways},
     }
     if on_gpu:
-        told["images_a_second"] = {way: round(size / value) for way, value in seconds.items()}
-        told["seconds_an_epoch"] = {way: round(EPOCH / size * value, 2) for way, value in seconds.items()}
-        told["share_of_floor"] = {
-            way: round(flops["ours"] * EPOCH / size / peak / told["seconds_an_epoch"][way], 3) for way in ways
+        entry["images_a_second"] = {way: round(size / value) for way, value in seconds.items()}
+        entry["seconds_an_epoch"] = {way: round(EPOCH / size * value, 2) for way, value in seconds.items()}
+        entry["share_of_floor"] = {
+            way: round(flops["ours"] * EPOCH / size / peak / entry["seconds_an_epoch"][way], 3) for way in ways
         }
-    return told
+    return entry
 
 
 def _passes(workload: str, way: str) -> dict[str, float]:
@@ -216,33 +216,33 @@ def _epoch(
     }  # fmt: skip
 
 
-def _label(told: dict[str, Any]) -> str:
-    if "batch" in told:
-        return f"{told['workload']}, {told['model']}, batch {told['batch']}"
-    return f"{told['workload']}, {told['images']} images"
+def _label(entry: dict[str, Any]) -> str:
+    if "batch" in entry:
+        return f"{entry['workload']}, {entry['model']}, batch {entry['batch']}"
+    return f"{entry['workload']}, {entry['images']} images"
 
 
-def _line(told: dict[str, Any]) -> str:
-    if not told["seconds"]:
-        return f"{_label(told)}: {told['memory_mib']} MiB"
+def _line(entry: dict[str, Any]) -> str:
+    if not entry["seconds"]:
+        return f"{_label(entry)}: {entry['memory_mib']} MiB"
     ratios = "; ".join(
         f"{way} is faster than " + ", ".join(f"{other} {value:.2f}x" for other, value in each.items())
-        for way, each in told["ratio"].items()
+        for way, each in entry["ratio"].items()
     )
-    wrong = "".join(f"; LEFT OUT, its update is another: {way}" for way in told.get("left_out", ()))
-    return f"{_label(told)}: {told['seconds']} s; {ratios}{wrong}"
+    wrong = "".join(f"; LEFT OUT, its update is another: {way}" for way in entry.get("left_out", ()))
+    return f"{_label(entry)}: {entry['seconds']} s; {ratios}{wrong}"
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     plain = ("authors", "once", "once, best", "plain", "plain, workers")
     table = Table("workload", "way", "seconds", *plain, "forward", "backward", "share of peak", "MiB")
-    for told in rows:
-        ways = told["seconds"] or dict.fromkeys(told["memory_mib"], "")
+    for entry in rows:
+        ways = entry["seconds"] or dict.fromkeys(entry["memory_mib"], "")
         for way, seconds in ways.items():
-            faster = [str(told["ratio"].get(way, {}).get(other, "")) for other in plain]
+            faster = [str(entry["ratio"].get(way, {}).get(other, "")) for other in plain]
             names = ("forward", "backward", "share_of_peak", "memory_mib")
-            cells = [str(told.get(name, {}).get(way, "")) for name in names]
-            label = _label(told) if way == next(iter(ways)) else ""
+            cells = [str(entry.get(name, {}).get(way, "")) for name in names]
+            label = _label(entry) if way == next(iter(ways)) else ""
             table.add_row(label, way, str(seconds), *faster, *cells)
     return table
 

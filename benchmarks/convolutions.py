@@ -48,10 +48,10 @@ def main(options: Options) -> None:
     """Measure, print, and write."""
     console, rows = Console(), [_measured(*layer, options.rounds) for layer in LAYERS]
     table = Table("channels", "side", "images", "plain, s", "ours, s", "times faster", "transform, s")
-    for told in rows:
-        plain, seconds = told["faster_plain"], told["seconds"]
-        found = (seconds[plain], seconds["ours"], told["ratio"]["ours"][plain], told["transform_seconds"])
-        table.add_row(*(str(value) for value in (told["channels"], told["side"], told["images"], *found)))
+    for entry in rows:
+        plain, seconds = entry["faster_plain"], entry["seconds"]
+        found = (seconds[plain], seconds["ours"], entry["ratio"]["ours"][plain], entry["transform_seconds"])
+        table.add_row(*(str(value) for value in (entry["channels"], entry["side"], entry["images"], *found)))
     console.print(table)
     file = options.out / "convolutions.json"
     file.parent.mkdir(parents=True, exist_ok=True)

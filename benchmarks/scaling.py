@@ -84,12 +84,12 @@ def main(options: Options) -> None:
             narrow: dict[str, Any] = each | {"width": width}
             work = passes(step_of(device, **narrow), _forward(device, width, each.get("size", SIZE)))
             growth = statistics.median(rounds_ratio(seconds[label], seconds[labels[0]]))
-            told = {"factor": factor, "value": label, "seconds": round(statistics.median(seconds[label]), 4)}
-            told |= {"times_the_first": round(growth, 2)}
-            rows.append(told | {"forward": work["forward"], "backward": work["backward"]})
+            entry = {"factor": factor, "value": label, "seconds": round(statistics.median(seconds[label]), 4)}
+            entry |= {"times_the_first": round(growth, 2)}
+            rows.append(entry | {"forward": work["forward"], "backward": work["backward"]})
     table = Table("factor", "value", "seconds", "times the first", "forward", "backward")
-    for told in rows:
-        table.add_row(*(str(value) for value in told.values()))
+    for entry in rows:
+        table.add_row(*(str(value) for value in entry.values()))
     console.print(table)
     file = options.out / f"scaling-{device.type}.json"
     file.parent.mkdir(parents=True, exist_ok=True)

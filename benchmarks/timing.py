@@ -47,8 +47,8 @@ def row(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
         for way in ours
     }
 
-    def of_each(told: Callable[[list[float]], Any]) -> dict[str, dict[str, Any]]:
-        return {way: {other: told(each) for other, each in others.items()} for way, others in ratios.items()}
+    def of_each(statistic: Callable[[list[float]], Any]) -> dict[str, dict[str, Any]]:
+        return {way: {other: statistic(each) for other, each in others.items()} for way, others in ratios.items()}
 
     return {
         "seconds": {name: round(statistics.median(times), 4) for name, times in seconds.items()},

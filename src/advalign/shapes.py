@@ -8,5 +8,7 @@ from torch import Tensor
 ImageBatch = Float[Tensor, "N C H W"]
 Labels = Int[Tensor, "N"]
 Logits = Float[Tensor, "N K"]
+Features = Float[Tensor, "N *features"]
+"""What a layer gives for each image, of any shape."""
 PerImage = Float[Tensor, "N"]
 Mask = Bool[Tensor, "N"]

@@ -255,10 +255,10 @@ def test_verdicts_do_not_contradict_their_numbers():
     assert (warned.passed, str(warned)) == ("warn", "400.0 % of PGD")
     assert warned.advice
     noise[4:] = True
-    told = checks.check_noise(noise, pgd, right)
-    assert told.passed == "pass"
-    assert "too few to tell" in told.sentence
-    assert told.advice == ""
+    verdict = checks.check_noise(noise, pgd, right)
+    assert verdict.passed == "pass"
+    assert "too few to tell" in verdict.sentence
+    assert verdict.advice == ""
 
     usual, more = right.clone(), right.clone()
     more[:2] = False

@@ -89,11 +89,11 @@ def test_calibration_is_what_finite_differences_say_and_changes_nothing():
     x, x_adv = x.double(), (x + 0.05).clamp(0, 1).double()
     objective.double()
     before = {key: value.clone() for key, value in objective.state_dict().items()}
-    told = objective.calibrate(x, x_adv, y)["vfd"]["layer2"]
+    log = objective.calibrate(x, x_adv, y)["vfd"]["layer2"]
     assert all(torch.equal(value, before[key]) for key, value in objective.state_dict().items())
     assert all(p.grad is None for p in objective.parameters())
     # The term's gradient is known in closed form: a unit vector for each of the two views, times the weight.
-    assert told["gradient_vfd"].item() == pytest.approx(0.5 * 2**0.5, rel=1e-9)
+    assert log["gradient_vfd"].item() == pytest.approx(0.5 * 2**0.5, rel=1e-9)
     # That of the clean cross entropy with respect to the map is W^T (p - e_y), spread evenly over its cells.
     net = objective.student
     assert isinstance(net, TinyNet)
@@ -101,19 +101,19 @@ def test_calibration_is_what_finite_differences_say_and_changes_nothing():
     error = z.softmax(1) - torch.nn.functional.one_hot(y, 4)
     cells = 16
     expected = (error @ net.fc.weight).norm(dim=1).mean() / cells**0.5
-    assert told["gradient_labels"].item() == pytest.approx(expected.item(), rel=1e-6)
-    assert told["ratio"].item() == pytest.approx(0.5 * 2**0.5 / expected.item(), rel=1e-6)
-    assert told["gradient_ties"] > 0
+    assert log["gradient_labels"].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert log["ratio"].item() == pytest.approx(0.5 * 2**0.5 / expected.item(), rel=1e-6)
+    assert log["gradient_ties"] > 0
     terms = objective(x, x_adv, y)
-    assert (told["distance_clean"] + told["distance_adv"]).item() == pytest.approx(terms["vfd"].value.item(), rel=1e-9)
+    assert (log["distance_clean"] + log["distance_adv"]).item() == pytest.approx(terms["vfd"].value.item(), rel=1e-9)
 
 
 def test_calibration_has_no_ratio_where_no_term_supervises(x_y):
     x, y = x_y
     objective = compose(parse("rslad+vfd"), student=tiny(0), vanilla=tiny(7), robust=tiny(8)).train()
-    told = objective.calibrate(x, x, y)["vfd"]["layer2"]
-    assert "ratio" not in told
-    assert all(value.isfinite() for value in told.values())
+    log = objective.calibrate(x, x, y)["vfd"]["layer2"]
+    assert "ratio" not in log
+    assert all(value.isfinite() for value in log.values())
 
 
 def test_other_guests_need_not_have_the_layer(x_y):

@@ -86,10 +86,10 @@ def test_what_a_folder_does_not_tell_is_said():
 
 def test_flags_leave_out_what_a_method_does_not_use():
     assert "steps" not in flags_of(planned("natural", digits()).setting)
-    told = flags_of(planned("at", digits()).setting)
-    assert told["steps"] == "7"
-    assert told["eps"] == "0.2"
-    assert "seed" not in told
+    flags = flags_of(planned("at", digits()).setting)
+    assert flags["steps"] == "7"
+    assert flags["eps"] == "0.2"
+    assert "seed" not in flags
 
 
 def test_the_line_measures_the_same_outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

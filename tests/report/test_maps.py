@@ -72,9 +72,9 @@ def test_mapped_is_what_the_last_layer_reads_of_clean_images_and_of_attacked_one
     assert (attacked.argmax(1) == images.labels).double().mean() < 0.1
     # An attack that stops at the first wrong answer leaves it a hair's breadth ahead; a whole one goes far beyond.
     assert (attacked.amax(1) - attacked.gather(1, images.labels[:, None])[:, 0]).median() > 1
-    told = feature_caption(images, Linf(0.2), load("digits").class_names[:5])
-    assert f"for {len(images)} test images" in told
-    assert f"perplexity {FirstTwo.setting['perplexity']:g}, seed {FirstTwo.setting['random_state']}" in told
+    caption = feature_caption(images, Linf(0.2), load("digits").class_names[:5])
+    assert f"for {len(images)} test images" in caption
+    assert f"perplexity {FirstTwo.setting['perplexity']:g}, seed {FirstTwo.setting['random_state']}" in caption
 
 
 def test_a_class_is_drawn_where_its_features_lie():

@@ -113,8 +113,8 @@ def test_the_plot_shows_the_front_and_tells_each_point():
     ]
     lines = {line.get_label(): line for line in trade_off_figure(both).axes[0].lines}
     assert np.array(lines["Pareto front"].get_xydata()).tolist() == [[90, 50], [95, 0]]
-    told = [line.get_gid() for line in lines.values() if line.get_gid()]
-    assert "hover: at: clean 90.0 %, robust 50.0 %, 1 seed" in told
+    labels = [line.get_gid() for line in lines.values() if line.get_gid()]
+    assert "hover: at: clean 90.0 %, robust 50.0 %, 1 seed" in labels
     assert str(TradeOffPoint(90, 50, 1, 2, 3, "at", "")) == "at: clean 90.0 ± 1.0 %, robust 50.0 ± 2.0 %, 3 seeds"
 
 

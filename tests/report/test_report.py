@@ -54,8 +54,8 @@ def test_what_differs_is_a_column_and_what_is_shared_is_said_once():
 def test_how_weights_from_elsewhere_were_trained_is_not_known():
     foreign = [replace(record, run="", method="my.pt", training_images=0, epochs=0, seed=0) for record in records()[:2]]
     caption = accuracy_table(foreign).caption
-    for told in ("training images: unknown", "epochs: unknown", "seeds: unknown"):
-        assert told in caption
+    for words in ("training images: unknown", "epochs: unknown", "seeds: unknown"):
+        assert words in caption
     assert "training images: unknown" not in accuracy_table(records()).caption
 
 
@@ -153,11 +153,14 @@ def test_curves_and_gallery_have_labelled_axes():
 
 
 def test_calibration_shows_both_distances_and_the_ratio_of_each_layer():
-    def told(epoch: int, layer: int) -> dict[str, float]:
+    def measures(epoch: int, layer: int) -> dict[str, float]:
         return {"distance_clean": epoch + layer, "distance_adv": 2 * epoch + layer, "ratio": 0.1 * epoch}
 
     layers = ("layer3", "layer4")
-    log = [{"epoch": e, "calibration": {"vfd": {name: told(e, i) for i, name in enumerate(layers)}}} for e in (1, 2, 3)]
+    log = [
+        {"epoch": epoch, "calibration": {"vfd": {name: measures(epoch, i) for i, name in enumerate(layers)}}}
+        for epoch in (1, 2, 3)
+    ]
     left, right = calibration_curves({"trades+vfd": log}).axes
     drawn = [np.array(line.get_ydata()) for line in left.lines]
     np.testing.assert_allclose(drawn, [[1, 2, 3], [2, 4, 6], [2, 3, 4], [3, 5, 7]])

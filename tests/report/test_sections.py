@@ -92,8 +92,8 @@ def test_accuracy_over_the_radius_is_that_of_the_attack_measured_most():
 
 def test_verdicts_of_several_models():
     def diagnosis(**verdicts: str):
-        told = [{"name": name, "passed": passed, "sentence": f"{name}!"} for name, passed in verdicts.items()]
-        return {"n": 50, "threat": "Linf(0.2)", "verdicts": told}
+        rows = [{"name": name, "passed": passed, "sentence": f"{name}!"} for name, passed in verdicts.items()]
+        return {"n": 50, "threat": "Linf(0.2)", "verdicts": rows}
 
     both = {"a": diagnosis(logits="pass", steps="warn"), "b": diagnosis(logits="fail")}
     assert verdicts_table(both).rows == (("a", "pass", "warn"), ("b", "fail", "–"))
@@ -144,8 +144,8 @@ def test_examples_are_the_first_of_each_class_under_the_strongest_attack(tmp_pat
         correct = np.array(predicted) == arrays["y"]
         arrays |= {f"x_adv {name}": x + len(name) / 100, f"correct {name}": correct, f"predicted {name}": predicted}
     np.savez(tmp_path / "a.npz", **arrays)  # pyright: ignore[reportArgumentType]  its stub thinks of allow_pickle
-    told = {"clean": 0.75, "fgsm": 0.5, "pgd+": 0.25}
-    records = [{"attack": attack, "accuracy": accuracy} for attack, accuracy in told.items()]
+    accuracies = {"clean": 0.75, "fgsm": 0.5, "pgd+": 0.25}
+    records = [{"attack": attack, "accuracy": accuracy} for attack, accuracy in accuracies.items()]
     evaluation = {"records": records, "outcomes": {"clean": "11110"}}
     shown, x_adv, captions, attack = read_examples(tmp_path / "a.npz", evaluation)
     assert attack == "pgd+"

@@ -48,8 +48,8 @@ def test_a_change_is_told_from_none_beyond_the_binomial_of_its_own_images():
     assert row_of(table, "trades, ours") == {
         "clean": "(+1.3)", "PGD": "-2.0", "FGSM": "(+0.0)", "AA": "(+6.8)", "C&W": "+8.0", "black-box PGD": "+2.0"
     }  # fmt: skip
-    for told in ("seed: 0;", "a row of one seed", "test images: 10000, 250 for C&W and AA", f"made on {SURROGATE};"):
-        assert told in table.caption
+    for words in ("seed: 0;", "a row of one seed", "test images: 10000, 250 for C&W and AA", f"made on {SURROGATE};"):
+        assert words in table.caption
 
 
 def test_what_is_not_measured_is_a_dash_and_no_other_column():
@@ -143,7 +143,7 @@ def test_the_page_s_words_on_the_paper_are_its_numbers():
         ]
 
     white, black = ("PGD", "FGSM", "C&W"), ("black-box PGD", "black-box FGSM", "black-box C&W")
-    for told in (
+    for words in (
         "{:+.1f} (ALP), {:+.1f} (TRADES), {:+.1f} (MART) and {:+.1f} (HAT) on CIFAR-10".format(*gains("10", "clean")),
         "{:+.1f}, {:+.1f}, {:+.1f} and {:+.1f} on CIFAR-100".format(*gains("100", "clean")),
         f"all six columns: {gains('10', *white, *black)[1]:.2f}",
@@ -152,4 +152,4 @@ def test_the_page_s_words_on_the_paper_are_its_numbers():
         ),
         "{:+.1f}, {:+.1f}, {:+.1f} and {:+.1f} on average of the three black-box columns".format(*gains("10", *black)),
     ):
-        assert told in section
+        assert words in section

@@ -164,8 +164,8 @@ def test_the_table_has_ours_the_published_and_the_difference(done: tuple[Results
     for row, column in table.faint:
         assert row in (1, 4)
         assert (row, column) not in table.best
-    for told in ("test images: 500, 100 for few", "made on a natural small-cnn(width=8)", "a paper", "epochs: 1"):
-        assert told in table.caption
+    for words in ("test images: 500, 100 for few", "made on a natural small-cnn(width=8)", "a paper", "epochs: 1"):
+        assert words in table.caption
     assert table.markdown() in (folder / "out" / "table.md").read_text()
 
 

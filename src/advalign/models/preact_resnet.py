@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, final
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from advalign.models.head import Head, check_sizes
@@ -25,7 +26,7 @@ class PreActBlock(nn.Module):
         if stride != 1 or c_in != c_out:
             self.shortcut = nn.Conv2d(c_in, c_out, 1, stride, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "N C_in H W"]) -> Float[Tensor, "N C_out h w"]:
         """Map (N, C_in, H, W) to (N, C_out, H/stride, W/stride), of either sign."""
         out = F.relu(self.bn1(x))
         kept = x if self.shortcut is None else self.shortcut(out)

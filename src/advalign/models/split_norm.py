@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, final
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -24,7 +25,7 @@ class SplitNorm(nn.Module):
         self.clean, self.adv = norm, copy.deepcopy(norm)
         self.view: View = "adv"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "N C *rest"]) -> Float[Tensor, "N C *rest"]:
         """Normalise (N, C, ...) by the copy of the chosen view."""
         return self.clean(x) if self.view == "clean" else self.adv(x)
 

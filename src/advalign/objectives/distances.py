@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from advalign.attacks.losses import rival
-from advalign.shapes import Labels, Logits, PerImage
+from advalign.shapes import Features, Labels, Logits, PerImage
 
 Scalar = Float[Tensor, ""]
 Anchors = Float[Tensor, "N D"]
@@ -34,17 +34,17 @@ def pairwise_gap(logits: Logits, target: Logits, weights: Logits) -> PerImage:
     return 0.5 * (weights * (gap - mean).square()).sum(1)
 
 
-def euclidean(features: Tensor, target: Tensor) -> Scalar:
+def euclidean(features: Features, target: Features) -> Scalar:
     """Return the mean over the batch of the unsquared norm of each image's flattened difference (N, ...)."""
     return _root((features - target).flatten(1).square().sum(1)).mean()
 
 
-def squared(features: Tensor, target: Tensor) -> Scalar:
+def squared(features: Features, target: Features) -> Scalar:
     """Return the mean over the batch of the squared norm of each image's flattened difference (N, ...)."""
     return (features - target).flatten(1).square().sum(1).mean()
 
 
-def whole_batch(features: Tensor, target: Tensor) -> Scalar:
+def whole_batch(features: Features, target: Features) -> Scalar:
     """Return the unsquared norm of the whole batch's difference (N, ...) as one vector; it grows with sqrt(N)."""
     return _root((features - target).square().sum())
 

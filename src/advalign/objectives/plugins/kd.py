@@ -10,7 +10,7 @@ from torch import Tensor
 from advalign.errors import require
 from advalign.objectives.contract import ADV, Need, Outputs, Term, Terms
 from advalign.objectives.method import PlugIn
-from advalign.shapes import Labels
+from advalign.shapes import Labels, Logits
 
 
 @final
@@ -54,6 +54,6 @@ class KD(PlugIn):
             "kd_vanilla": Term(self.vanilla, self._soft(student, outs[self.VANILLA].logits)),
         }
 
-    def _soft(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def _soft(self, student: Logits, teacher: Logits) -> Tensor:
         t = self.temperature
         return t**2 * F.cross_entropy(student / t, (teacher / t).softmax(1))
