@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -92,6 +93,17 @@ def test_the_list_of_options_is_what_the_parser_takes(command: str, capsys: pyte
     listed = set(re.findall(r"^\| `(--[a-z-]+)`", section, re.MULTILINE))
     assert listed <= accepted
     assert {flag for flag in accepted if not flag.startswith("--no-")} <= set(re.findall("--[a-z-]+", section))
+
+
+def test_the_weekly_tests_are_those_that_the_guide_lists():
+    marked = {
+        (str(file.relative_to(ROOT)), node.name)
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.FunctionDef) and any("weekly" in ast.unparse(each) for each in node.decorator_list)
+    }
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    assert set(re.findall(r"^\| `(tests/\S+)`, `(\w+)`", guide, re.MULTILINE)) == marked
 
 
 @pytest.mark.parametrize("method", [*BASES, *PLUGINS])
