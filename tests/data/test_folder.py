@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from advalign.data import folder, load
+from advalign.data import Images, folder, load
 from advalign.errors import UserError
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -41,6 +41,23 @@ def caches(folder: Path) -> list[Path]:
 def check_colours(data, part) -> None:
     for image, label in zip(part.pixels, part.labels.tolist(), strict=True):
         assert image.flatten(1).unique(dim=1).tolist() == [[value] for value in COLOURS[data.class_names[label]]]
+
+
+def test_the_data_say_what_was_done_to_their_images(tmp_path: Path):
+    """An image of 30 x 20 with the colour of its middle inside and alpha 0: what the words say is what comes out."""
+    for name, colour in COLOURS.items():
+        (tmp_path / name).mkdir()
+        for k in range(5):
+            image = Image.new("RGBA", (30, 20), (9, 9, 9 + k, 255))
+            image.paste((*colour, 0), (5, 0, 25, 20))
+            image.save(tmp_path / name / f"{k}.png")
+    data = load(f"folder:{tmp_path}", image_size=8)
+    assert data.preprocessing == {
+        "orientation": "upright by EXIF", "channels": "RGB", "alpha": "dropped",
+        "resize": "shorter side to 8, bicubic", "crop": "8 x 8 at the centre",
+    }  # fmt: skip
+    for part in (data.train, data.test):
+        check_colours(data, Images(part.pixels[..., 1:-1], part.labels))  # at the edges, resizing mixes with the rim
 
 
 def test_plain_folder_is_split_by_class(tmp_path: Path):

@@ -30,9 +30,10 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # by content; P
 def load_folder(path: Path | str, image_size: int, layout: str = "auto") -> Dataset:
     """Return the images below a folder: class sub-folders, or splits with class sub-folders (see `read_layout`).
 
-    Images are turned upright (EXIF), converted to RGB, 16 bits scaled to 8, resized so that the shorter side is
-    `image_size` (bicubic), cropped at the centre, and kept as uint8 in a cache, which is made anew when a file's name,
-    size or date changes. Of several frames, the first is read. An image file has at most 100 million pixels.
+    Images are turned upright (EXIF), converted to RGB without their alpha, 16 bits scaled to 8, resized so that the
+    shorter side is `image_size` (bicubic), cropped at the centre, and kept as uint8 in a cache, which is made anew when
+    a file's name, size or date changes. Of several frames, the first is read. An image file has at most 100 million
+    pixels.
 
     A validation split selects checkpoints, so it is never the test set beside training images: where there is no test
     split, about a fifth of the training images is held out, by the content of the files. Without training images, the
@@ -75,8 +76,19 @@ def load_folder(path: Path | str, image_size: int, layout: str = "auto") -> Data
     test = images[TEST]
     return Dataset(
         name, images.get(TRAIN, test.take([])), test, read.class_names, note, validation=images.get(VALIDATION),
-        held_out=held_out, sources=sources, remarks=_remarks(read),
+        preprocessing=_preprocessing(image_size), held_out=held_out, sources=sources, remarks=_remarks(read),
     )  # fmt: skip
+
+
+def _preprocessing(size: int) -> dict[str, str]:
+    """Return what `_pixels` does to an image, in words."""
+    return {
+        "orientation": "upright by EXIF",
+        "channels": "RGB",
+        "alpha": "dropped",
+        "resize": f"shorter side to {size}, bicubic",
+        "crop": f"{size} x {size} at the centre",
+    }
 
 
 def _flat(members: ClassFiles, class_names: tuple[str, ...]) -> tuple[list[Path], Labels]:

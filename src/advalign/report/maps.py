@@ -11,7 +11,7 @@ from advalign.report.classes import dataset_of
 from advalign.report.features import feature_caption, feature_map, feature_maps, first_of_each_class
 from advalign.report.page import FigureSection
 from advalign.report.sources import ReportSources
-from advalign.runs import find_weights
+from advalign.runs import find_weights, require_classes
 from advalign.runs.run import setting_digest
 from advalign.runtime.device import pick_device
 from advalign.runtime.files import digest_of_file
@@ -71,6 +71,7 @@ def feature_sections(
                 say(console, f"mapping the features of {name}: PGD on {len(images)} images of {data_name}, then t-SNE")
             try:
                 weights = find_weights(path, trust_model=trust_model)
+                require_classes(weights.path, weights.read()[1], data)
                 maps[name] = feature_map(weights, images, threat, pick_device(), file)
             except UserError as error:
                 missing.append(f"{heading}, {name}: {error}.")
