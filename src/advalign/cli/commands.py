@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from advalign.cli.messages import one_line
 from advalign.cli.options import (
     CompareOptions,
     DemoOptions,
@@ -27,8 +23,8 @@ from advalign.cli.options import (
     TransferOptions,
 )
 from advalign.cli.output import complain, lasting_output
+from advalign.cli.parsing import parse_options
 from advalign.errors import TrainingError, UserError, quoted, shorten, unknown
-from advalign.spelling import parse_number, spell_number
 from advalign.training.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -278,7 +274,7 @@ def _dispatch(arguments: list[str]) -> None:
     defaults = {}
     if options is TrainOptions:
         defaults["default"] = TrainOptions(method=tyro.MISSING, data=tyro.MISSING, settings=_preset(rest))
-    run(_parse(options, f"advalign {command}", rest, **defaults))
+    run(parse_options(options, f"advalign {command}", rest, **defaults))
 
 
 def _preset(arguments: list[str]) -> Recipe:
@@ -292,31 +288,6 @@ def _preset(arguments: list[str]) -> Recipe:
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     return RECIPES[name]()
-
-
-def _parse(options: type, program: str, arguments: list[str], **defaults: Any) -> Any:
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def fractions(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
-        if info.type is not float:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="NUMBER",
-            instance_from_str=lambda words: parse_number(words[0]),
-            is_instance=lambda value: isinstance(value, float | int),
-            str_from_instance=lambda value: [spell_number(value)],
-        )
-
-    shown = io.StringIO()
-    try:
-        with redirect_stderr(shown):
-            return tyro.cli(options, prog=program, args=arguments, registry=registry, **defaults)
-    except SystemExit as end:
-        if end.code:
-            raise UserError(f"{one_line(shown.getvalue())}; see {program} --help") from None
-        raise
 
 
 def _guests(options: TrainOptions) -> dict[str, str]:

@@ -16,7 +16,7 @@ from advalign.errors import UserError, require
 from advalign.shapes import Labels
 
 TRAIN, VALIDATION, TEST = ("x_train", "y_train"), ("x_val", "y_val"), ("x_test", "y_test")
-NAMES = "class_names"
+CLASS_NAMES = "class_names"
 ROUNDING = 1e-6
 """How far floats may lie outside [0, 1]: sums and products of single precision do."""
 
@@ -52,7 +52,7 @@ def load_npz(path: Path | str) -> Dataset:
         sources["test"] = f"held out of {TRAIN[0]} by their content, about 20 %"
         note = note_on_test(len(taken), len(train))
         train, test = train.take(kept), train.take(taken)
-    _require_fit(test, TEST, train, classes, path, TRAIN if trains else NAMES)
+    _require_fit(test, TEST, train, classes, path, TRAIN if trains else CLASS_NAMES)
     validation = None
     if trains and any(key in arrays for key in VALIDATION):
         validation, sources["validation"] = _images(arrays, VALIDATION, path), VALIDATION[0]
@@ -88,7 +88,7 @@ def _count_classes(labels: Labels, class_names: tuple[str, ...], path: Path) -> 
     require(len(present) > 1, lambda: f"{path}: y_train has one class only; at least two are needed")
     require(
         len(class_names) in (0, len(present)),
-        lambda: f"{path}: {NAMES} names {len(class_names)} classes, but y_train has {len(present)}",
+        lambda: f"{path}: {CLASS_NAMES} names {len(class_names)} classes, but y_train has {len(present)}",
     )
     return len(present)
 
@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         with zipfile.ZipFile(path) as archive:
-            present = [key for key in (*TRAIN, *VALIDATION, *TEST, NAMES) if f"{key}.npy" in archive.namelist()]
+            present = [key for key in (*TRAIN, *VALIDATION, *TEST, CLASS_NAMES) if f"{key}.npy" in archive.namelist()]
             for key in present:  # all headers before any content
                 read_header(archive, key, str(path))
             return {key: read_array(archive, key, str(path), memory) for key in present}
@@ -163,14 +163,14 @@ def _as_uint8_or_float32(x: np.ndarray) -> np.ndarray:
 
 def _class_names(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
     """Return the names of the classes; none where the file does not name them."""
-    if NAMES not in arrays:
+    if CLASS_NAMES not in arrays:
         return ()
-    names = arrays[NAMES]
+    names = arrays[CLASS_NAMES]
     require(
         names.ndim == 1 and names.dtype.kind == "U",
-        lambda: f"{path}: {NAMES} has {names.dtype} values of shape {names.shape}; it must be texts (K,)",
+        lambda: f"{path}: {CLASS_NAMES} has {names.dtype} values of shape {names.shape}; it must be texts (K,)",
     )
-    require(len(set(names.tolist())) == len(names), lambda: f"{path}: {NAMES} has a name twice")
+    require(len(set(names.tolist())) == len(names), lambda: f"{path}: {CLASS_NAMES} has a name twice")
     return tuple(names.tolist())
 
 

@@ -20,7 +20,7 @@ from advalign.data.npy import Header, read_header
 from advalign.errors import UserError, require
 from advalign.runtime.files import digest_of_stream, written_atomically
 
-NAMES = ("image", "label"), ("x_train", "y_train")
+ARRAY_NAMES = ("image", "label"), ("x_train", "y_train")
 """What the arrays may be called: as in the files of Wang et al. 2023, or as in `npz:PATH`."""
 SAMPLED = 1024
 """Images that the digest looks at; 50 million would take minutes."""
@@ -89,7 +89,7 @@ def load_extra(path: Path | str, shape: tuple[int, int, int], classes: int, name
     try:
         with zipfile.ZipFile(path) as archive:
             files = archive.namelist()
-            pairs = [pair for pair in NAMES if all(f"{key}.npy" in files for key in pair)]
+            pairs = [pair for pair in ARRAY_NAMES if all(f"{key}.npy" in files for key in pair)]
             require(
                 bool(pairs),
                 lambda: f"extra data {path} must hold image and label, or x_train and y_train, not {_list(files)}",

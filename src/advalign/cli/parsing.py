@@ -1,0 +1,66 @@
+"""From the words of a command line to options; of what tyro says about bad ones, the line that matters."""
+
+from __future__ import annotations
+
+import io
+import re
+from contextlib import redirect_stderr
+from typing import Any
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from advalign.errors import UserError, shorten
+from advalign.spelling import parse_number, spell_number
+
+
+def parse_options(options: type, program: str, arguments: list[str], **defaults: Any) -> Any:
+    """Return the options that the words of a command line give; fractions such as 8/255 are numbers.
+
+    Raises:
+        UserError: what is wrong with them, in one line.
+    """
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def fractions(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
+        if info.type is not float:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="NUMBER",
+            instance_from_str=lambda words: parse_number(words[0]),
+            is_instance=lambda value: isinstance(value, float | int),
+            str_from_instance=lambda value: [spell_number(value)],
+        )
+
+    shown = io.StringIO()
+    try:
+        with redirect_stderr(shown):
+            return tyro.cli(options, prog=program, args=arguments, registry=registry, **defaults)
+    except SystemExit as end:
+        if end.code:
+            raise UserError(f"{_one_line(shown.getvalue())}; see {program} --help") from None
+        raise
+
+
+# tyro's message about an option that may be left out.
+_OPTIONAL = re.compile(
+    r"Error parsing (\S+): no type matching \{None\}\|(NUMBER|INT) could be instantiated from \['(.*)'\]"
+)
+_KINDS = {"NUMBER": "a number: write a decimal or a fraction, as in 8/255", "INT": "a whole number"}
+
+
+def _one_line(box: str) -> str:
+    """Return the text above the first rule of tyro's message box, and the option that it suggests.
+
+    What was typed, which the box repeats in full, is shortened.
+    """
+    lines = [line.strip(" │|") for line in box.splitlines()]
+    texts = ["" if re.fullmatch(r"[^\w]*[─-]{8,}[^\w]*", line) else line for line in lines]
+    texts = texts[1 if lines[0][:1] in "╭─" else 2 :]  # without the title, which on plain terminals has a rule below it
+    message = " ".join(texts[: texts.index("")])
+    message = _OPTIONAL.sub(lambda match: f"{match[1]}: {match[3]!r} is not {_KINDS[match[2]]}", message)
+    near = next((text.split()[0] for text in texts if text.startswith("--")), "") if "Perhaps" in box else ""
+    message = message.rstrip(".") + (f"; did you mean {near}?" if near else "")
+    return " ".join(map(shorten, message.split(" ")))
