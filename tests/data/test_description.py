@@ -37,8 +37,8 @@ def test_a_folder_in_splits(tmp_path: Path):
         "  validation: 2 images, from val/ (cat 1, dog 1)",
         "  test: 3 images, from Test/ (cat 1, dog 2)",
         "  1 file skipped: 1 .txt",
-        "  1 of the test images are copies of train images; evaluations leave them out",
-        "  1 of the validation images are copies of train images",
+        "  copies: 1 of 3 test images are also train images; evaluations leave them out",
+        "  copies: 1 of 2 validation images are also train images",
     ]
 
 
@@ -60,6 +60,6 @@ def test_arrays_and_data_sets_that_are_built_in(tmp_path: Path):
         "  train: 9 images, x_train (0 5, 1 4)",
         "  validation: 2 images, x_val (0 1, 1 1)",
         "  test: 3 images, x_test (0 2, 1 1)",
-        "  2 of the validation images are copies of train images",
+        "  copies: 2 of 2 validation images are also train images",
     ]
     assert describe(load("digits")) == []

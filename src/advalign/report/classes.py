@@ -18,6 +18,7 @@ from advalign.attacks.names import parse_name
 from advalign.data import Dataset, load, stratified_subset
 from advalign.data.cache import cache_folder
 from advalign.errors import require
+from advalign.evaluation.overlap import leave_out_seen
 from advalign.evaluation.target import SUBSET_SEED
 from advalign.report.tables import Table
 
@@ -34,6 +35,8 @@ def dataset_of(name: str, digest: str, image_size: int, directory: str | Path | 
         UserError: it is not here, or its digest is another one.
     """
     data = load(name, directory=directory or os.environ.get("ADVALIGN_DATA") or cache_folder(), image_size=image_size)
+    if data.digest != digest:  # copies of training images may have been left out
+        data = leave_out_seen(data, Path(), {})
     require(data.digest == digest, lambda: f"{name} has changed since: its digest is {data.digest}, not {digest}")
     return data
 

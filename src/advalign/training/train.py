@@ -99,6 +99,10 @@ def train(
         method, dataset, model, recipe, runs=Path(runs), name=name, guests=guests, trust_model=trust_model,
         extra=extra_data,
     )  # fmt: skip
+    if dataset.sources:
+        used, validation = planned.images
+        held_out = "" if dataset.validation is not None else ", held out of train"
+        say(console, f"  used: {len(used)} images to train on, {len(validation)} to select the best checkpoint{held_out}")
     unfinished = planned.in_order()
     for each in unfinished:
         each.run.require_space(each.space)
