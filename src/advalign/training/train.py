@@ -100,9 +100,9 @@ def train(
         extra=extra_data,
     )  # fmt: skip
     if dataset.sources:
-        used, validation = planned.images
+        used, validation = map(len, planned.images)
         held_out = "" if dataset.validation is not None else ", held out of train"
-        say(console, f"  used: {len(used)} images to train on, {len(validation)} to select the best checkpoint{held_out}")
+        say(console, f"  used: {used} images to train on, {validation} to select the best checkpoint{held_out}")
     unfinished = planned.in_order()
     for each in unfinished:
         each.run.require_space(each.space)
