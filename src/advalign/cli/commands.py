@@ -90,7 +90,7 @@ def evaluate_command(options: EvaluateOptions) -> None:
         surrogate=options.surrogate, quantize=options.quantize, out=options.out, save_examples=options.save_examples,
         console=console,
     )  # fmt: skip
-    print_table(console, accuracy_table(measured.records))
+    print_table(console, accuracy_table(measured.records).with_notes([measured.note]))
     written = write_evaluation(measured, source) + ([".npz"] if options.save_examples else [])
     for line in remarks(measured):
         say(console, line)

@@ -72,7 +72,10 @@ def match_classes(path: Path, card: Mapping[str, Any], dataset: Dataset, outputs
         unknown = [name for name in dataset.class_names if name not in names]
         require(
             not unknown,
-            lambda: f"{path} has no class {_listed(unknown)}, as {dataset.name} has: its classes are {_listed(names)}",
+            lambda: (
+                f"{dataset.name} has classes that {path} does not know: {_listed(unknown)}; "
+                f"those of the model are {_listed(names)}"
+            ),
         )
         numbers = torch.tensor([names.index(name) for name in dataset.class_names])
     else:

@@ -135,6 +135,7 @@ def _measure_target(
         path=file,
         extra_data="extra" in target.card,
         distances=mean_distances(evaluation, examples, target.images),
+        note=target.note,
     )
     write_measurement(measured, target, identity)
     if save_examples:

@@ -38,6 +38,9 @@ class Measurement:
     """Of each attack that is not bounded by the threat model: the mean L2 distance of the images that fool the network.
     """
 
+    note: str
+    """What a reader of the numbers must know of the images and their classes; often nothing."""
+
     @property
     def has_training_record(self) -> bool:
         """Whether it is known how the network was trained."""
@@ -82,7 +85,7 @@ def write_measurement(measured: Measurement, target: Target, identity: Mapping[s
                 for name, costs in evaluation.members.items()
             },
             "warnings": evaluation.warnings,
-            "note": target.note,
+            "note": measured.note,
             "class_names": list(target.classes.class_names),
             "preprocessing": dict(target.dataset.preprocessing),
             "environment": environment(),

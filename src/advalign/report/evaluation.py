@@ -24,7 +24,7 @@ def write_evaluation(measured: Measurement, source: str) -> list[str]:
     Raises:
         UserError: a file cannot be written.
     """
-    path, table = measured.path, accuracy_table(measured.records)
+    path, table = measured.path, accuracy_table(measured.records).with_notes([measured.note])
     write_atomically(path.with_suffix(".md"), table.markdown() + "\n")
     write_atomically(path.with_suffix(".tex"), table.latex() + "\n")
     unknown = [] if measured.has_training_record else ["Weights without a training record."]

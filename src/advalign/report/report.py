@@ -68,7 +68,7 @@ def report_on(
     for scope, records in scopes.items():
         unambiguous = [each._replace(images="") for each in scopes].count(scope._replace(images="")) == 1
         name = f"{scope.data}, {scope.threat}, n = {scope.n}" + ("" if unambiguous else f", images {scope.images}")
-        tables.append(accuracy_table(records, flags))
+        tables.append(accuracy_table(records, flags).with_notes(sources.notes(scope)))
         sections.append(TableSection(f"Accuracy: {name}", tables[-1]))
         if worst_cases_among(record.attack for record in records):
             several = len(group_rows(records, flags)[0]) > 1

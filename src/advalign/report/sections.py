@@ -63,7 +63,8 @@ def class_sections(
         missing.append(f"Accuracy by class, {name}: no run folder below the paths has the outcomes of {worst}.")
         return []
     try:
-        sizes = (run.setting["shape"][1] for run in sources.runs.values() if run.setting["data"] == scope.data)
+        runs = (sources.runs[record.run] for record in records if record.run in sources.runs)
+        sizes = (run.setting["shape"][1] for run in runs)
         data = dataset_of(scope.data, scope.images, next(sizes, 32), data_dir)
         labels, accuracies = labels_of(data, scope.n), {}
         for row in group_rows(records, flags)[0]:

@@ -90,6 +90,11 @@ class ReportSources:
             scopes.setdefault(Scope(*(getattr(record, key) for key in Scope._fields)), []).append(record)
         return scopes
 
+    def notes(self, scope: Scope) -> list[str]:
+        """Return what the results of a scope say of their images, such as the classes that they have; each once."""
+        every = (result for of_model in self.results.values() for result in of_model if result.scope == scope)
+        return sorted({result.content.get("note", "") for result in every} - {""})
+
 
 def find_sources(paths: Sequence[Path]) -> ReportSources:
     """Read everything below the paths that can be read; what is below two of them counts once.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -39,6 +39,10 @@ class Table:
     """Whether cells are words, not numbers: aligned left, and wrapped."""
     faint: CellSet = frozenset()
     """The numbers that are inside the noise of their column's best."""
+
+    def with_notes(self, notes: Iterable[str]) -> Table:
+        """Return the table with what a reader must know of the images behind its caption."""
+        return replace(self, caption=" ".join((self.caption, *(f"Images: {note}." for note in notes if note))))
 
     def markdown(self) -> str:
         """Return the table as Markdown: the best in bold, what is inside its noise in italics, the caption below."""
