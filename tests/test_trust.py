@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import advalign as aa
@@ -18,7 +19,7 @@ from advalign.runs import Run
 from advalign.runs.checkpoint import load_weights
 from advalign.runs.formats import write_checked_json
 from advalign.runs.run import setting_digest
-from advalign.runtime.sealed import Owner, seal_safetensors
+from advalign.runtime.sealed import Owner, seal_npy, seal_safetensors
 from advalign.training.recipes import digits
 from advalign.training.train import train
 
@@ -75,6 +76,10 @@ def plant(run: Run, folder: Path, model: str, *, in_setting: bool = True) -> Pat
         write_checked_json(folder / "run.json", content)
     for file in folder.glob("*.safetensors"):
         rename_network(file, model, content["id"])
+    digests = np.load(folder / "trained_on.npy")
+    with (folder / "trained_on.npy").open("w+b") as file:
+        np.save(file, digests)
+        seal_npy(file, Owner(content["id"], ""))
     return folder
 
 

@@ -85,6 +85,8 @@ def transfer_matrix(
     for each in weights.values():
         require_writable(each.path.parent / "transfer")
     cards = {source: each.read()[1] for source, each in weights.items()}
+    for source, each in weights.items():
+        each.architecture(cards[source])  # refuses a file that is not trusted, before data are loaded
     require(len(cards) == len(sources), lambda: f"a model is named twice in {' '.join(map(str, sources))}")
     threat = _threat(cards, options.norm, options.eps)
     trained_on = {source: card["data"] for source, card in cards.items() if "data" in card}

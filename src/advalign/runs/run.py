@@ -21,7 +21,8 @@ class Run:
     """A run's folder.
 
     It holds `run.json` (setting, environment, status), `log.jsonl` (a line an epoch), `best.safetensors` and
-    `last.safetensors`, `records.jsonl` (evaluations) and `state.pt` (what it resumes from).
+    `last.safetensors`, `records.jsonl` (evaluations), `trained_on.npy` (digests of its images) and `state.pt` (what it
+    resumes from).
     """
 
     path: Path
