@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 from tyro.conf import Positional
 
-from advalign.attacks import ATTACKS, Attack, Worst
+from advalign.attacks import ATTACKS, Attack, Quantized, Worst
 from advalign.cli.commands import COMMANDS
 from advalign.data import NAMES
 from advalign.models import MODELS
@@ -40,7 +40,7 @@ def choices() -> str:
         "bases": BASES,
         "plug-ins": PLUGINS,
         "threat models": THREATS,
-        "attacks": [*ATTACKS, "worst(...)"],
+        "attacks": [*ATTACKS, "worst(...)", "quantized(...)"],
         "models": [*MODELS, "package.module:function"],
         "data": NAMES,
         "recipes": RECIPES,
@@ -93,7 +93,7 @@ def api_of_methods() -> str:
 
 def api_of_attacks() -> str:
     """Directives that describe every attack."""
-    return _directives([*ATTACKS.values(), Worst])
+    return _directives([*ATTACKS.values(), Worst, Quantized])
 
 
 GENERATED: dict[str, Callable[[], str]] = {
