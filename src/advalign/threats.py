@@ -172,20 +172,73 @@ def parse_threat(text: str) -> Threat:
     return make_threat(name.lower(), parse_number(radius))
 
 
-def check_images(x: Tensor) -> None:
-    """Refuse images outside [0, 1]: normalised inputs would silently change what eps means.
+def check_step_size(owner: str, step_size: float, threat: Threat) -> None:
+    """Refuse a step of an attack that is longer than its threat model is wide.
 
     Raises:
-        UserError: the smallest and largest value, and where normalisation belongs.
+        UserError: it, with a hint where it is in the unit of 8-bit pixels.
     """
+    hint = f": for images in [0, 1] write {step_size:g}/255" if step_size >= 0.5 else ""
+    crosses = f"{owner}: step_size={step_size:g} crosses the whole of {threat} in a step{hint}"
+    require(step_size <= 2 * threat.eps * (1 + 1e-6) or threat.eps == 0, lambda: crosses)
+
+
+def check_radius(threat: Threat, shape: tuple[int, ...]) -> None:
+    """Refuse a radius in L2 that is longer than any way from one image of a shape (C, H, W) to another.
+
+    Raises:
+        UserError: it, with a hint where it may be in the unit of 8-bit pixels.
+    """
+    if not isinstance(threat, L2):
+        return
+    longest = math.sqrt(math.prod(shape))
+    hint = f"; for images in [0, 1] write {threat.eps:g}/255" if threat.eps <= 255 * longest else ""
+    require(
+        threat.eps <= longest,
+        lambda: f"l2: eps={threat.eps:g} is more than any two images of shape {shape} differ by, {longest:.3g}{hint}",
+    )
+
+
+def check_images(x: Tensor) -> None:
+    """Refuse images outside [0, 1], beyond rounding: normalised inputs would silently change what eps means.
+
+    Raises:
+        UserError: the smallest and largest value, and where normalisation belongs; or a type that is no float.
+    """
+    require(
+        x.is_floating_point(),
+        lambda: f"images are {str(x.dtype).removeprefix('torch.')}: attacks need floats in [0, 1], x / 255 of uint8",
+    )
     if not x.numel():
         return
     low, high = float(x.detach().min()), float(x.detach().max())
-    if not (low >= 0 and high <= 1):
+    if not (low >= -_slack(x) and high <= 1 + _slack(x)):
         raise UserError(
-            f"images lie in [{low:.3g}, {high:.3g}], but attacks need [0, 1]: "
+            f"images lie in [{_shown(low)}, {_shown(high)}], but attacks need [0, 1]: "
             "normalise inside the model (advalign.models.Normalized), not before it"
         )
+
+
+def in_unit_range(x: Tensor) -> Tensor:
+    """Return images (N, C, H, W) that leave [0, 1] by rounding clamped to it; themselves, if they lie in it.
+
+    Rounding is 1e-6 at most, in half precision the distance from 1 to the next number.
+
+    Raises:
+        UserError: as `check_images`.
+    """
+    check_images(x)
+    return x.clamp(0, 1) if x.numel() and bool(((x < 0) | (x > 1)).any()) else x
+
+
+def _slack(x: Tensor) -> float:
+    return max(1e-6, torch.finfo(x.dtype).eps) if x.dtype in (torch.float16, torch.bfloat16) else 1e-6
+
+
+def _shown(value: float) -> str:
+    """Return three digits, or as many as tell the value from a bound that it is not."""
+    text = f"{value:.3g}"
+    return text if float(text) not in (0, 1) or float(text) == value else f"{value:.9g}"
 
 
 def require_inside(attack: object, threat: Threat | None, x_adv: Tensor, x: Tensor) -> None:

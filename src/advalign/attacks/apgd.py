@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from advalign.attacks.ascent import AttackLoss, value_and_grad
 from advalign.attacks.classification import fooled_in
 from advalign.attacks.contract import Attack, attack_survivors
+from advalign.attacks.goal import Goal
 from advalign.attacks.losses import cross_entropy, dlr, targeted_dlr
 from advalign.shapes import ImageBatch, Labels
 from advalign.threats import L2, Projection, Threat
@@ -96,7 +97,7 @@ def _in_turn(
     def attempt(attack_loss: AttackLoss, rows: Tensor) -> Tensor:
         return auto_pgd(attack_loss._replace(target=attack_loss.target[rows]), x[rows], y[rows], threat, steps=steps)
 
-    return attack_survivors(model, x, y, (partial(attempt, attack_loss) for attack_loss in attack_losses))
+    return attack_survivors(model, x, Goal(y), (partial(attempt, attack_loss) for attack_loss in attack_losses))
 
 
 def checkpoints(steps: int) -> dict[int, int]:

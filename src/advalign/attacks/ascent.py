@@ -9,9 +9,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from advalign.attacks.classification import fooled_in
+from advalign.attacks.goal import Goal
 from advalign.errors import require, unknown
-from advalign.shapes import ImageBatch, Labels
+from advalign.shapes import ImageBatch
 from advalign.threats import Threat
 
 Start = Literal["uniform", "gaussian", "clean"]
@@ -111,7 +111,7 @@ def projected_gradient_ascent(
     step_size: float,
     start: Start,
     momentum: float = 0.0,
-    labels: Labels | None = None,
+    goal: Goal | None = None,
 ) -> ImageBatch:
     """Maximise the attack loss inside the threat model around x, in `steps` forward and backward passes.
 
@@ -120,9 +120,9 @@ def projected_gradient_ascent(
         step_size: length of a step in the threat's norm, in the unit of the pixels.
         momentum: decay of the accumulated gradient, each gradient divided by its mean absolute value
             (MI-FGSM, Dong et al. 2018); 0 is plain ascent.
-        labels: (N,) true classes, for an evaluation whose outputs are logits: an image keeps the first iterate that
-            leaves its class, and is then left out. Images are independent in eval mode, so leaving out the fooled ones
-            changes nothing for the others. Costs one synchronisation a step.
+        goal: for an evaluation whose outputs are logits: an image keeps the first iterate that reaches its goal, and
+            is then left out. Images are independent in eval mode, so leaving some out changes nothing for the others.
+            Costs one synchronisation a step.
 
     Returns:
         Adversarial images (N, C, H, W), detached.
@@ -139,19 +139,19 @@ def projected_gradient_ascent(
     for step in range(steps):
         outputs, _, grad = value_and_grad(attack_loss, x_adv)
         kept = step > 0 or start != "gaussian"  # which may lie outside the threat model
-        if labels is not None and kept and (fooled := fooled_in(attack_loss.network, outputs, x_adv, labels)).any():
-            result = result.index_copy(0, rows[fooled], x_adv[fooled])
-            if fooled.all():
+        if goal is not None and kept and (there := goal.reached(attack_loss.network, outputs, x_adv)).any():
+            result = result.index_copy(0, rows[there], x_adv[there])
+            if there.all():
                 return result
-            still = ~fooled
-            x, x_adv, grad, rows, labels = x[still], x_adv[still], grad[still], rows[still], labels[still]
+            still = ~there
+            x, x_adv, grad, rows, goal = x[still], x_adv[still], grad[still], rows[still], goal.take(still)
             attack_loss, project = attack_loss._replace(target=attack_loss.target[still]), threat.ball(x)
             velocity = velocity[still] if velocity is not None else None
         if velocity is not None:
             velocity = momentum * velocity + grad / _mean_magnitude(grad)
             grad = velocity
         x_adv = project(x_adv.add_(threat.steepest(grad), alpha=step_size))
-    return result.index_copy(0, rows, x_adv) if labels is not None else x_adv
+    return result.index_copy(0, rows, x_adv) if goal is not None else x_adv
 
 
 def _autocasts_to(device: torch.device, dtype: torch.dtype) -> bool:

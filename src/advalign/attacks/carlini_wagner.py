@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from advalign.attacks.ascent import AttackLoss, value_and_grad
-from advalign.attacks.classification import fooled_in
 from advalign.attacks.contract import Attack
+from advalign.attacks.goal import Goal
 from advalign.attacks.losses import margin
+from advalign.attacks.targets import Target, check_target, choose_targets, pursue
 from advalign.errors import require
 from advalign.shapes import ImageBatch, Labels
 
@@ -35,9 +37,10 @@ class CarliniWagner(Attack):
             does. The authors take 9, and c=0.001. 0 and 1 keep c as it is, as torchattacks does.
         abort: an image whose objective has not fallen by 0.01 % in a tenth of the steps is left alone. The authors
             decide for the whole batch; by image, an image's fate does not depend on its neighbours.
+        target: the class to be entered, instead of any wrong one; as for PGD.
 
     Raises:
-        UserError: c, kappa, steps, lr or search out of range.
+        UserError: c, kappa, steps, lr or search out of range, or a target that is no class.
     """
 
     name: ClassVar[str] = "cw"
@@ -49,9 +52,11 @@ class CarliniWagner(Attack):
     lr: float = 0.01
     search: int = 0
     abort: bool = False
+    target: Target = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_target(self.name, self.target)
         require(self.c > 0, lambda: f"cw: c={self.c} must be above 0")
         require(self.kappa >= 0, lambda: f"cw: kappa={self.kappa} must be at least 0")
         require(self.lr > 0, lambda: f"cw: lr={self.lr} must be above 0")
@@ -59,10 +64,17 @@ class CarliniWagner(Attack):
 
     def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
+        return pursue(self, model, x, y, partial(self._search, model))
+
+    def target_classes(self, model: nn.Module, x: ImageBatch, y: Labels) -> Labels | None:
+        """Return the class (N,) to which each image is driven; None without target."""
+        return choose_targets(self.target, self, model, x, y)
+
+    def _search(self, model: nn.Module, x: Tensor, goal: Goal) -> Tensor:
         x_adv, nearest = x.clone(), x.new_full((len(x),), torch.inf)
         c, low, high = x.new_full((len(x),), self.c), x.new_zeros(len(x)), x.new_full((len(x),), torch.inf)
         for _ in range(max(self.search, 1)):
-            nearby, length = self._descend(model, x, y, c)
+            nearby, length = self._descend(model, x, goal, c)
             nearer = length < nearest
             x_adv[nearer], nearest[nearer] = nearby[nearer], length[nearer]
             crossed = length.isfinite()
@@ -70,7 +82,7 @@ class CarliniWagner(Attack):
             c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
         return x_adv
 
-    def _descend(self, model: nn.Module, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def _descend(self, model: nn.Module, x: Tensor, goal: Goal, c: Tensor) -> tuple[Tensor, Tensor]:
         """Return the nearest adversaries of one run with weights c (N,), and their squared L2 norms, inf for none."""
         result, lengths = x.clone(), x.new_full((len(x),), torch.inf)
         rows, before = torch.arange(len(x), device=x.device), lengths.clone()
@@ -80,13 +92,13 @@ class CarliniWagner(Attack):
             tanh = w.tanh()
             x_adv = (tanh + 1) / 2
             # The gradient of the margin by the logits is +-1, so fp16 scales nothing.
-            logits, gap, rise = value_and_grad(AttackLoss(model, margin, y), x_adv)
+            logits, gap, rise = value_and_grad(AttackLoss(model, goal.loss(margin), goal.classes), x_adv)
             length = (x_adv - x).flatten(1).square().sum(1)
             cost = length + c * (-gap).clamp_min(-self.kappa)
             pull = torch.where(gap <= self.kappa, c, 0).view(-1, *[1] * (x.ndim - 1))
             grad = (2 * (x_adv - x) - pull * rise) * (1 - tanh.square()) / 2
 
-            kept = (length < lengths[rows]) & (gap >= self.kappa) & fooled_in(model, logits, x_adv, y)
+            kept = (length < lengths[rows]) & (gap >= self.kappa) & goal.reached(model, logits, x_adv)
             result[rows[kept]], lengths[rows[kept]] = x_adv[kept], length[kept]
 
             mean = mean.lerp(grad, 0.1)
@@ -97,7 +109,6 @@ class CarliniWagner(Attack):
                 going = cost <= 0.9999 * before
                 if not going.any():
                     break
-                x, y, c, rows, w, mean, square, before = (
-                    each[going] for each in (x, y, c, rows, w, mean, square, cost)
-                )
+                x, c, rows, w, mean, square, before = (each[going] for each in (x, c, rows, w, mean, square, cost))
+                goal = goal.take(going)
         return result, lengths

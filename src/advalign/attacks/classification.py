@@ -18,13 +18,23 @@ def fooled_in(network: Callable[[Tensor], Tensor], logits: Logits, x_adv: ImageB
 
     Else attacks would end too early, at images that only seem to fool: under autocast, and with TF32 on a GPU.
     """
-    fooled = ~classified(logits, labels)
-    if (torch.is_autocast_enabled(x_adv.device.type) or _has_tf32(x_adv.device)) and fooled.any():
-        rows = fooled.nonzero().squeeze(1)
+    return _confirmed(network, x_adv, ~classified(logits, labels), lambda z, rows: ~classified(z, labels[rows]))
+
+
+def arrived_in(network: Callable[[Tensor], Tensor], logits: Logits, x_adv: ImageBatch, targets: Labels) -> Mask:
+    """Tell which images are classified as their target, confirmed as in `fooled_in`."""
+    return _confirmed(network, x_adv, classified(logits, targets), lambda z, rows: classified(z, targets[rows]))
+
+
+def _confirmed(
+    network: Callable[[Tensor], Tensor], x_adv: Tensor, seeming: Mask, decide: Callable[[Tensor, Tensor], Mask]
+) -> Mask:
+    if (torch.is_autocast_enabled(x_adv.device.type) or _has_tf32(x_adv.device)) and seeming.any():
+        rows = seeming.nonzero().squeeze(1)
         exact = network.exact if isinstance(network, PassCounter) else network
         with torch.no_grad(), in_fp32(x_adv.device):
-            fooled[rows] = ~classified(exact(x_adv[rows]), labels[rows])
-    return fooled
+            seeming[rows] = decide(exact(x_adv[rows]), rows)
+    return seeming
 
 
 def misclassified(network: Callable[[Tensor], Tensor], x: ImageBatch, labels: Labels) -> Mask:

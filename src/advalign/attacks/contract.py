@@ -10,12 +10,15 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from advalign.attacks.classification import misclassified
+from advalign.attacks.batches import in_type_of, prepared
+from advalign.attacks.goal import Goal
+from advalign.attacks.pass_counter import PassCounter
 from advalign.errors import require
-from advalign.models.modes import evaluating
+from advalign.models.adapted import adapted
+from advalign.models.modes import evaluating, outside_inference_mode
 from advalign.shapes import ImageBatch, Labels
 from advalign.spelling import check_arguments, check_numbers, spell
-from advalign.threats import Threat, check_images, require_inside
+from advalign.threats import Threat, require_inside
 
 _COUNTS = ("steps", "restarts", "targets", "queries")  # arguments that are numbers of something, at least 1
 
@@ -26,8 +29,9 @@ class Attack(ABC):
 
     A subclass is a frozen dataclass whose fields are its arguments, each with a default, and writes `name` and `run`.
     `attack(model, x, y)` then keeps the promises of every attack: images are in [0, 1]; the model runs in eval mode,
-    with gradients on, and is afterwards as it was; the input is not changed; and the result is in [0, 1] and, unless
-    the attack declares that it is not bounded, inside the threat model.
+    with gradients on whatever the caller's mode, and is afterwards as it was; the input is not changed; everything is
+    computed in fp32 at least, and in float64 for a float64 model; and the result is in [0, 1] and, unless the attack
+    declares that it is not bounded, inside the threat model.
 
     Example:
         >>> import advalign as aa
@@ -66,26 +70,44 @@ class Attack(ABC):
     def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Return adversarial images for x (N, C, H, W) in [0, 1] with labels y (N,); N is at least 1.
 
-        The model is in eval mode, its parameters ask for no gradient, and x is a copy.
+        The model is in eval mode, its parameters ask for no gradient, and it may be given images of any floating-point
+        type, of which it reads a copy. Here x is a copy in fp32 or float64, and y is int64.
         """
+
+    def target_classes(self, model: nn.Module, x: ImageBatch, y: Labels) -> Labels | None:
+        """Return the class (N,) to which each image is driven; None if any but its own will do.
+
+        An image whose target is its own class is left as it is. What is drawn here has to be the first random draw of
+        `run`, for an evaluation asks again, from the same random state, to count the images that arrived.
+        """
+        return None
 
     @final
-    def __call__(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
+    def __call__(self, model: Callable[[Tensor], Tensor], x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack images x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images, detached.
 
-        Gradients are on inside, so that an attack also works in a caller's `torch.no_grad()`.
+        In any autograd mode of the caller's, `torch.inference_mode()` too.
+
+        Args:
+            model: images to logits (N, K), a module or any other function; of those that are called by a function, who
+                wrote it sets the mode.
+            x: floats; the result has their type. In half precision it is rounded inside the threat model.
+            y: whole numbers of any type.
 
         Raises:
-            UserError: images outside [0, 1], or an attack that leaves its threat model.
+            UserError: images outside [0, 1], or labels that are not one whole number for each; a model that gives no
+                tensor, or that no gradient can pass; or an attack that leaves its threat model.
         """
-        check_images(x)
-        copy = x.detach().clone()
-        if not len(x):
-            return copy
-        with evaluating(model), torch.enable_grad():
-            x_adv = self.run(model, copy, y).detach()
-        require_inside(self, self.threat if self.bounded else None, x_adv, x)
-        return x_adv
+        network = model if isinstance(model, PassCounter) else adapted(model)
+        with outside_inference_mode(), evaluating(network), torch.enable_grad():
+            copy, labels = prepared(x, y, network.reads)
+            if not len(copy):
+                return copy.to(x.dtype)
+            clean = copy.clone()
+            x_adv = self.run(network, copy, labels).detach()
+            threat = self.threat if self.bounded else None
+            require_inside(self, threat, x_adv, clean)
+            return in_type_of(x, x_adv, threat)
 
     def __str__(self) -> str:
         """Spell the attack in the one way that keys records: without its threat, never without its steps or queries."""
@@ -115,22 +137,22 @@ class Attack(ABC):
 def attack_survivors(
     model: nn.Module,
     x: ImageBatch,
-    y: Labels,
+    goal: Goal,
     attempts: Iterable[Callable[[Tensor], Tensor]],
     *,
     first_on_all: bool = False,
 ) -> ImageBatch:
-    """Make one attempt after another, each on the images that none before has turned to another class.
+    """Make one attempt after another, each on the images that none before has brought to the goal.
 
     Args:
         x: images (N, C, H, W); returned as they are if no attempt is made.
         attempts: rows (M,) of the batch to adversarial images (M, C, H, W).
-        first_on_all: make the first attempt also on images that are misclassified from the start.
+        first_on_all: make the first attempt also on images that are at the goal from the start.
     """
     x_adv, rows = x.clone(), torch.arange(len(x), device=x.device)
     for number, attempt in enumerate(attempts):
         if number or not first_on_all:
-            rows = rows[~misclassified(model, x_adv[rows], y[rows])]
+            rows = rows[~goal.take(rows).reached_by(model, x_adv[rows])]
         if not len(rows):
             break
         x_adv[rows] = attempt(rows)

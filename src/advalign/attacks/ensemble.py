@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from advalign.attacks.apgd import APGDCE, APGDT
 from advalign.attacks.contract import Attack, attack_survivors
 from advalign.attacks.fab import FABT
+from advalign.attacks.goal import Goal
 from advalign.attacks.names import worst_case_name
 from advalign.attacks.square import Square
 from advalign.errors import require
@@ -89,4 +90,4 @@ def _one_after_another(members: Sequence[Attack], model: nn.Module, x: Tensor, y
     def attempt(member: Attack, rows: Tensor) -> Tensor:
         return member(model, x[rows], y[rows])
 
-    return attack_survivors(model, x, y, [partial(attempt, member) for member in members])
+    return attack_survivors(model, x, Goal(y), [partial(attempt, member) for member in members])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from advalign.attacks.ascent import warn_of_no_gradient
 from advalign.attacks.classification import misclassified
 from advalign.attacks.contract import Attack, attack_survivors
+from advalign.attacks.goal import Goal
 from advalign.errors import require
 from advalign.shapes import ImageBatch, Labels, PerImage
 from advalign.threats import PixelLinf, Pixels, Threat
@@ -103,7 +104,7 @@ def _attack(
         with torch.no_grad():
             rivals = model(x).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]
         attempts = [partial(attempt, group, restart) for group in runs(rivals) for restart in range(attack.restarts)]
-        return attack_survivors(model, x, y, attempts)
+        return attack_survivors(model, x, Goal(y), attempts)
 
 
 def _run(attack: FAB | FABT, model: nn.Module, x: Tensor, y: Tensor, rivals: Tensor, x_adv: Tensor) -> Tensor:

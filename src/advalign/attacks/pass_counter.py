@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from typing import final
 
+import torch
 from torch import Tensor, nn
 
+from advalign.models.adapted import Adapted, adapted
 from advalign.models.fold import Folded
 from advalign.shapes import ImageBatch
 
 
 @final
 class PassCounter(nn.Module):
-    """The folded twin of a network, or the network itself where none can be made; counts images, forth and back."""
+    """The folded twin of a network, or the network itself where none works; counts images, forth and back."""
 
-    original: nn.Module
+    original: Adapted
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        object.__setattr__(self, "original", net)  # past Module.__setattr__: its state is none of this module's
-        try:
-            self.net = Folded(net)
-        except Exception:  # a network that cannot be copied
-            self.net = net
+        network = adapted(net)
+        object.__setattr__(self, "original", network)  # past Module.__setattr__: its state is none of this module's
+        self.net = Folded(network)
         self.counts = [0, 0]
+
+    @property
+    def reads(self) -> torch.dtype | None:
+        """The floating-point type that the network reads, None if it has no parameters."""
+        return self.original.reads
 
     def forward(self, x: ImageBatch) -> Tensor:
         """Map images (N, C, H, W) in [0, 1] to logits (N, K) by the twin."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from advalign.attacks.contract import Attack, attack_survivors
 from advalign.attacks.ensemble import Worst
+from advalign.attacks.goal import Goal
 from advalign.attacks.names import quantized_name
 from advalign.errors import require
 from advalign.shapes import ImageBatch, Labels
@@ -84,6 +85,10 @@ class Quantized(Attack):
         """The attack that goes on after an image is fooled, where it has the choice."""
         return Quantized(self.threat, self.inner.to_the_end, self.bits)
 
+    def target_classes(self, model: nn.Module, x: ImageBatch, y: Labels) -> Labels | None:
+        """Return the class (N,) to which the attack inside drives each image, if it does."""
+        return self.inner.target_classes(model, x, y)
+
     @property
     def members(self) -> tuple[Attack, ...]:
         """The attacks that it consists of, each rounded by itself."""
@@ -97,7 +102,7 @@ class Quantized(Attack):
         if len(members) == 1:
             return rounded(self.inner(model, x, y), x, self.threat if self.bounded else None, self.bits)
         return attack_survivors(
-            model, x, y, [lambda rows, member=member: member(model, x[rows], y[rows]) for member in members]
+            model, x, Goal(y), [lambda rows, member=member: member(model, x[rows], y[rows]) for member in members]
         )
 
 

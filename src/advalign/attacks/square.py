@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from advalign.attacks.classification import fooled_in
 from advalign.attacks.contract import Attack, attack_survivors
+from advalign.attacks.goal import Goal
 from advalign.attacks.losses import cross_entropy, margin
 from advalign.errors import require
 from advalign.shapes import ImageBatch, Labels
@@ -62,7 +63,7 @@ class Square(Attack):
             return self._search(model, x[rows], y[rows])
 
         with torch.no_grad():
-            return attack_survivors(model, x, y, [attempt] * self.restarts, first_on_all=True)
+            return attack_survivors(model, x, Goal(y), [attempt] * self.restarts, first_on_all=True)
 
     def area(self, step: int) -> float:
         """Return the share of the image that the squares of a proposal (0 the first) cover."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections import Counter
 from itertools import chain
 from typing import Any, NamedTuple, final
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from advalign.models.taps import Tapped
+from advalign.models.adapted import Adapted
+from advalign.models.foldable import foldable_pairs, note_unfolded
+from advalign.models.modes import evaluating
+from advalign.models.taps import Output, Tapped
 from advalign.models.winograd import Winograd
 from advalign.shapes import ImageBatch
+
+TRIED = 16
+"""Images at most on which the twin is compared with the network."""
 
 
 class _Pair(NamedTuple):
@@ -28,8 +32,10 @@ class Folded(nn.Module):
 
     The twin that runs shares all storage with the network but the folded convolutions, and has no trainable
     parameter. On the CPU it may hold transformed weights as well, until `refresh` or `release`: see `Winograd`. A
-    network that torch.fx cannot trace is not folded. Neither twin nor network is a sub-module, so there is nothing to
-    optimise, save or move here. Python attributes (a norm's view) stay as they were when this was built.
+    network that torch.fx cannot trace is not folded. One of which no twin can be made, or whose twin fails or gives
+    something else on the first images, runs itself, in eval mode, and the log says so. Neither twin nor network is a
+    sub-module, so there is nothing to optimise, save or move here. Python attributes (a norm's view) stay as they were
+    when this was built.
     """
 
     net: nn.Module
@@ -50,7 +56,33 @@ class Folded(nn.Module):
 
     def forward(self, x: ImageBatch) -> Any:
         """Map images (N, C, H, W) in [0, 1], best in channels_last, to what the network gives: logits, or `Output`."""
-        return self.twin(x)
+        if not (self._tried or torch.compiler.is_compiling()):
+            self.try_out(x)
+        return self._run_network(x) if self.twin is self.net else self.twin(x)
+
+    @torch.no_grad()
+    def try_out(self, x: ImageBatch) -> None:
+        """Compare the twin with the network on the first of these images, once; see the class."""
+        if self._tried:
+            return
+        self._tried = True
+        if self.twin is self.net:
+            return
+        x, outputs = x[:TRIED], []
+        try:
+            with torch.autocast(x.device.type, enabled=False), evaluating(self.net):
+                for net in (self.twin, self.net):
+                    with torch.random.fork_rng([x.device] if x.is_cuda else []):  # both draw the same, and no more
+                        outputs.append(net(x.clone()))
+        except Exception as error:  # a user's forward may raise anything; if the network does too, it raises again
+            self._give_up(f"its copy fails: {type(error).__name__}: {error}")
+            return
+        if not _same(*outputs):
+            self._give_up("its copy gives other outputs")
+
+    def _run_network(self, x: Tensor) -> Any:
+        with evaluating(self.net):
+            return self.net(x)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -74,12 +106,24 @@ class Folded(nn.Module):
             conv.forget()
 
     def _build(self) -> None:
+        self._tried, self._built_on = False, self._addresses()
+        try:
+            self._build_twin()
+        except Exception as error:  # of a network that cannot be copied
+            self._give_up(f"it cannot be copied: {type(error).__name__}: {error}")
+
+    def _give_up(self, reason: str) -> None:
+        self.pairs, self.fast = [], []
+        self._hide("twin", self.net)
+        note_unfolded(self.net.net if isinstance(self.net, Tapped | Adapted) else self.net, reason)
+
+    def _build_twin(self) -> None:
         shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.net.parameters()}
         shared |= {id(b): b for b in self.net.buffers()}
         twin = copy.deepcopy(self.net, shared).eval()
-        root, twin_root = (net.net if isinstance(net, Tapped) else net for net in (self.net, twin))
+        root, twin_root = (net.net if isinstance(net, Tapped | Adapted) else net for net in (self.net, twin))
         self.pairs = []
-        for conv_name, norm_name in _foldable(twin_root):
+        for conv_name, norm_name in foldable_pairs(twin_root):
             conv, norm = root.get_submodule(conv_name), root.get_submodule(norm_name)
             folded, unused = twin_root.get_submodule(conv_name), twin_root.get_submodule(norm_name)
             assert isinstance(conv, nn.Conv2d)
@@ -99,7 +143,6 @@ class Folded(nn.Module):
             if _wide(folded) and not isinstance(folded, Winograd):
                 folded.register_forward_pre_hook(_in_nchw)
         self._hide("twin", twin)
-        self._built_on = self._addresses()
 
     def _hide(self, name: str, net: nn.Module) -> None:
         object.__setattr__(self, name, net)  # past Module.__setattr__, which would register a second set of parameters
@@ -107,43 +150,6 @@ class Folded(nn.Module):
     def _addresses(self) -> list[tuple[int, torch.dtype, torch.device]]:
         tensors = chain(self.net.parameters(), self.net.buffers())
         return [(tensor.data_ptr(), tensor.dtype, tensor.device) for tensor in tensors]
-
-
-class _Tracer(fx.Tracer):
-    """Leaves hooks out: a tap wants tensors, not the tracer's symbols."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Look into no module without children: nothing in it can be folded, and its code may not suit symbols."""
-        return not any(m.children()) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return super().call_module(m, m.forward, args, kwargs)
-
-
-def _foldable(net: nn.Module) -> list[tuple[str, str]]:
-    """Return the names of each convolution and the BatchNorm that alone reads it, where no hook looks in between."""
-    options = {
-        p.name: p.default for p in inspect.signature(net.forward).parameters.values() if p.default is not p.empty
-    }
-    try:
-        graph = _Tracer().trace(net, concrete_args=options)
-    except Exception:  # a user's forward, run on symbols, may raise anything; the unfolded twin is right
-        return []
-    named = {node: _module_named(node) for node in graph.nodes if node.op in ("call_module", "get_attr")}
-    uses = Counter(named.values())
-    calls = [(node, name) for node, name in named.items() if node.op == "call_module" and uses[name] == 1]
-    once = {node: net.get_submodule(name) for node, name in calls}
-    hooked = [name for name, module in net.named_modules() if module._forward_hooks or module._forward_pre_hooks]
-    pairs = []
-    for source, conv in once.items():
-        reader = next(iter(source.users), None)
-        norm = once.get(reader) if reader is not None and len(source.users) == 1 else None
-        if reader is None or type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
-            continue
-        watched = any(_within(named[source], name) != _within(named[reader], name) for name in hooked)
-        if norm.track_running_stats and not watched:
-            pairs.append((named[source], named[reader]))
-    return pairs
 
 
 def _wide(conv: nn.Conv2d) -> bool:
@@ -155,11 +161,20 @@ def _in_nchw(_module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
     return (args[0].contiguous(),)
 
 
-def _module_named(node: fx.Node) -> str:
-    """Return the module that a node calls, or whose tensor it reads."""
-    target = str(node.target)
-    return target if node.op == "call_module" else target.rpartition(".")[0]
+def _same(ours: Any, plain: Any) -> bool:
+    """Tell whether outputs agree up to rounding; what is neither tensor nor `Output` is not compared."""
+    if isinstance(ours, Output):
+        pairs = [(ours.logits, plain.logits), *((ours.features[name], plain.features[name]) for name in plain.features)]
+    else:
+        pairs = [(ours, plain)]
+    return all(isinstance(a, Tensor) and isinstance(b, Tensor) and _close(a, b) for a, b in pairs)
 
 
-def _within(name: str, module: str) -> bool:
-    return f"{name}.".startswith(f"{module}." if module else "")
+def _close(ours: Tensor, plain: Tensor) -> bool:
+    if ours.shape != plain.shape or not plain.is_floating_point():
+        return False
+    coarse = torch.finfo(torch.float16).eps if plain.is_cuda else 0.0  # products in TF32 have as few digits
+    relative = min(0.1, 10 * max(torch.finfo(plain.dtype).eps, coarse) ** 0.5)
+    ours, plain = ours.double(), plain.double()
+    scale = plain.nan_to_num(0.0, 0.0, 0.0).abs().amax() if plain.numel() else 0.0
+    return torch.allclose(ours, plain, rtol=0, atol=float(relative * scale), equal_nan=True)

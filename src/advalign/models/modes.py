@@ -1,14 +1,45 @@
-"""Eval mode, parameters that do not learn, and buffers that come back, for a while."""
+"""For a while: eval mode, parameters that do not learn, buffers that come back, gradients where the caller has none."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from advalign.errors import require
 from advalign.runtime.threads import TURN
+
+
+def check_parameters(net: nn.Module) -> None:
+    """Refuse a network with parameters through which no gradient can flow.
+
+    Raises:
+        UserError: they were made in `torch.inference_mode()`, or are those of a lazy module that has not run.
+    """
+    for name, parameter in net.named_parameters():
+        require(
+            not is_lazy(parameter),
+            lambda: f"the model's {name!r} has no shape yet: run the model once on a batch of images first",
+        )
+        require(
+            not parameter.is_inference(),
+            lambda: (
+                f"the model's {name!r} was made in torch.inference_mode(), so that nothing can be derived through "
+                "it: make or load the model outside"
+            ),
+        )
+
+
+def outside_inference_mode() -> AbstractContextManager[object]:
+    """Leave the caller's `torch.inference_mode()`, if there is one, in which there are no gradients.
+
+    Images that were made in it have to be cloned inside.
+    """
+    # Only then, since to leave it switches gradients on, which a caller's no_grad() has switched off.
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 @contextmanager
@@ -45,9 +76,13 @@ def evaluating(net: nn.Module) -> Iterator[list[str]]:
     Yields the names of the modules that were in train mode, `the model` for the network itself.
 
     Buffers too, for a forward may change them in eval mode: a count of its calls, or a norm that it puts in train mode.
-    Other threads that evaluate, attack or train wait.
+    Other threads that evaluate, attack or train wait. A caller's `torch.inference_mode()` is left inside.
+
+    Raises:
+        UserError: as `check_parameters`.
     """
-    with TURN:
+    check_parameters(net)
+    with TURN, outside_inference_mode():
         modes = {module: module.training for module in net.modules()}
         in_train_mode = [name or "the model" for name, module in net.named_modules() if module.training]
         try:
@@ -64,11 +99,12 @@ def buffers_kept(net: nn.Module) -> Iterator[None]:
 
     Their gradients have to be taken inside as well: autograd notices buffers that change behind it.
     """
-    registered = [
-        (module, dict(module._buffers)) for module in net.modules()
-    ]  # a forward may put another tensor in its place
+    registered = [  # a forward may put another tensor in its place; TorchScript's cannot be taken out
+        (module, dict(module._buffers)) for module in net.modules() if not isinstance(module, torch.jit.ScriptModule)
+    ]
     before = [(buffer, buffer._version, buffer.clone()) for buffer in net.buffers() if not buffer.is_inference()]
     try:
+        _replace_inference_buffers(registered)
         yield
     finally:
         for module, buffers in registered:
@@ -78,3 +114,13 @@ def buffers_kept(net: nn.Module) -> Iterator[None]:
             for buffer, version, was in before:
                 # Past autograd where it has seen no change: else a backward pass still to come would be refused.
                 (buffer.data if buffer._version == version else buffer).copy_(was)
+
+
+def _replace_inference_buffers(registered: list[tuple[nn.Module, dict[str, torch.Tensor | None]]]) -> None:
+    """Put copies in place of buffers that a pass in `torch.inference_mode()` has left: no graph may hold those."""
+    if torch.is_inference_mode_enabled():
+        return
+    for module, buffers in registered:
+        for name, buffer in buffers.items():
+            if buffer is not None and buffer.is_inference():
+                module._buffers[name] = buffer.clone()

@@ -1,0 +1,70 @@
+"""Targeted attacks: the class to which each image is driven, and which images are driven at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from advalign.attacks.contract import Attack
+from advalign.attacks.goal import Goal
+from advalign.errors import UserError, require
+from advalign.shapes import ImageBatch, Labels
+
+Target = int | Literal["random", "least-likely", "next"] | None
+
+
+def check_target(name: str, target: Target) -> None:
+    """Refuse a class with a negative number.
+
+    Raises:
+        UserError: it.
+    """
+    require(not isinstance(target, int) or target >= 0, lambda: f"{name}: target={target} must be a class, 0 or above")
+
+
+def check_target_class(attack: Attack, classes: int) -> None:
+    """Refuse an attack, or one with members, whose target is none of so many classes.
+
+    Raises:
+        UserError: the target, and the classes.
+    """
+    for each in (attack, *attack.members):
+        target = getattr(getattr(each, "attack", each), "target", None)
+        if isinstance(target, int) and target >= classes:
+            raise UserError(f"{each.name}: target={target} must be one of the classes 0 to {classes - 1}")
+
+
+def choose_targets(target: Target, attack: Attack, model: nn.Module, x: ImageBatch, y: Labels) -> Labels | None:
+    """Return the class (N,) to which each image with label y (N,) is driven; None without target.
+
+    `next` is the class after the label, `least-likely` the wrong class with the smallest logit of the clean image, and
+    `random` one of the wrong classes, from torch's generator. A class by its number may be an image's own.
+
+    Raises:
+        UserError: a number that is no class of the model.
+    """
+    if target is None:
+        return None
+    with torch.no_grad():
+        logits = model(x)
+    classes = logits.shape[1]
+    check_target_class(attack, classes)
+    if target == "random":
+        return (y + torch.randint(1, classes, y.shape, device=y.device)) % classes
+    if target == "next":
+        return (y + 1) % classes
+    if target == "least-likely":
+        return logits.scatter(1, y[:, None], torch.inf).argmin(1)
+    return torch.full_like(y, int(target))
+
+
+def pursue(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, run: Callable[[Tensor, Goal], Tensor]) -> Tensor:
+    """Run an attack on all images, away from their labels, or on those that are not of their target, towards it."""
+    targets = attack.target_classes(model, x, y)
+    if targets is None:
+        return run(x, Goal(y))
+    rows = (targets != y).nonzero().squeeze(1)
+    return x.index_copy(0, rows, run(x[rows], Goal(targets[rows], targeted=True))) if len(rows) else x
