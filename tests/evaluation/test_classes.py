@@ -19,6 +19,7 @@ from advalign.evaluation.diagnose_source import diagnose_source
 from advalign.evaluation.measure import measure
 from advalign.evaluation.options import TargetOptions
 from advalign.evaluation.transfer_matrix import transfer_matrix
+from advalign.report.transfer_matrix import matrix_table, write_matrix
 from advalign.runs.checkpoint import save_weights
 from advalign.runtime.seeds import seeded
 
@@ -140,6 +141,20 @@ def test_weights_from_elsewhere_tell_how_many_classes_test_images_may_lack(
         expected = net(part.floats()).argmax(1) == part.labels
     assert found["outcomes"]["clean"] == "".join(str(int(right)) for right in expected)
     assert found["note"] == "3 of 4 classes: 0, 1, 2"
+
+
+def test_a_matrix_says_the_classes_of_each_model(tmp_path: Path, net: torch.nn.Module, images: Images):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    sources = [weights(tmp_path / "a", net), weights(tmp_path / "b", net, class_names=NAMES[::-1])]
+    part = images.take((images.labels < 2).nonzero()[:, 0])
+    matrix = transfer_matrix(sources, "fgsm", data(part, NAMES[:2], part.labels))
+    content = json.loads(write_matrix(matrix, tmp_path / "out").read_text())
+    assert list(content["class_names"].values()) == [list(NAMES), list(NAMES[::-1])]
+    first, second = content["notes"].values()
+    assert first == "2 of 4 classes: cat, dog"
+    assert second.startswith("2 of 4 classes: dog, cat; the labels are in another order than the model's, and matched")
+    assert matrix_table(matrix).caption.endswith(f"test images: 20. Images: {first}. Images: {second}.")
 
 
 def test_models_of_other_orders_attack_the_same_classes(tmp_path: Path, net: torch.nn.Module, images: Images):

@@ -24,7 +24,8 @@ def matrix_table(matrix: TransferMatrix) -> Table:
         f"Accuracy in % of each column's model on images made by {matrix.attack}, to the last step, on each row's; "
         f"threat: {matrix.attack.threat}; data: {matrix.dataset.name}; test images: {matrix.n}."
     )
-    return Table(("made on", *names), rows, frozenset(), caption)
+    notes = dict.fromkeys(model.note for model in matrix.models.values())
+    return Table(("made on", *names), rows, frozenset(), caption).with_notes(notes)
 
 
 def write_matrix(matrix: TransferMatrix, folder: str | Path) -> Path:
@@ -54,7 +55,12 @@ def write_matrix(matrix: TransferMatrix, folder: str | Path) -> Path:
         setting["own"] = user_sources
     outcomes = {target: outcome_digits(evaluation) for target, evaluation in matrix.evaluations.items()}
     file = Path(folder) / f"matrix-{digest(repr(setting), digits=8)}.json"
-    write_json(file, {**setting, "outcomes": outcomes, "environment": environment()})
+    about = {
+        "notes": {source: model.note for source, model in matrix.models.items()},
+        "class_names": {source: list(model.classes.class_names) for source, model in matrix.models.items()},
+        "preprocessing": dict(matrix.dataset.preprocessing),
+    }
+    write_json(file, {**setting, "outcomes": outcomes, **about, "environment": environment()})
     table = matrix_table(matrix)
     write_atomically(file.with_suffix(".md"), table.markdown() + "\n")
     write_atomically(file.with_suffix(".tex"), table.latex() + "\n")
