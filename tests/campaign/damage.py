@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load
 
 from advalign.runs.formats import with_checksum
-from advalign.runs.run import setting_digest
+from advalign.runs.run import run_id
 from advalign.runtime.sealed import Owner, seal_npy, seal_safetensors, seal_zip
 
 _JUNK: tuple[Any, ...] = (
@@ -159,7 +159,7 @@ def _forged_json(file: Path, luck: random.Random) -> str:
     def write(content: dict[str, Any]) -> dict[str, Any]:
         content = _unsealed(content)
         if isinstance(content.get("setting"), dict):
-            content["id"] = setting_digest(content["setting"])
+            content["id"] = run_id(content["setting"])
         return seal(content)
 
     return f"{'forged' if seal is with_checksum else 'unsealed'}: " + _edit_json(file, luck, write)

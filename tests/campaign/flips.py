@@ -65,6 +65,7 @@ TARGETS = (
     Target("diagnosis", "runs/run/diagnosis/*.json", [_REPORT]),
     Target("feature maps", "page-files/features/*.npz", [_REPORT]),
     Target("image cache", "cache/folder-*.npy", [_FOLDER]),
+    Target("digests of the images a run has seen", "runs/run/trained_on.npy", [_EVALUATE]),
     Target("study.json", "studies/mine-tiny/study.json", [_STUDY]),
 )
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from advalign.data import Images, folder, load
 from advalign.errors import UserError
+from advalign.runtime.sealed import Owner, seal_npy
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
@@ -296,6 +297,18 @@ def test_a_damaged_cache_is_made_anew(at: int | None, kind: str, tmp_path: Path,
         damaged = bytearray(whole)
         damaged[at] ^= 1
     cache.write_bytes(damaged)
+    assert load(f"folder:{root}").digest == digest
+    assert cache.read_bytes() == whole
+
+
+def test_a_cache_of_something_else_is_made_anew(tmp_path: Path, own_cache: Path):
+    root = paint(tmp_path / "mine")
+    digest = load(f"folder:{root}").digest
+    (cache,) = caches(own_cache)
+    whole = cache.read_bytes()
+    with cache.open("w+b") as file:
+        np.save(file, np.zeros((2, 3)))
+        seal_npy(file, Owner(cache.name, ""))
     assert load(f"folder:{root}").digest == digest
     assert cache.read_bytes() == whole
 

@@ -142,6 +142,7 @@ def test_stray_images_in_the_only_split_are_left_out(tmp_path: Path):
 def test_read_as_test_every_image_is_a_test_image(tmp_path: Path):
     layout = read_layout(lay_out(tmp_path, "cat/1.png", "dog/2.png", "test/3.png"), "test")
     assert shown(layout) == {"test": {"cat": ["1.png"], "dog": ["2.png"], "test": ["3.png"]}}
+    assert shown(read_layout(lay_out(tmp_path / "one", "cat/1.png"), "test")) == {"test": {"cat": ["1.png"]}}
 
 
 @pytest.mark.parametrize(

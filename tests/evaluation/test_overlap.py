@@ -25,6 +25,7 @@ from advalign.evaluation.transfer_matrix import transfer_matrix
 from advalign.runs import Run
 from advalign.runs.checkpoint import load_weights
 from advalign.runs.trained_on import FILE, read_trained_on
+from advalign.runtime.sealed import Owner, seal_npy
 from advalign.training.recipes import digits
 from advalign.training.train import train
 
@@ -205,13 +206,21 @@ def test_a_run_of_an_earlier_version_is_not_measured_on_images_held_out_by_anoth
         made_before.write_card("finished", {}, {})
         assert leave_out_seen(data, path, card) is data
         data = load(f"folder:{photos(tmp_path / 'more', range(90))}", image_size=8)
-    with pytest.raises(
-        UserError, match=r"earlier version, which held out other test images .* --data folder-test"
-    ):
+    with pytest.raises(UserError, match=r"earlier version, which held out other test images .* --data folder-test"):
         leave_out_seen(data, path, card)
     tested = replace(data, held_out=False)
     assert leave_out_seen(tested, path, card) is tested
     assert "images" in load_weights(run.weights("best"))[1]
+
+
+@pytest.mark.parametrize("other", [np.zeros((2, 2), np.uint64), np.zeros(3)])
+def test_a_whole_file_that_holds_something_else_is_refused(other: np.ndarray, made: tuple[Path, Run], tmp_path: Path):
+    run = Path(shutil.copytree(made[1].path, tmp_path / "run"))
+    with (run / FILE).open("w+b") as file:
+        np.save(file, other)
+        seal_npy(file, Owner(made[1].id, ""))
+    with pytest.raises(UserError, match=f"{FILE} holds something else than digests"):
+        read_trained_on(run)
 
 
 @pytest.mark.parametrize("at", [-3, 130])

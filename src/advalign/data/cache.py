@@ -35,10 +35,11 @@ def cached_array(
     """
     file = cache_folder() / name
     try:
-        if not _is_whole(file):
+        array = _mapped(file) if _is_whole(file) else None
+        if array is None or array.shape != shape or array.dtype != dtype:
             _write(file, dtype, shape, rows())
-        # Copy-on-write: torch wants writable memory, and the file stays as it is.
-        return np.load(file, mmap_mode="c")
+            array = _mapped(file)
+        return array
     except UserError:
         raise
     except (OSError, ValueError) as error:
@@ -57,6 +58,10 @@ def _is_whole(file: Path) -> bool:
             return check_sealed(content, file, _owner(file))
         except UserError:
             return False
+
+
+def _mapped(file: Path) -> np.ndarray:
+    return np.load(file, mmap_mode="c")  # copy-on-write: torch wants writable memory, and the file stays as it is
 
 
 def _owner(file: Path) -> Owner:

@@ -71,7 +71,7 @@ def read_layout(root: Path, layout: str = "auto") -> Layout:
     if layout == "splits":
         return _read_splits(top)
     split = TEST if layout == "test" else TRAIN
-    return _layout(top, {split: _class_files(top)}, {split: "class sub-folders"}, {})
+    return _layout(top, {split: _class_files(top, 1 if split == TEST else 2)}, {split: "class sub-folders"}, {})
 
 
 def _decide(top: ImageFolder) -> str:
@@ -175,20 +175,21 @@ def _read_splits_below(top: ImageFolder) -> Layout:
     return _layout(top, files, folders, left_out)
 
 
-def _class_files(folder: ImageFolder) -> ClassFiles:
+def _class_files(folder: ImageFolder, least: int = 2) -> ClassFiles:
     """Return the image files of each class sub-folder, in natural order of the classes.
 
     Raises:
-        UserError: fewer than two, or one without images.
+        UserError: fewer than needed, or one without images.
     """
     count = len(folder.folders)
     inner = folder.folders[0] if count == 1 else None
     hint = f"; did you mean folder:{inner.path}?" if inner and len(_classes_in(inner)) > 1 else ""
     direct = f" ({len(folder.images)} images lie directly in it)" if folder.images else ""
     require(
-        count > 1,
+        count >= least,
         lambda: (
-            f"{folder.path} has {count} class sub-folders{direct}; at least two are needed, with images in them{hint}"
+            f"{folder.path} has {count} class sub-folders{direct}; at least {'two are' if least > 1 else 'one is'} needed, "
+            f"with images in them{hint}"
         ),
     )
     for each in folder.folders:

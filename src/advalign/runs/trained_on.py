@@ -11,7 +11,7 @@ import numpy as np
 
 from advalign.data import Images
 from advalign.data.images import Digests
-from advalign.errors import UserError
+from advalign.errors import UserError, require
 from advalign.runs.run import Run
 from advalign.runtime.files import written_atomically
 from advalign.runtime.sealed import Owner, check_sealed, seal_npy
@@ -46,4 +46,11 @@ def read_trained_on(folder: Path) -> Digests | None:
         return None
     content = file.read_bytes()
     check_sealed(content, file, Owner(Run.read(folder).id, _REMEDY))
-    return np.load(io.BytesIO(content))
+    try:
+        digests = np.load(io.BytesIO(content))
+    except ValueError:
+        raise UserError(f"{file} is damaged: {_REMEDY}") from None
+    require(
+        digests.dtype == np.uint64 and digests.ndim == 1, lambda: f"{file} holds something else than digests: {_REMEDY}"
+    )
+    return digests
