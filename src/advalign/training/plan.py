@@ -81,8 +81,8 @@ class Plan:
         if recipe.subset is not None:
             if recipe.subset > len(rest):
                 raise UserError(
-                    f"subset={recipe.subset} must be at most {len(rest)}, the training images of {name} "
-                    f"without the {held_out} held out"
+                    f"subset={recipe.subset} must be at most {len(rest)}, the training images of {name}"
+                    + (f" without the {held_out} held out" if held_out else "")
                 )
             rest = stratified_subset(rest, recipe.subset, recipe.seed)
         require(

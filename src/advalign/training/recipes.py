@@ -66,7 +66,8 @@ class Recipe:
     mode: Literal["eval", "train"] | None = None
     """the student's mode during the attack; the method's own if not given"""
     validation: int | None = None
-    """training images held out, stratified, to select the best checkpoint; 1000, or a tenth if that is less"""
+    """training images held out, stratified, to select the best checkpoint; 1000, or a tenth if that is less; of a
+    validation set of your own this many, or all"""
     validate_every: int = 1
     """epochs between validations; the last epoch is always validated"""
     subset: int | None = None
