@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from advalign.data import load as load_data
+from advalign.data import stratified_subset
 from advalign.errors import UserError
 from advalign.evaluation.measure import measure
 from advalign.evaluation.options import AttackOptions, TargetOptions
@@ -345,3 +346,21 @@ def test_states_of_other_versions_go_with_the_finished_evaluation(run: Run, tmp_
     measure(run.path, ["none"], out=tmp_path)
     assert not stale.exists()
     assert other.exists()
+
+
+def test_one_of_two_state_dicts_in_a_file_is_measured_and_named(tmp_path: Path):
+    nets = {name: build("small-cnn(width=2)", classes=10, channels=1).eval() for name in ("model", "ema")}
+    torch.save({name: net.state_dict() for name, net in nets.items()}, tmp_path / "a.pt")
+    source, options = f"small-cnn(width=2)@{tmp_path / 'a.pt'}", TargetOptions(data="digits", n=200, device="cpu")
+    with pytest.raises(UserError, match="holds 2 state dicts"):
+        measure(source, ["none"], options)
+    images = measure(f"{source}#model", ["none"], options)
+    averaged = measure(f"{source}#ema", ["none"], options)
+    assert images.path != averaged.path
+    assert averaged.records[0].method == "a.pt#ema"
+    assert json.loads(averaged.path.read_text())["part"] == "ema"
+    test = stratified_subset(load_data("digits").test, 200, 0)
+    for name, measured in (("model", images), ("ema", averaged)):
+        with torch.no_grad():
+            right = nets[name](test.floats()).argmax(1) == test.labels
+        assert torch.equal(measured.evaluation.correct["clean"], right)

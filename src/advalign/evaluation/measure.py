@@ -92,6 +92,8 @@ def measure(
     if surrogate_weights is not None:
         other = _load_surrogate(surrogate_weights, target, which, console)
         identity |= {"surrogate": other.label, "surrogate_weights": other.digest}
+    if target.part:
+        identity["part"] = target.part
         made = transfer_examples(other, chosen, how, console)
         transferred = {transfer_name(name, other.label): examples for name, examples in made.items()}
     if user_sources := source_digests(chosen):

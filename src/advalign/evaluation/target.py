@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from advalign import models
 from advalign.data import Dataset, Images, describe, load, stratified_subset
@@ -16,7 +16,7 @@ from advalign.evaluation.classes import ClassMatch, match_classes
 from advalign.evaluation.options import TargetOptions
 from advalign.evaluation.overlap import leave_out_seen
 from advalign.runs import Run, Weights, find_weights
-from advalign.runs.checkpoint import load_into
+from advalign.runs.sizes import count_classes
 from advalign.runtime.device import pick_device, to_device
 from advalign.runtime.files import digest_of_file
 from advalign.runtime.progress import say
@@ -43,6 +43,8 @@ class Target:
     """The weights file."""
     digest: str
     """Of the weights file."""
+    part: str
+    """Which of several state dicts in it; mostly empty."""
 
     @property
     def label(self) -> str:
@@ -51,8 +53,8 @@ class Target:
 
     @property
     def method(self) -> str:
-        """What the network was trained with, or the file's name."""
-        return self.card.get("method", self.path.name)
+        """What the network was trained with, or the file's name with what was taken of it."""
+        return self.card.get("method", f"{self.path.name}#{self.part}" if self.part else self.path.name)
 
     @property
     def note(self) -> str:
@@ -80,7 +82,7 @@ def load_target(
     options, console = options or TargetOptions(), console or Console(quiet=True)
     weights = find_weights(source, options.checkpoint, model=options.model, trust_model=options.trust_model)
     path = weights.path
-    state, card = weights.read()
+    stored, card = weights.read()
     model = _architecture(weights, card)
     require(
         not (options.mean and card),
@@ -89,10 +91,10 @@ def load_target(
     threat, device = _threat(options, card), pick_device(options.device)
     whole = load_dataset(options, path, card, console)
     unsaid = "classes" not in card and not len(whole.train)  # test images alone may lack classes
-    outputs = _count_classes(state, model, whole.shape[0]) if unsaid else None
+    outputs = count_classes(stored, model, whole.shape[0]) if unsaid else None
     classes = match_classes(path, card, whole, outputs)
     dataset = whole if keep_seen else leave_out_seen(whole, path, card)
-    net = _build(model, state, path, dataset.shape, len(classes.class_names), options)
+    net, taken = _build(model, weights, stored, dataset.shape, len(classes.class_names), options)
     total = len(dataset.test)
     within = options.n is None or options.n <= total
     require(within, lambda: f"n={options.n} must be in 1 to {total}, the test images of {dataset.name}")
@@ -103,8 +105,11 @@ def load_target(
         say(console, f"{path.parent} is not finished: {card['epochs']} of {planned} epochs are done")
     images = classes.relabel(images).to(device)
     target = Target(
-        to_device(net, device).eval(), images, threat, dataset, classes, model, card, path, digest_of_file(path)
-    )
+        to_device(net, device).eval(), images, threat, dataset, classes, model, card, path, digest_of_file(path),
+        weights.part,
+    )  # fmt: skip
+    if taken:
+        say(console, taken)
     for note in filter(None, (dataset.note.removeprefix(whole.note).removeprefix("; "), classes.note(dataset.test))):
         say(console, f"{dataset.name}: {note}")
     return target
@@ -152,23 +157,15 @@ def load_dataset(options: TargetOptions, path: Path, card: dict[str, Any], conso
     return dataset
 
 
-def _count_classes(state: dict[str, Tensor], model: str, channels: int) -> int | None:
-    """Return the number of classes that weights are for; None if they do not tell."""
-    two, three = (models.build(model, classes=classes, channels=channels).state_dict() for classes in (2, 3))
-    name = next((name for name, value in two.items() if name in three and value.shape != three[name].shape), "")
-    of_head = next((value for key, value in state.items() if name and key.endswith(name)), None)
-    return None if of_head is None else len(of_head)
-
-
 def _build(
-    model: str, state: dict[str, Tensor], path: Path, shape: tuple[int, int, int], classes: int, options: TargetOptions
-) -> nn.Module:
-    """Build the network, which reads images in [0, 1], and try it on one."""
+    model: str, weights: Weights, stored: Any, shape: tuple[int, int, int], classes: int, options: TargetOptions
+) -> tuple[nn.Module, str]:
+    """Build the network, which reads images in [0, 1], and try it on one; also return what was taken of the file."""
     channels, mean = shape[0], tuple(options.mean)
     net = models.build(model, classes=classes, channels=channels)
-    load_into(net, state, str(path))
+    taken = weights.load_into(net, stored, normalized=bool(mean))
     if mean:
         require(len(mean) == channels, lambda: f"mean={mean} must have one value for each of {channels} channels")
         net = models.Normalized(net, mean, options.std)
     models.check_output(net, shape, classes)
-    return net
+    return net, taken

@@ -87,7 +87,8 @@ def evaluate_line(source: Run | Path | None, evaluation: Mapping[str, Any], fold
         words = ["RUN", "--checkpoint", first["checkpoint"]]
         notes.append(f"RUN: the folder of run {first['run']}, not below these paths")
     else:
-        words = ["--weights", str(source or "WEIGHTS"), "--model", first["model"]]
+        part = f"#{evaluation['part']}" if evaluation.get("part") else ""
+        words = ["--weights", f"{source or 'WEIGHTS'}{part}", "--model", first["model"]]
         if source is None:
             notes.append(f"WEIGHTS: {first['checkpoint']}, the file with digest {evaluation['weights']}")
     words += _trust_flag(source)

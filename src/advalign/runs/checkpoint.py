@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from advalign.errors import UserError, require
+from advalign.errors import UserError, require, unknown
 from advalign.runs.formats import check_card
+from advalign.runs.misfit import misfit
+from advalign.runs.state_dicts import Candidate, find_state_dicts, mappings
 from advalign.runtime.files import write_atomically
 from advalign.runtime.sealed import Owner, check_sealed, note_unsealed, seal_safetensors, seal_zip
 
@@ -33,28 +36,25 @@ def save_weights(path: Path, net: nn.Module, card: Mapping[str, Any]) -> None:
     write_atomically(path, seal_safetensors(tensors, {"card": json.dumps(card)}, owner))
 
 
-def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a state dict and its card; the card is empty for files from elsewhere (safetensors, or torch.save'd).
+def load_weights(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Read the tensors of a file, and the card of ours; the card is empty for files from elsewhere.
+
+    Those are safetensors, or written by `torch.save`, in zip or in the older format; the state dict may lie anywhere
+    inside, and `load_into` finds it.
 
     Raises:
-        UserError: the file is missing, damaged, of a newer version, or not a state dict, or its card is no JSON object.
+        UserError: the file is missing, damaged, of a newer version, or without tensors, or its card is no JSON object.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     require(path.is_file(), lambda: f"no weights file {str(path)!r}")
-    if path.suffix != ".safetensors":
-        state = _load_tensors(_content(path), path, "; to keep a network, save `model.state_dict()`")
-        state_dicts = [state] if _is_state_dict(state) else []
-        if not state_dicts and isinstance(state, dict):
-            state_dicts = [state[key] for key in _WRAPPERS if _is_state_dict(state.get(key))]
-        require(bool(state_dicts), lambda: f"{path} is not a state dict: save `model.state_dict()`")
-        require(
-            len(state_dicts) == 1,
-            lambda: f"{path} holds {len(state_dicts)} state dicts: save the one that is meant by itself",
-        )
-        return state_dicts[0], {}
     content = _content(path)
+    if path.suffix != ".safetensors" and content[8:9] != b"{":  # where the header of safetensors begins
+        stored = _load_tensors(content, path, "; to keep a network, save `model.state_dict()`")
+        has_tensors = any(True for _ in mappings(stored))
+        require(has_tensors, lambda: f"{path} is not a state dict: save `model.state_dict()`")
+        return stored, {}
     sealed = check_sealed(content, path, None, remedy=FETCH_AGAIN)
     try:
         state, card = load(content), _card(content)
@@ -78,35 +78,49 @@ def _content(path: Path) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
-# Where training scripts put a network's state dict beside an optimizer's, and what torch's wrappers put before names.
-_WRAPPERS = ("state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.")
+def load_into(net: nn.Module, stored: Any, source: str, *, part: str = "", normalized: bool = False) -> str:
+    """Copy the state dict in a file's content that fits a network into it; return a line on what was taken.
 
+    Args:
+        stored: a state dict, or what has one inside; see `advalign.runs.state_dicts`.
+        source: the file, for messages.
+        part: which of several state dicts, as `FILE#PART` names it.
+        normalized: whether the network reads images that are normalised before it.
 
-def _is_state_dict(state: Any) -> bool:
-    return isinstance(state, dict) and bool(state) and all(isinstance(value, Tensor) for value in state.values())
-
-
-def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy a state dict into a network; the prefix of a DataParallel or compiled network is taken off.
+    Returns:
+        Where the state dict was, and how its names differed; empty for a file that is the state dict.
 
     Raises:
-        UserError: names or shapes do not fit; the first that does not is named.
+        UserError: names or shapes do not fit, and the first that does not is named, with the likely cause; several
+            state dicts fit; or the file has a normalisation of images and the network has not.
     """
-    own = net.state_dict()
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state) and not all(name.startswith(prefix) for name in own):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    for name, value in own.items():
-        require(name in state, lambda: f"{source} does not fit the model: it has no {name!r}")
-        shape = tuple(state[name].shape)
-        require(
-            shape == tuple(value.shape),
-            lambda: f"{source} does not fit the model: {name!r} is {shape}, not {tuple(value.shape)}",
-        )
-    extra = sorted(state.keys() - own.keys())
-    require(not extra, lambda: f"{source} does not fit the model, which has no {extra[0] if extra else ''!r}")
-    net.load_state_dict(state)
+    fitting = find_state_dicts(net, stored)
+    require(bool(fitting), lambda: f"{source} does not fit the model{misfit(net, stored)}")
+    names = [each.name for each in fitting]
+    if part and part not in names:
+        raise unknown(f"state dict of {source}", part, names)
+    require(
+        bool(part) or len(fitting) == 1,
+        lambda: (
+            f"{source} holds {len(names)} state dicts that fit and differ, {', '.join(map(repr, names))}: write the "
+            f"one that is meant behind the file, as in '{source}#{names[-1]}'"
+        ),
+    )
+    chosen = fitting[names.index(part)] if part else fitting[0]
+    if chosen.normalisation and not (normalized or chosen.inside):
+        raise UserError(f"{source} normalises its images, and the model does not: {_normalisation(chosen)}")
+    net.load_state_dict(chosen.state(net))
+    return chosen.note()
+
+
+def _normalisation(chosen: Candidate) -> str:
+    """Show the values of a normalisation in a file, and what to do with them."""
+    values = {name: " ".join(f"{v:.4g}" for v in chosen.tensors[name].flatten()) for name in chosen.normalisation}
+    shown = ", ".join(f"{name!r} is {value}" for name, value in values.items())
+    return (
+        f"{shown}; give them as --mean and --std to evaluate or diagnose, or name a network of your own with "
+        "advalign.models.Normalized"
+    )
 
 
 def save_state(path: Path, state: Mapping[str, Any], owner: Owner) -> None:
@@ -142,8 +156,10 @@ def _load_tensors(content: bytes, path: Path, advice: str = "") -> Any:
         with warnings.catch_warnings():  # torch's own, which would come before the one line
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception:  # torch.load raises a dozen kinds for a damaged or foreign file, and advises to unpickle it
-        raise UserError(f"{path} is damaged or holds more than tensors{advice}") from None
+    except Exception as error:  # torch.load raises a dozen kinds for a damaged or foreign file, and advises to unpickle
+        program = re.search(r"GLOBAL ([\w.]+)", str(error))
+        named = f" ({program[1]})" if program else ""
+        raise UserError(f"{path} is damaged or holds more than tensors{named}{advice}") from None
 
 
 def _first_line(error: Exception) -> str:

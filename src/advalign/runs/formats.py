@@ -115,6 +115,8 @@ class ResultFile(msgspec.Struct, forbid_unknown_fields=True):
     """by name, a digit for each image: 1 if it is classified correctly"""
     environment: dict[str, str]
     weights: str = ""
+    part: str = ""
+    """which of several state dicts in the weights file"""
     mean: list[float] = []
     std: list[float] = []
     passes: dict[str, PassCounts] = {}

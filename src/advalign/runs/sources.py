@@ -1,4 +1,7 @@
-"""Where trained networks come from: a run folder, a weights file, or `MODEL@FILE`. Files are data, never programs."""
+"""Where trained networks come from: a run folder, a weights file, or `MODEL@FILE`. Files are data, never programs.
+
+Of a file that holds several state dicts, `FILE#PART` names one.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from advalign import models
 from advalign.data import Dataset
 from advalign.errors import UserError, quoted, require, unknown
 from advalign.runs.checkpoint import FETCH_AGAIN, load_into, load_weights
 from advalign.runs.run import Run
+from advalign.runs.sizes import count_channels, count_classes
 
 
 class Weights(NamedTuple):
@@ -23,9 +27,14 @@ class Weights(NamedTuple):
     """Its architecture; if None, what the file says."""
     trusted: bool = False
     """Whether a function that the file names as its architecture may be called."""
+    part: str = ""
+    """Which of several state dicts in the file; if empty, the only one that fits."""
 
-    def read(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Read the weights and their card; those in a run's folder must be that run's own.
+    def __str__(self) -> str:
+        return f"{self.path}#{self.part}" if self.part else str(self.path)
+
+    def read(self) -> tuple[Any, dict[str, Any]]:
+        """Read what the file holds, and its card; weights in a run's folder must be that run's own.
 
         Raises:
             UserError: the file is damaged, of a newer version, or of another run.
@@ -39,6 +48,18 @@ class Weights(NamedTuple):
                 lambda: f"{self.path} belongs to run {card['run']}, not to {run}: {FETCH_AGAIN}",
             )
         return state, card
+
+    def load_into(self, net: nn.Module, stored: Any, *, normalized: bool = False) -> str:
+        """Copy what fits of the file's content into a network; see `advalign.runs.checkpoint.load_into`.
+
+        Returns:
+            A line that says what was taken, where that is not the whole file as it is; else nothing.
+
+        Raises:
+            UserError: nothing fits, or several state dicts do.
+        """
+        note = load_into(net, stored, str(self.path), part=self.part, normalized=normalized)
+        return f"{self.path}: {note}" if note else ""
 
     def architecture(self, card: Mapping[str, Any], typed: str = "") -> str | None:
         """Return the spelling of the network to build: the user's, else the one in the file's card, if it has one.
@@ -92,11 +113,22 @@ def find_weights(
     """
     if isinstance(source, Weights):
         return source
-    named, at, path = str(source).rpartition("@")
-    if not at or Path(source).exists():
-        named, path = None, source
+    named, path = _split(str(source))
     chosen = model or named
-    return Weights(_file(path, checkpoint), None if chosen is None else models.canonical(chosen), trust_model)
+    file, _, part = path.rpartition("#")
+    if Path(path).exists() or not Path(file).is_file():
+        file, part = path, ""
+    architecture = None if chosen is None else models.canonical(chosen)
+    return Weights(_file(file, checkpoint), architecture, trust_model, part)
+
+
+def _split(source: str) -> tuple[str | None, str]:
+    """Return the model and the path of `MODEL@FILE`; of a path alone, no model. Paths may contain `@`."""
+    heads = (source[:at] for at, sign in enumerate(source) if sign == "@")
+    model = next((head for head in heads if head.count("(") == head.count(")")), None)
+    if model is None or Path(source).exists() or "/" in model.partition("(")[0]:
+        return None, source
+    return model, source[len(model) + 1 :]
 
 
 def _file(source: str | Path, checkpoint: str) -> Path:
@@ -136,7 +168,7 @@ def require_classes(path: Path, card: Mapping[str, Any], dataset: Dataset) -> No
 def load(
     source: str | Path | Weights, checkpoint: str = "best", *, model: str | None = None, trust_model: bool = False
 ) -> nn.Module:
-    """Load a trained network, in eval mode, from a run folder or from a weights file that a run has written.
+    """Load a trained network, in eval mode, from a run folder or a weights file, of a run or from elsewhere.
 
     Example:
         >>> import advalign as aa
@@ -145,9 +177,10 @@ def load(
         >>> net = aa.load(run.path)
 
     Args:
-        source: a run folder, a weights file, or `MODEL@FILE`.
+        source: a run folder, a weights file, or `MODEL@FILE`; `FILE#PART` of a file with several state dicts.
         checkpoint: `best` or `last`, of a run folder.
-        model: the architecture; if None, the one that the file names.
+        model: the architecture; if None, the one that the file names. Weights from elsewhere name none; the numbers of
+            classes and channels are then those of their shapes.
         trust_model: whether a function that the file names as its architecture, `package.module:function`, may be
             called. Without it such a file is refused, since to load it would run a program.
 
@@ -155,14 +188,23 @@ def load(
         UserError: no such run or file, a damaged one, or weights of unknown or untrusted architecture.
     """
     weights = find_weights(source, checkpoint, model=model, trust_model=trust_model)
-    state, card = weights.read()
+    stored, card = weights.read()
     if not card:
-        raise UserError(f"{weights.path} does not say which architecture it is: name it with --model and --data")
+        card = _card_by_shapes(weights, stored)
     for key, kind in (("model", str), ("classes", int), ("channels", int)):
         known = isinstance(card.get(key), kind)
         require(known, lambda: f"{weights.path} is damaged or not of advalign: its card does not tell {key}")
     spelling = weights.architecture(card)
     assert spelling is not None
     net = models.build(spelling, classes=card["classes"], channels=card["channels"])
-    load_into(net, state, str(weights.path))
+    weights.load_into(net, stored)
     return net.eval()
+
+
+def _card_by_shapes(weights: Weights, stored: Any) -> dict[str, Any]:
+    """Return what must be known to build the network of weights from elsewhere, whose model the user has named."""
+    model, channels = weights.model, count_channels(stored)
+    if model is None:
+        raise UserError(f"{weights.path} does not say which architecture it is: name it with --model and --data")
+    classes = count_classes(stored, model, channels)
+    return {"model": model, "classes": classes or 10, "channels": channels}

@@ -11,7 +11,6 @@ from advalign.data import Dataset
 from advalign.errors import UserError, require
 from advalign.objectives import Method, Objective
 from advalign.runs import Weights, require_classes
-from advalign.runs.checkpoint import load_into
 from advalign.runs.run import data_kind
 from advalign.runtime.seeds import seeded
 from advalign.training.recipes import Recipe
@@ -48,13 +47,13 @@ def _network(role: str, model: str, dataset: Dataset, recipe: Recipe) -> nn.Modu
 def _load(role: str, weights: Weights, model: str, dataset: Dataset, recipe: Recipe) -> nn.Module:
     """Return a guest with the weights of a file; its architecture is the student's where nothing names another."""
     path = weights.path
-    state, card = weights.read()
+    stored, card = weights.read()
     require_classes(path, card, dataset)
     data = card.get("data", dataset.name)
     require(data_kind(data) == data_kind(dataset.name), lambda: f"{path} was trained on {data}, not on {dataset.name}")
     guest = _network(role, weights.architecture(card, typed=model) or model, dataset, recipe)
     try:
-        load_into(guest, state, str(path))
+        weights.load_into(guest, stored)
     except UserError as error:
         hint = f"; if the {role} model's architecture is another, write MODEL@{path.name}"
         raise UserError(f"{error}{'' if weights.model or card else hint}") from None

@@ -188,7 +188,8 @@ def _identity(source: Weights | Plan | None) -> str:
         run = Run.read(path.parent)
         if run.finished:  # so that a run provided as guest and the same run trained on the way are one
             return run.id
-    return digest(path.read_bytes(), source.model or "", digits=10)
+    part = f"#{source.part}" if source.part else ""
+    return digest(path.read_bytes(), f"{source.model or ''}{part}", digits=10)
 
 
 def _kind(source: Weights | Plan | None) -> list[str | None]:
