@@ -1,5 +1,5 @@
 """`python -m advalign`, for running from source."""
 
-from advalign.cli.commands import main
+from advalign.cli import main
 
 main()

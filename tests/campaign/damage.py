@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, save_file
 
 from advalign.runs.formats import with_checksum
 from advalign.runs.run import run_id
@@ -227,13 +227,21 @@ def _forged_safetensors(file: Path, luck: random.Random) -> str:
         what = _mutate(tensors, luck, _TENSORS)
         tensors = {key: value for key, value in tensors.items() if isinstance(value, torch.Tensor)}
     metadata.pop("seal", None)
+    if luck.random() < 0.3:  # as an earlier version wrote it
+        save_file(load(content), file, metadata=metadata)
+        return f"unsealed: {_flip(file, luck)}"
     file.write_bytes(seal_safetensors({k: v.contiguous() for k, v in tensors.items()}, metadata, owner))
     return f"forged: {file.name}: {what}"
 
 
 def _forged_state(file: Path, luck: random.Random) -> str:
     content, owner = torch.load(file, weights_only=True), _belongs_to(file)
+    if luck.random() < 0.5:  # as an earlier version wrote it
+        torch.save(content, file)
+        return f"unsealed: {_flip(file, luck)}"
+    optimizer = content.pop("optimizer", {})  # without some buffers, torch finds out in the next step
     what = _mutate(content, luck, (*_JUNK, *_TENSORS))
+    content |= {"optimizer": optimizer} if optimizer else {}
     buffer = io.BytesIO()
     torch.save(content, buffer)
     file.write_bytes(seal_zip(buffer.getvalue(), owner))
@@ -247,7 +255,7 @@ def _forged_npz(file: Path, luck: random.Random) -> str:
     junk = (np.zeros(0), np.array("\x01$\\foo$"), np.array(["\ud800"]), np.full(3, np.nan), np.ones((2, 2), np.int64))
     what = _mutate(arrays, luck, junk)
     buffer = io.BytesIO()
-    np.savez(buffer, **{key: np.asarray(value) for key, value in arrays.items()})
+    np.savez(buffer, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
     file.write_bytes(seal_zip(buffer.getvalue(), owner))
     return f"forged: {file.name}: {what}"
 

@@ -72,8 +72,9 @@ TARGETS = (
 
 def flip_bits(flips: int, seed: int, folder: Path, tally: Tally, out_of_time: Any) -> None:
     """Damage files `flips` times, going through the kinds of files in turn, and look at what the commands say."""
-    base = folder / "base"
-    _prepare(base)
+    base, here = folder / "base", folder / "here"  # runs and caches know the path of their data, so all work is there
+    _prepare(here)
+    here.rename(base)
     references: dict[str, tuple[Path, Outcome]] = {}
     for trial in range(flips):
         if out_of_time():
@@ -82,10 +83,9 @@ def flip_bits(flips: int, seed: int, folder: Path, tally: Tally, out_of_time: An
         luck = random.Random(f"{seed}:flip:{trial}")
         command = luck.choice(target.commands)
         if (key := " ".join(command)) not in references:
-            reference = folder / f"flip-reference-{len(references)}"
-            shutil.copytree(base, reference)
-            references[key] = reference, run(command, reference)
-        here = folder / "flip"
+            shutil.copytree(base, here)
+            outcome = run(command, here)
+            references[key] = here.rename(folder / f"flip-reference-{len(references)}"), outcome
         shutil.copytree(base, here)
         file = luck.choice(sorted(here.glob(target.files)))
         others = [other for other in sorted(here.rglob(f"*{file.suffix}")) if _is_alike(file, other)]

@@ -105,18 +105,20 @@ def kill_commands(kills: int, seed: int, folder: Path, tally: Tally, out_of_time
     while tally.tried("kills") < kills and not out_of_time():
         scenario = SCENARIOS[trial % len(SCENARIOS)]
         if scenario.name not in references:
-            references[scenario.name] = _reference(scenario, folder / f"reference-{len(references)}")
+            kept = folder / f"reference-{len(references)}"
+            references[scenario.name] = kept, _reference(scenario, folder / "here")
+            (folder / "here").rename(kept)  # runs know the path of their data, so all work is in one folder
         reference, seconds = references[scenario.name]
-        _trial(scenario, reference, seconds, f"{seed}:{trial}", folder / "trial", kills, tally)
+        _trial(scenario, reference, seconds, f"{seed}:{trial}", folder / "here", kills, tally)
         trial += 1
 
 
-def _reference(scenario: Scenario, folder: Path) -> tuple[Path, float]:
-    """Run a scenario undisturbed; return its folder and how long the command took."""
+def _reference(scenario: Scenario, folder: Path) -> float:
+    """Run a scenario undisturbed; return how long the command took."""
     _make_ready(scenario, folder)
     outcome = run(scenario.command, folder)
     assert outcome.code == 0, f"{scenario.name}: {outcome.err or outcome.out}"
-    return folder, outcome.seconds
+    return outcome.seconds
 
 
 def _make_ready(scenario: Scenario, folder: Path) -> None:

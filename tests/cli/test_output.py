@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import subprocess
@@ -51,6 +52,14 @@ def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
+def test_letters_that_a_terminal_cannot_show_are_escaped(monkeypatch: pytest.MonkeyPatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    with lasting_output(""):
+        print("50 ± 2, \udcff")
+    assert shown.getvalue() == b"50 \\xb1 2, \\udcff\n"
+
+
 @pytest.mark.parametrize("arguments", ["list methods", "--help", "evaluate --help"])
 def test_a_full_standard_output_is_one_line_and_exit_code_2(arguments: str):
     command = f"{sys.executable} -m advalign {arguments} > /dev/full"

@@ -26,6 +26,8 @@ from advalign.errors import UserError
 from advalign.evaluation.accuracy import WORST_CASE, Evaluation, evaluate
 from advalign.evaluation.diagnose import diagnose
 from advalign.evaluation.evaluator import PrecomputedExamples
+from advalign.evaluation.state import EvaluationState, state_owner
+from advalign.runs.checkpoint import save_state
 from advalign.threats import L2, Linf
 
 N = 53  # with batches of 8 or 16 the last one is ragged
@@ -680,3 +682,40 @@ def test_threads_on_one_model_measure_what_one_thread_measures():
     assert all(module.training for module in net.modules())
     assert all(parameter.requires_grad for parameter in net.parameters())
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+STATE = {
+    "correct": {"clean": torch.ones(4, dtype=torch.bool), "pgd": torch.ones(4, dtype=torch.bool)},
+    "seconds": {"clean": 1.0, "pgd": 1.0},
+    "passes": {"clean": [4, 0], "pgd": [1, 1]},
+    "under_way": {"attack": "pgd", "rows": torch.tensor([0, 3]), "member": 0, "batch": 1},
+}
+
+
+def test_a_state_that_fits_is_read(tmp_path: Path):
+    save_state(tmp_path / "a.state", STATE, state_owner(tmp_path / "a.state"))
+    state = EvaluationState.read(tmp_path / "a.state", 4)
+    assert state.under_way is not None
+    assert state.under_way.rows.tolist() == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("n", "changed"),
+    [
+        (5, {}),
+        (4, {"correct": {"clean": torch.ones(4), "pgd": torch.ones(4)}}),
+        (4, {"seconds": {"clean": "x", "pgd": 1.0}}),
+        (4, {"seconds": {"clean": 1.0}}),
+        (4, {"passes": {"clean": [4], "pgd": [1, 1]}}),
+        (4, {"under_way": {**STATE["under_way"], "rows": torch.tensor([4])}}),
+        (4, {"under_way": {**STATE["under_way"], "rows": None}}),
+        (4, {"under_way": {**STATE["under_way"], "attack": "fgsm"}}),
+        (4, {"under_way": {**STATE["under_way"], "batch": -1}}),
+        (4, {"examples": {"pgd": torch.ones(3, 1, 8, 8)}}),
+        (4, {"correct": None}),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(n: int, changed: dict[str, Any], tmp_path: Path):
+    save_state(tmp_path / "a.state", {**STATE, **changed}, state_owner(tmp_path / "a.state"))
+    with pytest.raises(UserError, match=r"a\.state is damaged or"):
+        EvaluationState.read(tmp_path / "a.state", n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from advalign.errors import TrainingError, UserError
 from advalign.models import build
 from advalign.objectives.bases.trades import TRADES
 from advalign.runs import Run, load
-from advalign.runs.checkpoint import load_state, load_weights
+from advalign.runs.checkpoint import load_state, load_weights, save_state
+from advalign.runtime.sealed import Owner
 from advalign.training.recipes import Recipe, digits
 from advalign.training.train import train
 
@@ -484,3 +486,43 @@ def test_records_distinguish_teachers_but_not_their_seeds(tmp_path: Path):
     ]
     kinds = [load_weights(run.weights("best"))[1]["recipe"] for run in runs]
     assert kinds[0] == kinds[1] == kinds[3] != kinds[2]
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that was stopped after its first step."""
+    return quick("at", tmp_path_factory.mktemp("half"), time_budget=0.001)
+
+
+def without(state: dict[str, Any], *keys: Any) -> dict[str, Any]:
+    """A state with something inside taken out."""
+    *outer, last = keys
+    inner = state
+    for key in outer:
+        inner = inner[key]
+    del inner[last]
+    return state
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: {**state, "epoch": "x"},
+        lambda state: {**state, "epoch": 99},
+        lambda state: {**state, "step": -1},
+        lambda state: {**state, "log": [*state["log"], {}]},
+        lambda state: {**state, "sums": {"loss": 1.0}},
+        lambda state: {**state, "sums": {"loss": torch.ones(2)}},
+        lambda state: {**state, "best": None},
+        lambda state: {**state, "average": None},
+        lambda state: without(state, "optimizer", "param_groups", 0, "lr"),
+        lambda state: without(state, "optimizer", "state", 0, "momentum_buffer"),
+        lambda state: {**state, "objective": {"nets.student.net.x": torch.ones(2)}},
+    ],
+)
+def test_a_state_that_is_none_of_this_run_is_refused(spoil: Any, half: Run, tmp_path: Path):
+    shutil.copytree(half.path, tmp_path / half.path.name)
+    state = load_state(half.state)
+    save_state(tmp_path / half.path.name / "state.pt", spoil(state), Owner(half.id, ""))
+    with pytest.raises(UserError, match=r"state\.pt is (no state of this run|damaged)"):
+        quick("at", tmp_path)

@@ -25,6 +25,7 @@ from advalign.cli.options import (
 from advalign.cli.output import complain, lasting_output
 from advalign.cli.parsing import parse_options
 from advalign.errors import TrainingError, UserError, quoted, shorten, unknown
+from advalign.runtime.interrupts import stoppable
 from advalign.training.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -238,20 +239,29 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "list": (ListOptions, list_command),
 }
 
+# Commands that keep what is done, when they are stopped.
+_RESUMED = ("train", "evaluate", "transfer", "study", "demo")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; exit with 2 and one line for bad input, with 1 for training that failed, with 130 for Ctrl-C."""
+    """Run a command; exit with 2 and one line for bad input, with 1 for training that failed, with 130 for a signal."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     works = arguments[:1] not in ([], ["list"]) and not {"-h", "--help"} & set(arguments)
+    notice = "advalign: nobody reads the output any more; the work goes on" if works else ""
     try:
-        with lasting_output("advalign: nobody reads the output any more; the work goes on" if works else ""):
+        with lasting_output(notice), stoppable():
             _dispatch(arguments)
     except UserError as error:
         complain(f"advalign: error: {' '.join(str(error).splitlines())}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        complain("advalign: stopped at once; the same command resumes from what was saved last")
+    except KeyboardInterrupt as stop:
+        resumes = "resumes from what was saved last" if arguments[:1] and arguments[0] in _RESUMED else "starts again"
+        complain(f"advalign: stopped at once{f', {stop}' if str(stop) else ''}; the same command {resumes}")
         sys.exit(130)
+    except OSError as error:  # of a file that was not looked at before: a name too long, a disk that was taken away
+        named = f": {shorten(str(error.filename))}" if error.filename else ""
+        complain(f"advalign: error: {error.strerror or error}{named}")
+        sys.exit(2)
     except TrainingError as error:
         complain(f"advalign: {error}")
         sys.exit(1)

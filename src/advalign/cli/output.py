@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Any, TextIO, cast
 
 from advalign.errors import UserError
@@ -15,10 +16,15 @@ _NOBODY_READS = (errno.EPIPE, errno.EIO)  # the pipe's reader has ended; the ter
 
 
 class _Output:
-    """A text stream that goes on, into nothing, when nobody reads it any more."""
+    """A text stream that goes on, into nothing, when nobody reads it any more.
+
+    What its encoding cannot write, such as ± where a terminal is plain ASCII, it writes as an escape.
+    """
 
     def __init__(self, stream: TextIO, notice: str) -> None:
         self._stream, self._notice = stream, notice
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         try:

@@ -13,6 +13,7 @@ from advalign.data.held_out import hold_out_by_content, note_on_test
 from advalign.data.images import Dataset, Images
 from advalign.data.npy import read_array, read_header
 from advalign.errors import UserError, require
+from advalign.runtime.files import full_path
 from advalign.shapes import Labels
 
 TRAIN, VALIDATION, TEST = ("x_train", "y_train"), ("x_val", "y_val"), ("x_test", "y_test")
@@ -34,7 +35,7 @@ def load_npz(path: Path | str) -> Dataset:
     Raises:
         UserError: whatever of this does not hold, with the array's name and what it holds.
     """
-    path = Path(path).expanduser().resolve()
+    path = full_path(path)
     arrays = _read(path)
     class_names = _class_names(arrays, path)
     trains, tests = (any(key in arrays for key in keys) for keys in (TRAIN, TEST))

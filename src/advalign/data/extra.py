@@ -18,7 +18,7 @@ from advalign.data.cache import cache_folder
 from advalign.data.images import Images, RowNumbers
 from advalign.data.npy import Header, read_header
 from advalign.errors import UserError, require
-from advalign.runtime.files import digest_of_stream, written_atomically
+from advalign.runtime.files import digest_of_stream, full_path, written_atomically
 
 ARRAY_NAMES = ("image", "label"), ("x_train", "y_train")
 """What the arrays may be called: as in the files of Wang et al. 2023, or as in `npz:PATH`."""
@@ -63,7 +63,7 @@ def find_npz(path: Path | str) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = Path(path).expanduser().resolve()
+    path = full_path(path)
     require(path.is_file(), lambda: f"extra data {path}: there is no such file")
     require(zipfile.is_zipfile(path), lambda: f"extra data {path} is not an .npz file, or is cut short")
     return path

@@ -17,7 +17,7 @@ from advalign.data.held_out import hold_out_by_content, note_on_test
 from advalign.data.images import Dataset, Digests, Images
 from advalign.data.layout import TEST, TRAIN, VALIDATION, ClassFiles, Layout, read_layout
 from advalign.errors import UserError, require, shorten
-from advalign.runtime.files import digest
+from advalign.runtime.files import digest, full_path
 from advalign.shapes import Labels
 
 LARGEST = 100_000_000
@@ -50,7 +50,7 @@ def load_folder(path: Path | str, image_size: int, layout: str = "auto") -> Data
         UserError: no such folder, no images in it, fewer than two classes, a folder that can be read in two ways, a
             class without training images, an image that cannot be read, or a cache that cannot be written.
     """
-    root = Path(path).expanduser().resolve()
+    root = full_path(path)
     name = f"folder{'' if layout == 'auto' else f'-{layout}'}:{root}"
     require(root.is_dir(), lambda: f"{name}: there is no such folder")
     require(

@@ -70,7 +70,9 @@ class Evaluator:
     ) -> None:
         self.model, self.images, self.options = model, images, options
         self.keep_examples, self.state_file, self.advance = keep_examples, StateFile(state_file), advance
-        self.state = EvaluationState.read(state_file) if state_file and state_file.exists() else EvaluationState()
+        self.state = EvaluationState()
+        if state_file is not None and state_file.exists():
+            self.state = EvaluationState.read(state_file, len(images))
         self.everything = torch.arange(len(images), device=images.labels.device)
 
     @cached_property

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from advalign.runs.checkpoint import load_state, save_state
+from advalign.errors import require
+from advalign.runs.checkpoint import convert_state, load_state, save_state
 from advalign.runtime.sealed import Owner
 
 SAVE_SECONDS = 10.0
@@ -66,15 +68,32 @@ class EvaluationState:
     under_way: CurrentAttack | None = None
 
     @classmethod
-    def read(cls, path: Path) -> EvaluationState:
-        """Read a state file.
+    def read(cls, path: Path, n: int) -> EvaluationState:
+        """Read the state file of an evaluation on n images.
 
         Raises:
             UserError: it is damaged or something else.
         """
         content = load_state(path, ("correct", "under_way"), state_owner(path))
-        under_way = CurrentAttack(**content["under_way"]) if content["under_way"] else None
-        return cls(**{**content, "under_way": under_way})
+        state = convert_state({**content, "under_way": content["under_way"] or None}, cls, path)
+        require(state._is_of(n), lambda: f"{path} is damaged or of other images: {state_owner(path).remedy}")
+        return state
+
+    def _is_of(self, n: int) -> bool:
+        """Tell whether what is there belongs together, and to n images."""
+        flags = all(each.dtype == torch.bool and each.shape == (n,) for each in self.correct.values())
+        counts = [*self.passes.values(), *(each for member in self.members.values() for each in member.values())]
+        known = self.correct.keys() == self.seconds.keys() == self.passes.keys()
+        if not (flags and known and all(len(each) == 2 for each in counts)):
+            return False
+        if any(len(each) != n for each in self.examples.values()):
+            return False
+        current = self.under_way
+        if current is None:
+            return True
+        rows = current.rows
+        whole = rows.dtype == torch.int64 and rows.ndim == 1 and bool(((rows >= 0) & (rows < n)).all())
+        return whole and current.attack in self.correct and current.member >= 0 and current.batch >= 0
 
     def content(self) -> dict[str, Any]:
         """Return what the state file holds."""

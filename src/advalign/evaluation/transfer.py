@@ -22,7 +22,7 @@ from advalign.models.modes import evaluating
 from advalign.registration import source_digests
 from advalign.runs.checkpoint import load_state
 from advalign.runtime.device import autocast
-from advalign.runtime.files import digest, write_atomically
+from advalign.runtime.files import digest, read_content, write_atomically
 from advalign.runtime.locks import locked
 from advalign.runtime.progress import counting, say
 from advalign.runtime.sealed import Owner, check_sealed, note_unsealed, seal_safetensors
@@ -85,7 +85,7 @@ def craft_examples(
         lock.unlink(missing_ok=True)  # a process that still waits for it then finds the file
     if exists:
         advance(len(images))
-    return _read(file, len(images))
+    return _read(file, tuple(images.pixels.shape))
 
 
 def _make(
@@ -96,7 +96,7 @@ def _make(
     state: Path,
     advance: Callable[[int], None],
 ) -> Tensor:
-    made: list[Tensor] = load_state(state, ("made",), state_owner(state))["made"] if state.exists() else []
+    made = _read_made(state, images, options) if state.exists() else []
     state_file = StateFile(state)
     advance(sum(map(len, made)))
     with evaluating(surrogate):
@@ -109,6 +109,24 @@ def _make(
             state_file.save({"made": made})
             advance(len(rows))
     return torch.cat(made).contiguous()
+
+
+def _read_made(state: Path, images: Images, options: AttackOptions) -> list[Tensor]:
+    """Read the batches of examples that are made already.
+
+    Raises:
+        UserError: the file is damaged or something else.
+    """
+    owner = state_owner(state)
+    made = load_state(state, ("made",), owner)["made"]
+    batches = torch.arange(len(images)).split(options.batch_size)
+    shapes = [(len(rows), *images.pixels.shape[1:]) for rows in batches]
+    fits = isinstance(made, list) and all(isinstance(each, Tensor) and each.is_floating_point() for each in made)
+    require(
+        fits and [tuple(each.shape) for each in made] == shapes[: len(made)],
+        lambda: f"{state} is damaged or of other images: {owner.remedy}",
+    )
+    return made
 
 
 def transferable(attack: Attack) -> Attack:
@@ -134,7 +152,7 @@ def examples_path(weights: Path, model: str, attack: Attack, images: Images, opt
     made_by = (model, str(transferable(attack)), str(attack.threat), sorted(asdict(options).items()))
     user_sources = sorted(source_digests([attack]).items())  # none of the library's own attacks
     parts = (*made_by, user_sources) if user_sources else made_by
-    name = f"{weights.stem}-{attack.name}-{digest(weights.read_bytes(), pixels, repr(parts), digits=10)}.safetensors"
+    name = f"{weights.stem}-{attack.name}-{digest(read_content(weights), pixels, repr(parts), digits=10)}.safetensors"
     return weights.parent / "transfer" / name
 
 
@@ -147,17 +165,17 @@ def _owner(file: Path) -> Owner:
     return Owner(file.name, "remove it, and the examples are made again")
 
 
-def _read(file: Path, n: int) -> Tensor:
+def _read(file: Path, shape: tuple[int, ...]) -> Tensor:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    content, owner = file.read_bytes(), _owner(file)
+    content, owner = read_content(file), _owner(file)
     if not check_sealed(content, file, owner):
         note_unsealed(file)
     try:
         examples = load(content)["x_adv"]
     except (SafetensorError, KeyError):
         raise UserError(f"{file} is damaged: {owner.remedy}") from None
-    if len(examples) != n:
-        raise UserError(f"{file} holds {len(examples)} images, not {n}: {owner.remedy}")
+    if examples.shape != shape or not examples.is_floating_point():
+        raise UserError(f"{file} holds {examples.dtype} {tuple(examples.shape)}, not images {shape}: {owner.remedy}")
     return examples

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from advalign.errors import UserError, require
+from advalign.runtime.files import read_content
 from advalign.runtime.sealed import Owner, check_sealed, note_unsealed
 
 COLUMNS = 8
@@ -29,7 +30,7 @@ def read_examples(file: Path, evaluation: Mapping[str, Any]) -> tuple[Tensor, Te
         UserError: the file is damaged, or holds no attack, or no predictions, as files of earlier versions do not.
     """
     accuracies = {record["attack"]: record["accuracy"] for record in evaluation["records"]}
-    content = file.read_bytes()
+    content = read_content(file)
     owner = Owner(file.with_suffix(".json").name, "evaluate again with --save-examples")
     if not check_sealed(content, file, owner):
         note_unsealed(file)

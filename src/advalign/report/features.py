@@ -19,7 +19,7 @@ from advalign.data import Images
 from advalign.errors import UserError
 from advalign.report.figures import HOVER
 from advalign.runs import Weights, load
-from advalign.runtime.files import write_atomically
+from advalign.runtime.files import read_content, write_atomically
 from advalign.runtime.sealed import Owner, check_sealed, seal_zip
 from advalign.runtime.seeds import seeded
 from advalign.threats import Threat
@@ -68,13 +68,18 @@ def _cache_owner(file: Path) -> Owner:
 def _cached(file: Path) -> FeatureMap | None:
     """Return the map in a cache file; None where there is none, or it is damaged or of another version."""
     try:
-        content = file.read_bytes()
+        content = read_content(file)
         if not check_sealed(content, file, _cache_owner(file)):
             return None
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return FeatureMap(**arrays)
-    except (OSError, UserError):
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            arrays = dict(archive)
+    except UserError:
         return None
+    if arrays.keys() != {*FeatureMap._fields}:
+        return None
+    n = len(arrays["labels"]) if arrays["labels"].ndim else 0
+    expected = {"clean": (n, 2), "adversarial": (n, 2), "labels": (n,)}
+    return FeatureMap(**arrays) if {name: array.shape for name, array in arrays.items()} == expected else None
 
 
 def feature_maps(maps: Mapping[str, FeatureMap], class_names: Sequence[str]) -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -13,7 +12,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from advalign.report.figures import data_uri, png
+from advalign.report.figures import data_uri, drawn, png
 from advalign.report.svg import inline, svg
 from advalign.report.tables import Table
 from advalign.runtime.files import write_atomically
@@ -97,9 +96,8 @@ def _files(section: Section, name: str) -> dict[str, str | bytes]:
         table = section.table
         return {"md": table.markdown() + "\n", "tex": table.latex() + "\n", "csv": table.csv()}
     if isinstance(section, FigureSection):
-        pdf = io.BytesIO()
-        section.figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
-        return {"svg": svg(section.figure, name), "pdf": pdf.getvalue(), "png": png(section.figure)}
+        pdf = drawn(section.figure, "pdf", metadata={"CreationDate": None})
+        return {"svg": svg(section.figure, name), "pdf": pdf, "png": png(section.figure)}
     return {}
 
 

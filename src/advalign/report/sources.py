@@ -155,7 +155,7 @@ def _read_run(folder: Path) -> Run:
 
 
 def _newest_diagnosis(run: Run, reader: _Reader) -> dict[str, Any] | None:
-    files = sorted((run.path / "diagnosis").glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    files = sorted((run.path / "diagnosis").glob("*.json"), key=lambda file: file.lstat().st_mtime, reverse=True)
     contents = (reader.read(lambda file: read_checked_json(file, DiagnosisFile, "diagnose again"), f) for f in files)
     return next((content for content in contents if content is not None), None)
 
@@ -177,9 +177,11 @@ def _result_files(paths: Sequence[Path]) -> list[Path]:
 
 def _begins_as_result(file: Path) -> bool:
     try:
+        if not file.is_file():  # a folder of that name, or a pipe, which would be waited for
+            return False
         with file.open("rb") as content:
             return _RESULT.match(content.read(64)) is not None
-    except OSError:  # a folder of that name, or a file without permission: not a result of ours
+    except OSError:  # without permission: not a result of ours
         return False
 
 

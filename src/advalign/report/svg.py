@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from xml.etree import ElementTree
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from advalign.report.figures import HOVER
+from advalign.report.figures import HOVER, drawn
 
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 ElementTree.register_namespace("", _SVG)
@@ -35,9 +34,7 @@ def inline(figure: Figure, name: str) -> str:
 
 def _tree(figure: Figure, name: str) -> ElementTree.Element:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    root = ElementTree.fromstring(buffer.getvalue())
+        root = ElementTree.fromstring(drawn(figure, "svg", metadata={"Date": None}))
     root.remove(root[0])  # metadata: the program and its address
     for group in root.iter(f"{{{_SVG}}}g"):
         gid = group.attrib.pop("id", "")

@@ -11,8 +11,9 @@ import re
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import torch
 from torch import nn
 
@@ -20,8 +21,10 @@ from advalign.errors import UserError, require, unknown
 from advalign.runs.formats import check_card
 from advalign.runs.misfit import misfit
 from advalign.runs.state_dicts import Candidate, find_state_dicts, mappings
-from advalign.runtime.files import write_atomically
+from advalign.runtime.files import read_content, write_atomically
 from advalign.runtime.sealed import Owner, check_sealed, note_unsealed, seal_safetensors, seal_zip
+
+Kind = TypeVar("Kind")
 
 FETCH_AGAIN = "fetch it again, or train it again"
 
@@ -49,7 +52,7 @@ def load_weights(path: Path) -> tuple[Any, dict[str, Any]]:
     from safetensors.torch import load
 
     require(path.is_file(), lambda: f"no weights file {str(path)!r}")
-    content = _content(path)
+    content = read_content(path)
     if path.suffix != ".safetensors" and content[8:9] != b"{":  # where the header of safetensors begins
         stored = _load_tensors(content, path, "; to keep a network, save `model.state_dict()`")
         has_tensors = any(True for _ in mappings(stored))
@@ -69,13 +72,6 @@ def _card(content: bytes) -> Any:
     """Return the card in the header of safetensors: 8 bytes of length, then JSON."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return json.loads(header.get("__metadata__", {}).get("card", "{}"))
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def load_into(net: nn.Module, stored: Any, source: str, *, part: str = "", normalized: bool = False) -> str:
@@ -142,13 +138,25 @@ def load_state(
     Raises:
         UserError: the file is damaged, of a newer version, another owner's, or something else.
     """
-    content = _content(path)
+    content = readread_content(path)
     if not check_sealed(content, path, owner, remedy="remove it"):
         note_unsealed(path)
     state = _load_tensors(content, path)
     known = isinstance(state, dict) and set(expected) <= state.keys()
     require(known, lambda: f"{path} is damaged or no state to go on from")
     return state
+
+
+def convert_state(content: Mapping[str, Any], kind: type[Kind], path: Path) -> Kind:
+    """Return the content of a state file as the dataclass that it was written from.
+
+    Raises:
+        UserError: the first field of another type.
+    """
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path} is damaged or no state to go on from: {str(error)[:200]}") from None
 
 
 def _load_tensors(content: bytes, path: Path, advice: str = "") -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from advalign.errors import UserError
-from advalign.runtime.files import digest, write_atomically
+from advalign.runtime.files import digest, read_content, write_atomically
 from advalign.runtime.sealed import note_unsealed
 from advalign.threats import Norm, parse_threat
 
@@ -283,9 +283,7 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        return read_content(path).decode()
     except UnicodeDecodeError:
         raise UserError(f"{path} is damaged: it is not text") from None
 

@@ -71,7 +71,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """
     try:
         with written_atomically(path) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            # A file name that is no text, of another system, is written as an escape.
+            file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
     except OSError as error:
         reason = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror
         raise UserError(f"cannot write {path}: {reason}; what was there is unchanged") from None
@@ -126,9 +127,37 @@ def digest_of_stream(parts: Iterable[str | Buffer], digits: int = 16) -> str:
 
 
 def digest_of_file(path: Path) -> str:
-    """Return sixteen hexadecimal digits that name a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    """Return sixteen hexadecimal digits that name a file's content.
+
+    Raises:
+        UserError: as `read_content`.
+    """
+    return digest(read_content(path))
+
+
+def read_content(path: Path) -> bytes:
+    """Return all bytes of a file.
+
+    Raises:
+        UserError: it cannot be read, or is no file; a pipe would be waited for.
+    """
+    try:
+        require(path.is_file() or not path.exists(), lambda: f"cannot read {path}: it is no file")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {shorten(str(path))}: {error.strerror}") from None
+
+
+def full_path(path: Path | str) -> Path:
+    """Return the path without `~`, `..` and links, so that it names the same file wherever the program runs.
+
+    Raises:
+        UserError: it leads nowhere: a circle of links, a user who does not exist, or a zero byte.
+    """
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"cannot use {shorten(str(path))}: {error}") from None
 
 
 def _umask() -> int:

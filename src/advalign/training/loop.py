@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from advalign.attacks import PGD
 from advalign.data import Images
 from advalign.data.batches import Epoch
-from advalign.errors import TrainingError, UserError
+from advalign.errors import TrainingError, UserError, require
 from advalign.evaluation.accuracy import WORST_CASE, evaluate
 from advalign.objectives import Objective
 from advalign.objectives.contract import Calibration, Terms
-from advalign.runs.checkpoint import load_state, save_state, save_weights
+from advalign.runs.checkpoint import convert_state, load_state, save_state, save_weights
 from advalign.runs.formats import write_checked_lines
 from advalign.runtime.device import to_device
 from advalign.runtime.interrupts import Interrupts
@@ -202,12 +202,20 @@ class _Trainer:
         state = load_state(self.run.state, owner=self._owner)
         try:
             self.objective.load_state_dict({**self.objective.state_dict(), **state.pop("objective")})
-            self.step.optimizer.load_state_dict(state.pop("optimizer"))
+            _load_optimizer(self.step.optimizer, state.pop("optimizer"))
             self.average.load(state.pop("average"))
-            state["sums"] = {name: value.to(device) for name, value in state["sums"].items()}
-            return TrainState(**state)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{self.run.state} is no state of this run: {str(error).partition(chr(10))[0]}") from None
+        train_state = convert_state(state, TrainState, self.run.state)
+        within = 0 <= train_state.epoch <= self.recipe.epochs and 0 <= train_state.step <= self.batches.steps
+        summed = not train_state.step or "loss" in train_state.sums
+        summed = summed and all(value.shape == () for value in train_state.sums.values())
+        require(
+            within and summed and len(train_state.log) == train_state.epoch,
+            lambda: f"{self.run.state} is no state of this run: its epoch, step, log and sums contradict each other",
+        )
+        train_state.sums = {name: value.to(device) for name, value in train_state.sums.items()}
+        return train_state
 
     @property
     def _owner(self) -> Owner:
@@ -222,6 +230,22 @@ class _Trainer:
                 f"{self.run.path}: the loss became {loss} in epoch {state.epoch + 1}; {kept}. "
                 "Try a lower --lr, a --warmup epoch, or --clip-norm 1"
             )
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take over the buffers, and the learning rate and momentum of the last step; the recipe tells the other options.
+
+    Raises:
+        KeyError, ValueError: it is the state of another optimiser; torch would notice in the next step.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    last = [{name: float(group[name]) for name in ("lr", "momentum")} for group in saved["param_groups"]]
+    groups = [{**group, **values} for group, values in zip(own, last, strict=True)]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    for parameter, buffers in optimizer.state.items():
+        shapes = {name: getattr(buffer, "shape", None) for name, buffer in buffers.items()}
+        if shapes != {"momentum_buffer": parameter.shape}:
+            raise ValueError("its optimiser is another")
 
 
 def _validate(objective: Objective, student: nn.Module, validation: Images, recipe: Recipe) -> dict[str, float]:

@@ -18,7 +18,7 @@ from advalign.objectives import Method, Objective
 from advalign.registration import source_digests
 from advalign.runs import Run, Weights
 from advalign.runs.run import setting_digest
-from advalign.runtime.files import digest
+from advalign.runtime.files import digest, read_content
 from advalign.training.networks import build_objective
 from advalign.training.recipes import Recipe
 
@@ -189,7 +189,7 @@ def _identity(source: Weights | Plan | None) -> str:
         if run.finished:  # so that a run provided as guest and the same run trained on the way are one
             return run.id
     part = f"#{source.part}" if source.part else ""
-    return digest(path.read_bytes(), f"{source.model or ''}{part}", digits=10)
+    return digest(read_content(path), f"{source.model or ''}{part}", digits=10)
 
 
 def _kind(source: Weights | Plan | None) -> list[str | None]:
