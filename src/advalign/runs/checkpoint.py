@@ -138,7 +138,7 @@ def load_state(
     Raises:
         UserError: the file is damaged, of a newer version, another owner's, or something else.
     """
-    content = readread_content(path)
+    content = read_content(path)
     if not check_sealed(content, path, owner, remedy="remove it"):
         note_unsealed(path)
     state = _load_tensors(content, path)
