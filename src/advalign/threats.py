@@ -209,7 +209,7 @@ def check_images(x: Tensor) -> None:
         x.is_floating_point(),
         lambda: f"images are {str(x.dtype).removeprefix('torch.')}: attacks need floats in [0, 1], x / 255 of uint8",
     )
-    if not x.numel():
+    if x.is_meta or not x.numel():
         return
     low, high = float(x.detach().min()), float(x.detach().max())
     if not (low >= -_slack(x) and high <= 1 + _slack(x)):

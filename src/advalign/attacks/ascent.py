@@ -11,6 +11,7 @@ from torch import Tensor
 
 from advalign.attacks.goal import Goal
 from advalign.errors import require, unknown
+from advalign.runtime.device import autocast_type, without_autocast
 from advalign.shapes import ImageBatch
 from advalign.threats import Threat
 
@@ -44,7 +45,7 @@ def value_and_grad(attack_loss: AttackLoss, x_adv: ImageBatch) -> ValueAndGrad:
     """
     x_adv = x_adv.detach().requires_grad_()
     outputs = attack_loss.network(x_adv)
-    half = outputs.dtype == torch.float16 or _autocasts_to(x_adv.device, torch.float16)
+    half = outputs.dtype == torch.float16 or autocast_type(x_adv.device) == torch.float16
     # Losses in fp32: in bf16 most steps would seem to leave them as they were.
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     leaf = outputs.detach().requires_grad_() if half else outputs
@@ -62,7 +63,7 @@ def value_and_grad(attack_loss: AttackLoss, x_adv: ImageBatch) -> ValueAndGrad:
         (grad,) = torch.autograd.grad(loss.sum(), x_adv, allow_unused=True)
     grad = torch.zeros_like(x_adv) if grad is None else grad
     values = ValueAndGrad(outputs.detach(), loss.detach(), grad)
-    if _autocasts_to(x_adv.device, torch.float16):
+    if autocast_type(x_adv.device) == torch.float16:
         values = _mended(attack_loss, x_adv.detach(), values)
     return values._replace(grad=values.grad.nan_to_num(0.0, 0.0, 0.0))
 
@@ -80,7 +81,7 @@ def _mended(attack_loss: AttackLoss, x_adv: Tensor, values: ValueAndGrad) -> Val
     if not lost.any():
         return values
     rows = lost.nonzero().squeeze(1)
-    with torch.autocast(x_adv.device.type, enabled=False):
+    with without_autocast(x_adv.device):
         again = value_and_grad(attack_loss._replace(target=attack_loss.target[rows]), x_adv[rows])
     return ValueAndGrad(
         *(whole.index_copy(0, rows, part.to(whole.dtype)) for whole, part in zip(values, again, strict=True))
@@ -152,10 +153,6 @@ def projected_gradient_ascent(
             grad = velocity
         x_adv = project(x_adv.add_(threat.steepest(grad), alpha=step_size))
     return result.index_copy(0, rows, x_adv) if goal is not None else x_adv
-
-
-def _autocasts_to(device: torch.device, dtype: torch.dtype) -> bool:
-    return torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == dtype
 
 
 def _mean_magnitude(grad: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advalign.errors import UserError
+from advalign.runtime.device import autocast_type
 from advalign.shapes import ImageBatch
 
 
@@ -49,7 +50,7 @@ class Adapted(nn.Module):
         logits = self.net(x.to(self.reads or x.dtype, copy=True))
         if not isinstance(logits, Tensor):
             raise UserError(f"the model must return logits, a tensor (N, K), not {type(logits).__name__}")
-        if torch.is_autocast_enabled(x.device.type):
+        if autocast_type(x.device) is not None:
             return logits
         if logits.dtype == torch.float16:
             return _RaisedFromFP16.apply(logits)

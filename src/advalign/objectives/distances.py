@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from advalign.attacks.losses import rival
+from advalign.runtime.device import without_autocast
 from advalign.shapes import Features, Labels, Logits, PerImage
 
 Scalar = Float[Tensor, ""]
@@ -76,7 +77,7 @@ def supervised_contrast(
         temperature: t.
         left_out: the last so many of the others are the anchors themselves, and no anchor is compared with itself.
     """
-    with torch.autocast(anchors.device.type, enabled=False):  # bf16 is too coarse to divide by a temperature
+    with without_autocast(anchors.device):  # bf16 is too coarse to divide by a temperature
         similar = anchors @ others.T / temperature
     positive = y[:, None] == labels[None, :]
     if left_out:

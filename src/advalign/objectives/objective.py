@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any, Literal, final
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from advalign.attacks.ascent import Start, projected_gradient_ascent
 from advalign.errors import UserError, require, shorten, unknown
+from advalign.models.adapted import number_type
 from advalign.models.fold import Folded
 from advalign.models.modes import buffers_kept, evaluating, training
 from advalign.models.split_norm import SplitNorm, using_norms
@@ -56,6 +58,7 @@ class Objective(nn.Module):
                 _copy_weights(guests[part.init_from], student, purpose)
         for part in method.parts:
             student = part.adapt(student)
+        self._put_parts_beside(student)
         layers = {part: part.layers(student) for part in method.parts}
         self._splits = any(isinstance(module, SplitNorm) for module in student.modules())
         self.nets = nn.ModuleDict({"student": Tapped(student, union(layers.values()))})
@@ -177,6 +180,12 @@ class Objective(nn.Module):
         """Return the state dict without the frozen guests, which are files of their own."""
         idle = tuple(f"nets.{name}." for name in self.nets if self._tapped(name).frozen)
         return {key: value for key, value in self.state_dict().items() if not key.startswith(idle)}
+
+    def _put_parts_beside(self, student: nn.Module) -> None:
+        """Move what the parts learn and keep to the student's device, in its numeric type or fp32 if that is wider."""
+        weight = next(chain(student.parameters(), student.buffers()), None)
+        if weight is not None:
+            self.parts.to(weight.device, torch.promote_types(number_type(student) or torch.float32, torch.float32))
 
     def _clean_views(self, x: Tensor, second: Tensor | None) -> dict[str, Tensor]:
         require(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -59,4 +59,19 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     kinds = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
     if precision not in kinds:
         raise unknown("precision", precision, kinds)
+    if not torch.amp.is_autocast_available(device.type):
+        require(precision == "fp32", lambda: f"precision {precision!r} needs autocast, which {device.type!r} lacks")
+        return nullcontext()
     return torch.autocast(device.type, dtype=kinds[precision], enabled=precision != "fp32")
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return the context that leaves the caller's autocast; the device `meta`, for one, knows none."""
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+
+
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """Return the numeric type that the caller's autocast computes in, None without one."""
+    kind = device.type
+    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if enabled else None

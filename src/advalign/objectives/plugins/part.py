@@ -15,6 +15,7 @@ from advalign.models import last_stage
 from advalign.models.taps import Tapped
 from advalign.objectives.contract import ADV, Network, Outputs, Terms
 from advalign.objectives.method import PlugIn
+from advalign.runtime.device import without_autocast
 from advalign.shapes import ImageBatch, Labels
 from advalign.threats import Linf, PixelLinf, Threat
 
@@ -94,7 +95,7 @@ class PART(PlugIn):
     def _map(self, student: Network, x: Tensor) -> Tensor:
         """Return Grad-CAM for the predicted class, (N, h, w): activations weighted by their mean gradients, ReLU'd."""
         # Compiled, or rounded by autocast, the features that come out are not those that the logits are made of.
-        with torch.compiler.set_stance("force_eager"), torch.autocast(x.device.type, enabled=False):
+        with torch.compiler.set_stance("force_eager"), without_autocast(x.device):
             logits, features = student(x.detach().requires_grad_())
         maps = features[self.mapped]
         require(
