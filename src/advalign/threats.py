@@ -18,6 +18,8 @@ from advalign.spelling import parse_number, spell_number
 Pixels = Float[Tensor, "N *shape"]
 Norm = Literal["linf", "l2"]
 Projection = Callable[[Tensor], Tensor]
+ROUNDING = 1e-6
+"""How far pixels of float32 may lie outside [0, 1] by rounding."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,7 @@ def in_unit_range(x: Tensor) -> Tensor:
 
 
 def _slack(x: Tensor) -> float:
-    return max(1e-6, torch.finfo(x.dtype).eps) if x.dtype in (torch.float16, torch.bfloat16) else 1e-6
+    return max(ROUNDING, torch.finfo(x.dtype).eps) if x.dtype in (torch.float16, torch.bfloat16) else ROUNDING
 
 
 def _shown(value: float) -> str:

@@ -22,8 +22,19 @@ def prepared(x: object, y: object, reads: torch.dtype | None = None) -> tuple[Te
     """
     x, y = _tensors(x, y)
     check_images(x)
+    x, y = widened(x, y, reads)
+    return x.clone().clamp_(0, 1), y.clone()
+
+
+def widened(x: Tensor, y: Tensor, reads: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Return images and labels in the types to compute in, as tensors of which a graph may be built; unchecked.
+
+    Args:
+        reads: the floating-point type of the network.
+    """
+    x, y = (part.clone() if part.is_inference() else part.detach() for part in (x, y))
     wide = torch.promote_types(x.dtype, torch.float64 if reads == torch.float64 else torch.float32)
-    return x.detach().to(wide, copy=True).clamp_(0, 1), y.detach().to(x.device, torch.int64, copy=True)
+    return x.to(wide), y.to(x.device, torch.int64)
 
 
 def _tensors(x: object, y: object) -> tuple[Tensor, Tensor]:

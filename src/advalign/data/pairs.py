@@ -1,9 +1,10 @@
-"""Images as callers have them: the package's own, or a pair of tensors."""
+"""Images as callers have them: the package's own, or a pair of tensors or arrays."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,11 +21,14 @@ HINTS: dict[type, str] = {
 def as_images(images: Any) -> Images:
     """Take images with labels as `Images`, or as a pair (x, y): floats (N, C, H, W), or uint8, and labels (N,).
 
+    The two of a pair may be tensors or NumPy arrays. Half precision becomes float32, and tensors that were made in
+    `torch.inference_mode()` are copied, so that gradients can be taken where the caller is outside of it.
+
     Raises:
         UserError: anything else, or no image.
     """
-    if isinstance(images, tuple | list) and len(images) == 2 and all(isinstance(part, Tensor) for part in images):
-        images = _paired(*images)
+    if isinstance(images, tuple | list) and len(images) == 2 and all(map(_is_array, images)):
+        images = _paired(*map(torch.as_tensor, images))
     if not isinstance(images, Images):
         hint = next((hint for kind, hint in HINTS.items() if isinstance(images, kind)), "")
         raise UserError(
@@ -32,7 +36,15 @@ def as_images(images: Any) -> Images:
             f"labels (N,), not {type(images).__name__}{hint}"
         )
     require(len(images) > 0, "there are no images")
-    return images
+    pixels, labels = images.pixels, images.labels
+    if pixels.dtype in (torch.float16, torch.bfloat16):
+        pixels = pixels.float()
+    pixels, labels = (part.clone() if part.is_inference() else part for part in (pixels, labels))
+    return images if pixels is images.pixels and labels is images.labels else Images(pixels, labels)
+
+
+def _is_array(part: object) -> bool:
+    return isinstance(part, Tensor) or (isinstance(part, np.ndarray) and part.dtype.kind in "biufc")
 
 
 def _paired(x: Tensor, y: Tensor) -> Images:

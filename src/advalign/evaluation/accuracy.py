@@ -21,8 +21,9 @@ from advalign.evaluation.checks import Verdict, check_black_box, check_mode, jud
 from advalign.evaluation.evaluator import Evaluator, PrecomputedExamples
 from advalign.evaluation.options import AttackOptions
 from advalign.evaluation.state import EvaluationState
-from advalign.models.modes import evaluating
-from advalign.threats import check_images
+from advalign.models.adapted import adapted
+from advalign.models.modes import evaluating, outside_inference_mode
+from advalign.threats import in_unit_range
 
 WORST_CASE = "worst case"
 
@@ -46,6 +47,8 @@ class Evaluation:
     """Of each ensemble: the accuracy left after each of its members, in their order."""
     members: Mapping[str, Mapping[str, Passes]] = field(default_factory=dict)
     """Of each attack: what its members have cost; an attack that is no ensemble is its only member."""
+    success: Mapping[str, float] = field(default_factory=dict)
+    """Of each targeted attack: the share, of the attacked images of another class, that is classified as the target."""
     unbounded: frozenset[str] = frozenset()
     """The attacks that may leave the threat model; the worst case does not include them."""
     examples: Mapping[str, Tensor] = field(default_factory=dict)
@@ -75,7 +78,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     images: Images | tuple[Tensor, Tensor],
     attacks: Attack | Sequence[Attack] = (),
     *,
@@ -95,11 +98,12 @@ def evaluate(
     the convolutions, in the given precision. Whether an image withstands an attack is decided by the unmodified model
     in fp32; an image with outputs that are not finite does not. The model and the random state are left as they were;
     threads that evaluate, attack or train take turns. Of a compiled or DataParallel model, the network inside is
-    evaluated.
+    evaluated. The caller's autograd mode, such as `torch.inference_mode()`, does not matter.
 
     Args:
-        model: images (N, C, H, W) in [0, 1] to logits (N, K), on the images' device.
-        images: with labels; or a pair of floats (N, C, H, W) in [0, 1] and labels (N,).
+        model: images (N, C, H, W) in [0, 1] to logits (N, K), on the images' device; a module of any floating-point
+            type, or another function, whose networks are then in the mode in which the caller has left them.
+        images: with labels; or a pair of floats (N, C, H, W) in [0, 1] and labels (N,), tensors or NumPy arrays.
         attacks: one or several, such as `attacks.parse("pgd(steps=20)", threat=Linf(8 / 255))`.
         precomputed: adversarial images by name that exist already, such as those made on a surrogate.
         quantize: bits, such as 8: an image counts as broken only if it still fools after rounding to so many bits,
@@ -119,9 +123,10 @@ def evaluate(
         >>> sorted(aa.evaluate(net, aa.data.load("digits").test, aa.attacks.FGSM(aa.Linf(0.1))).accuracies())
         ['clean', 'fgsm', 'worst case']
     """
-    pictures, attack_list = as_images(images), _as_list(attacks)
-    if pictures.pixels.is_floating_point():
-        check_images(pictures.pixels)
+    with outside_inference_mode():
+        pictures, attack_list = as_images(images), _as_list(attacks)
+        if pictures.pixels.is_floating_point():
+            pictures = Images(in_unit_range(pictures.pixels), pictures.labels)
     precomputed = precomputed or {}
     if quantize is not None:
         attack_list = [quantized(attack, quantize) for attack in attack_list]
@@ -131,10 +136,12 @@ def evaluate(
     names = [str(attack) for attack in attack_list]
     for name in names:
         require(names.count(name) == 1, lambda: f"attack {name} is given twice: results are keyed by spelling")
-    by_name, model = dict(zip(names, attack_list, strict=True)), _inside(model)
+    by_name, network = dict(zip(names, attack_list, strict=True)), adapted(_inside(model))
     options = AttackOptions(batch_size=batch_size, precision=precision, seed=seed)
-    with evaluating(model) as in_train_mode:
-        evaluator = Evaluator(model, pictures, options, keep_examples=keep_examples, state_file=state, advance=advance)
+    with evaluating(network.net) as in_train_mode:
+        evaluator = Evaluator(
+            network, pictures, options, keep_examples=keep_examples, state_file=state, advance=advance
+        )
         evaluator.classify_clean(attacked=bool(by_name or precomputed))
         for name, examples in precomputed.items():
             evaluator.evaluate_precomputed(name, examples)
@@ -159,6 +166,7 @@ def _evaluation(
         members={
             name: {member: Passes(*counts) for member, counts in costs.items()} for name, costs in state.members.items()
         },
+        success={name: arrived / driven for name, (arrived, driven) in state.targeted.items() if driven},
         unbounded=frozenset(unbounded),
         examples=state.examples,
         warnings=(*before, *state.doubts, *lost, *after),
@@ -184,7 +192,7 @@ def _as_list(attacks: Any) -> list[Attack]:
     return attack_list
 
 
-def _inside(model: nn.Module) -> nn.Module:
+def _inside(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Return the network in a wrapper of torch's: compiled, DataParallel, DistributedDataParallel."""
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return _inside(model.module)

@@ -18,6 +18,7 @@ from advalign.attacks.names import worst_case_name
 from advalign.data import Images
 from advalign.evaluation.accuracy import WORST_CASE, Evaluation
 from advalign.evaluation.target import Target
+from advalign.models.adapted import adapted
 from advalign.runs import Record, append_records
 from advalign.runs.formats import write_checked_json
 from advalign.runtime.environment import environment
@@ -91,6 +92,7 @@ def write_measurement(measured: Measurement, target: Target, identity: Mapping[s
             "environment": environment(),
             **identity,
             "distances": measured.distances,
+            **({"success": evaluation.success} if evaluation.success else {}),
         },
     )
     folder = target.path.parent
@@ -141,4 +143,4 @@ def write_examples(measured: Measurement, examples: Mapping[str, Tensor], target
 def _predicted(net: nn.Module, x: Tensor, device: torch.device, batch_size: int) -> NDArray[np.int64]:
     """Return the class (N,) that the network assigns to each image, in fp32 as everywhere outside of the attacks."""
     with torch.no_grad(), in_fp32(device):
-        return torch.cat([net(part.to(device)).argmax(1).cpu() for part in x.split(batch_size)]).numpy()
+        return torch.cat([adapted(net)(part.to(device)).argmax(1).cpu() for part in x.split(batch_size)]).numpy()

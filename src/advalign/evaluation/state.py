@@ -65,6 +65,8 @@ class EvaluationState:
     """Warnings of the clean pass."""
     lost: dict[str, int] = field(default_factory=dict)
     """By attack, the number of images with outputs that are not finite."""
+    targeted: dict[str, list[int]] = field(default_factory=dict)
+    """By targeted attack, how many images are classified as their target, and how many were driven to one."""
     under_way: CurrentAttack | None = None
 
     @classmethod

@@ -11,13 +11,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from advalign.attacks import ATTACKS, Attack
+from advalign.attacks.pass_counter import PassCounter
 from advalign.data import Images
 from advalign.errors import UserError, require
 from advalign.evaluation.evaluator import PrecomputedExamples
 from advalign.evaluation.options import AttackOptions
 from advalign.evaluation.state import StateFile, state_owner
 from advalign.evaluation.target import Target
-from advalign.models.fold import Folded
 from advalign.models.modes import evaluating
 from advalign.registration import source_digests
 from advalign.runs.checkpoint import load_state
@@ -100,12 +100,12 @@ def _make(
     state_file = StateFile(state)
     advance(sum(map(len, made)))
     with evaluating(surrogate):
-        folded = Folded(surrogate)
+        network = PassCounter(surrogate)
         batches = torch.arange(len(images), device=images.labels.device).split(options.batch_size)
         for k, rows in list(enumerate(batches))[len(made) :]:
             x, y = images.floats(rows), images.labels[rows]
             with seeded(options.seed, str(attack), k), autocast(x.device, options.precision):
-                made.append(attack(folded, x, y).float().cpu())
+                made.append(attack(network, x, y).float().cpu())
             state_file.save({"made": made})
             advance(len(rows))
     return torch.cat(made).contiguous()

@@ -61,7 +61,7 @@ def adapted(model: Callable[[Tensor], Any]) -> Adapted:
     """Return a network, or a function from images to logits, as attacks and evaluations call it."""
     if isinstance(model, Adapted):
         return model
-    return Adapted(model if isinstance(model, nn.Module) else _Function(model))
+    return Adapted(model if isinstance(model, nn.Module) else _Function(model).eval())
 
 
 class _Function(nn.Module):

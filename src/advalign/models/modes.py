@@ -50,7 +50,8 @@ def frozen(net: nn.Module) -> Iterator[None]:
     """
     flags = {parameter: parameter.requires_grad for parameter in net.parameters()}
     try:
-        net.requires_grad_(False)
+        for parameter in flags:  # not requires_grad_ of the network, which TorchScript does not have
+            parameter.requires_grad_(False)
         yield
     finally:
         for parameter, trainable in flags.items():

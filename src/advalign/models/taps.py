@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advalign.errors import UserError, require, unknown
+from advalign.models.adapted import number_type
 from advalign.models.normalize import Normalized
 from advalign.shapes import ImageBatch
 
@@ -49,19 +50,28 @@ class Tapped(nn.Module):
             elif layer != "logits":
                 find_layer(net, layer).register_forward_hook(_Tap(layer, self._tape))
         if frozen:
-            net.requires_grad_(False).eval()
+            for parameter in net.eval().parameters():
+                parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Tapped:
         """Set the mode, as every module does; a frozen one stays in eval mode."""
         return super().train(mode and not self.frozen)
 
     def forward(self, x: ImageBatch) -> Output:
-        """Map images (N, C, H, W) in [0, 1] to logits and features."""
+        """Map images (N, C, H, W) in [0, 1], of any floating-point type, to logits and features.
+
+        Raises:
+            UserError: the network gives something else than a tensor, in train mode for instance.
+        """
         # A new dict, since a compiled graph would have to return what is written to the old one.
         self._tape.running, self._tape.seen = True, {}
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-                logits = self.net(x)
+                # A copy, since the forward may work in place on what it reads, and other networks read the same.
+                logits = self.net(x.to(number_type(self.net) or x.dtype, copy=True))
+                if not isinstance(logits, Tensor):
+                    mode = " in train mode" if self.net.training else ""
+                    raise UserError(f"the model must return logits, a tensor (N, K), not {type(logits).__name__}{mode}")
                 seen = {**self._tape.seen, "logits": logits}
         finally:
             self._tape.running, self._tape.seen = False, {}

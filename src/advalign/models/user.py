@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from advalign.errors import UserError, quoted, require, shorten, unknown
+from advalign.models.adapted import number_type
 from advalign.models.modes import evaluating
 
 
@@ -65,7 +66,9 @@ def check_output(net: nn.Module, shape: tuple[int, int, int], classes: int) -> N
     device = next((tensor.device for tensor in net.parameters()), None)
     try:
         with evaluating(net), torch.no_grad():
-            logits = net(torch.zeros(1, *shape, device=device))
+            logits = net(torch.zeros(1, *shape, device=device, dtype=number_type(net)))
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"the model fails on an image of shape {shape}: {_line(error)}") from error
     if not isinstance(logits, Tensor):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from advalign.evaluation.results import Measurement
 from advalign.report.card import card_attack, robustbench_card
 from advalign.report.page import write_page
-from advalign.report.tables import accuracy_table
+from advalign.report.tables import Table, accuracy_table
+from advalign.report.targeted import SUCCESS
 from advalign.runtime.environment import environment
 from advalign.runtime.files import write_atomically, write_json
 
@@ -24,7 +26,7 @@ def write_evaluation(measured: Measurement, source: str) -> list[str]:
     Raises:
         UserError: a file cannot be written.
     """
-    path, table = measured.path, accuracy_table(measured.records).with_notes([measured.note])
+    path, table = measured.path, evaluation_table(measured)
     write_atomically(path.with_suffix(".md"), table.markdown() + "\n")
     write_atomically(path.with_suffix(".tex"), table.latex() + "\n")
     unknown = [] if measured.has_training_record else ["Weights without a training record."]
@@ -35,6 +37,19 @@ def write_evaluation(measured: Measurement, source: str) -> list[str]:
     card = robustbench_card(measured.records, extra_data=measured.extra_data)
     write_json(path.with_suffix(".robustbench.json"), card)
     return [".md", ".tex", ".html", ".robustbench.json"]
+
+
+def evaluation_table(measured: Measurement) -> Table:
+    """Tabulate the accuracies and, beside them, the success of targeted attacks."""
+    table, success = accuracy_table(measured.records), measured.evaluation.success
+    if success:
+        table = replace(
+            table,
+            columns=(*table.columns, *(f"{name}: success" for name in success)),
+            rows=tuple((*row, *(f"{100 * share:.1f}" for share in success.values())) for row in table.rows),
+            caption=f"{table.caption.removesuffix('.')}; {SUCCESS}.",
+        )
+    return table.with_notes([measured.note])
 
 
 def remarks(measured: Measurement) -> Iterator[str]:

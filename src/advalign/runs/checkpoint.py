@@ -34,7 +34,11 @@ def save_weights(path: Path, net: nn.Module, card: Mapping[str, Any]) -> None:
 
     The file belongs to the run that the card names.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    # Copies, since safetensors refuses tensors that share memory, as those of a module under two names do.
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in net.state_dict().items()
+    }
     owner = Owner(card.get("run", ""), FETCH_AGAIN)
     write_atomically(path, seal_safetensors(tensors, {"card": json.dumps(card)}, owner))
 
