@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import zlib
@@ -19,7 +20,7 @@ from tests.campaign.child import run
 from tests.campaign.tally import Tally
 from tests.samples import STUDY_YAML
 
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 _SIGNS = "()+=,.\"'\\#;:@-_ \t\n\0[]{}*%$!?<>|&~^0123456789eEinfNaN\u00e9\u4e2d\U0001f600"
 _METHODS = (
     "trades(beta=6)+vfd(weight=0.02)",
@@ -68,6 +69,7 @@ def malform(inputs: int, seed: int, folder: Path, tally: Tally, out_of_time: Any
     base.mkdir()
     made = run(["train", "natural", *_quick("digits"), "--name", "run"], base)
     assert made.code == 0, made.err
+    assert run(["evaluate", "runs/run", "--attacks", "none", "-n", "20", "--device", "cpu"], base).code == 0
     for trial in range(inputs):
         if out_of_time():
             return
@@ -277,6 +279,67 @@ def _card(luck: random.Random, here: Path) -> Case:
     return [verb, "w.safetensors", "-n", "4", "--device", "cpu"], f"{verb} {card}"
 
 
+def _path(luck: random.Random, here: Path) -> Case:
+    """A path at which there is no such thing, given to whatever reads or writes one."""
+    os.mkfifo(here / "pipe.npz")
+    (here / "circle.npz").symlink_to("circle.npz")
+    (here / "nothing.npz").symlink_to("absent")
+    (here / "folder.npz").mkdir()
+    (here / "text.npz").write_text("text")
+    path = luck.choice(
+        ("pipe.npz", "circle.npz", "nothing.npz", "folder.npz", "text.npz", "x" * 300, "~nobody-here/x", "", "-",
+         "runs/run/run.json", "runs/run/best.safetensors/x", "\udcff", "a\nb", "$(x)", "*")
+    )  # fmt: skip
+    quick = _quick("digits")
+    command = luck.choice(
+        (
+            ["train", "natural", *_quick(f"npz:{path}")],
+            ["train", "natural", *_quick(f"folder:{path}")],
+            ["train", "natural", *quick, "--extra", path, "--name", "x"],
+            ["train", "trades+vfd", *quick, "--vanilla", path, "--name", "x"],
+            ["train", "natural", *quick, "--runs", path],
+            ["train", "natural", *quick, "--name", path],
+            ["evaluate", path, "--attacks", "none", "-n", "4", "--device", "cpu"],
+            ["evaluate", f"resnet18@{path}", "--attacks", "none", "-n", "4", "--device", "cpu"],
+            ["evaluate", "runs/run", "--attacks", "none", "-n", "4", "--device", "cpu", "--out", path],
+            ["evaluate", "runs/run", "--attacks", "fgsm", "-n", "4", "--device", "cpu", "--surrogate", path],
+            ["evaluate", "runs/run", "--attacks", "none", "--data", "cifar10", "--data-dir", path],
+            ["diagnose", path, "-n", "4", "--device", "cpu"],
+            ["transfer", path, "runs/run", "-n", "4", "--device", "cpu"],
+            ["compare", path, "runs/run"],
+            ["report", path],
+            ["study", path, "--dry-run"],
+        )
+    )
+    return command, f"{path!r} in {command[0]}"
+
+
+def _other_flag(luck: random.Random, here: Path) -> Case:
+    """A value of a flag of a command that works on what is there."""
+    value = luck.choice((*_NUMBERS, "x" * 100_000, "\u4e2d", "1h", "--", "-n"))
+    command, flags = luck.choice(
+        (
+            (["report", "runs"], ("maps", "data-dir", "nothing")),
+            (["compare", "runs/run", "runs/run"], ("checkpoint", "nothing")),
+            (
+                ["study", "table1", "--dry-run"],
+                ("scale", "seeds", "time-budget", "executor", "gpus", "plugin", "device"),
+            ),
+            (
+                ["diagnose", "runs/run", "--device", "cpu"],
+                ("n", "seed", "eps", "norm", "batch-size", "checkpoint", "mean"),
+            ),
+            (["transfer", "runs/run", "runs/run", "--device", "cpu"], ("n", "attack", "eps", "norm", "data", "plugin")),
+            (["demo"], ("seed", "time-budget", "nothing")),
+            (["list"], ("nothing",)),
+        )
+    )
+    flag = luck.choice(flags)
+    if command == ["demo"] and flag != "nothing":  # only what is refused, since the demo takes a minute
+        value = luck.choice(("x", "", "nan", "-1", "9" * 30, "1e308"))
+    return [*command, f"--{flag}", value], f"{command[0]} --{flag} {value[:50]}"
+
+
 KINDS: dict[str, Callable[[random.Random, Path], Case]] = {
     "method": _method,
     "attack": _attack,
@@ -288,4 +351,6 @@ KINDS: dict[str, Callable[[random.Random, Path], Case]] = {
     "image folder": _photos,
     "YAML": _yaml,
     "card of weights": _card,
+    "path": _path,
+    "flag of another command": _other_flag,
 }

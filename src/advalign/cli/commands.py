@@ -318,7 +318,7 @@ def _source_of(options: ModelOptions, verb: str) -> str:
     """Return the run or weights file, which must be named once: as an argument, or by --weights."""
     if (options.source is None) == (options.weights is None):
         raise UserError(f"name what to {verb} once: a run folder or weights file, or --weights FILE")
-    return str(options.source or options.weights)
+    return str(options.weights if options.source is None else options.source)
 
 
 def _target_options(options: ModelOptions, n: int | None) -> TargetOptions:

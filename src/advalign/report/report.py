@@ -60,6 +60,7 @@ def report_on(
     missing = list(sources.unreadable)
     parts = page.parent / f"{page.stem}-files"
     require(not page.is_dir(), lambda: f"{page} is a folder: name a file, such as {page / 'report.html'}")
+    require(page.is_file() or not page.exists(), lambda: f"{page} is there and no file: name a file")
     require_writable(page.parent)
     flags = {run: flags_of(each.setting) for run, each in sources.runs.items()}
     scopes = sources.scopes()

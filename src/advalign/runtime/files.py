@@ -29,6 +29,8 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the disk is full or the folder cannot be written; the target is as it was, as after any error inside.
     """
+    if path.exists() and not path.is_file():  # os.replace would put a file in the place of a device
+        raise OSError(errno.EINVAL, "it is there and no file")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent)
     file, name = _locked_draft(path)

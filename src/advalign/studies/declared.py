@@ -14,6 +14,7 @@ from advalign.errors import UserError, quoted, require, shorten, unknown
 from advalign.models import user
 from advalign.objectives import parse
 from advalign.runs.sources import require_builtin
+from advalign.runtime.files import read_content
 from advalign.spelling import check_arguments, parse_number
 from advalign.studies.cells import CLEAN, Cell, Column
 from advalign.studies.figures import ROBUST, sweep_section, trade_off_section
@@ -83,7 +84,7 @@ def read_yaml(path: Path, scale: Scale, trust_model: bool) -> Study:
     try:
         size = path.stat().st_size
         require(size <= _LONGEST, lambda: f"cannot read {path}: it has {size} bytes, and {_LONGEST} are allowed")
-        text = path.read_text()
+        text = read_content(path).decode()
         content = yaml.safe_load(text)
     except UserError:
         raise
