@@ -28,7 +28,7 @@ _EVALUATE = ["evaluate", "runs/run", "--attacks", "pgd(steps=3)", "--batch-size"
 _SAVED = [*_EVALUATE, "--save-examples"]
 _TRANSFER = [*_EVALUATE, "--surrogate", "runs/other"]
 _REPORT = ["report", "runs", "--out", "page.html", "--maps", "2"]
-_GUEST = ["train", "trades+vfd", *_DIGITS, "--name", "taught", "--vanilla", "runs/other"]
+_GUEST = ["train", "trades+vfd", *_DIGITS, "--name", "taught", "--vanilla", "runs/other", "--allow-weak-guest"]
 _FOLDER = ["train", "natural", "--data", "folder:photos", "--image-size", "8", *_TINY, "--name", "photos"]
 _STUDY_FILE = """
 data: digits

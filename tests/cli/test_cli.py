@@ -155,7 +155,7 @@ REFUSALS = {
     "guest nobody asked for": ([*TRAIN, "--vanilla", "linear.pt"], "takes no vanilla model"),
     "guest that does not fit": ([*method("trades+vfd"), "--vanilla", "linear.pt"], "linear.pt does not fit the model"),
     "guest that is a pickle": ([*method("trades+vfd"), "--vanilla", "pickle.pt"], "holds more than tensors"),
-    "pickled network": (["evaluate", "pickle.pt"], "more than tensors; to keep a network, save `model.state_dict()`"),
+    "pickled network": (["evaluate", "pickle.pt"], "print); to keep a network, save `model.state_dict()`"),
     "torn weights": ([*method("trades+vfd"), "--vanilla", "torn.safetensors"], "torn.safetensors is damaged"),
     "guest with a foreign card": ([*method("trades+vfd"), "--vanilla", "cardless.safetensors"], "no JSON object"),
     "guest of a damaged run": ([*method("trades+vfd"), "--vanilla", "broken/list"], "list/run.json is damaged"),
@@ -401,7 +401,7 @@ def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
     }  # fmt: skip
     assert flags_of("train", capsys) == {
         "--help", "--data", "--model", "--width", "--recipe", "--vanilla", "--robust", "--extractor", "--guest",
-        "--plugin", "--trust-model", "--runs", "--name", "--data-dir",
+        "--allow-weak-guest", "--init", "--plugin", "--trust-model", "--runs", "--name", "--data-dir",
         "--label-smoothing", "--awp", "--awp-start", "--average", "--average-start",
         "--ema-decay", "--swa-every", "--extra", "--extra-share",
         "--image-size", "--device", "--time-budget", "--checkpoint-seconds", "--cuda-graphs", "--tensorboard",

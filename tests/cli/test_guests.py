@@ -50,7 +50,8 @@ def test_networks_of_a_plug_ins_own_names_are_given_by_name(here: Path, capsys: 
     recipe = replace(digits(), epochs=1, steps=1, subset=64)
     for name, model in (("peer", MODEL), ("elder", "small-cnn(width=3)")):
         train("natural", data="digits", model=model, recipe=recipe, name=name, device="cpu")
-    cli.main([*BASE, "--guest", "peer=runs/peer", "--guest=elder=runs/elder/last.safetensors", "--name", "mine"])
+    cli.main([*BASE, "--guest", "peer=runs/peer", "--guest=elder=runs/elder/last.safetensors", "--name", "mine",
+              "--allow-weak-guest"])  # fmt: skip
     run = Run.read(here / "runs" / "mine")
     assert run.finished
     assert set(run.log[0]["terms"]) == {"clean", "kl", "follow"}

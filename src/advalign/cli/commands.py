@@ -56,6 +56,8 @@ def train_command(options: TrainOptions) -> None:
         runs=options.runs,
         name=options.name,
         guests=_guests(options),
+        allow_weak_guest=options.allow_weak_guest,
+        init=options.init,
         trust_model=options.trust_model,
         extra=options.extra,
         data_dir=options.data_dir,
@@ -69,7 +71,8 @@ def train_command(options: TrainOptions) -> None:
     )
     if run.finished:
         trust = " --trust-model" if function_of(run.setting["model"]) else ""
-        say(_console(), f"Trained: {run.path}\nNext: advalign evaluate {str(run.path)!r}{trust}")
+        done = "Trained" if not run.warning else "Trained to the end, but see the warning"
+        say(_console(), f"{done}: {run.path}\nNext: advalign evaluate {str(run.path)!r}{trust}")
 
 
 def evaluate_command(options: EvaluateOptions) -> None:

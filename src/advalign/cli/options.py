@@ -62,6 +62,11 @@ class TrainOptions:
     guest: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=SOURCE")] = ()
     """run folder, weights or MODEL@FILE of the network that the method calls NAME, such as one that a plug-in of your
     own asks for; once for each"""
+    allow_weak_guest: bool = False
+    """take a given network as teacher that is no better than always answering the largest class"""
+    init: str | None = None
+    """run folder or weights of the model's architecture that the student starts from, such as those of an accurate
+    network that is to become robust; weights as the seed draws them if not given"""
     trust_model: bool = False
     """call the function that a guest's weights file names as its network;
     such a file is refused otherwise, since it would run a program"""

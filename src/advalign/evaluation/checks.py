@@ -22,6 +22,7 @@ DRAWS = 20  # of random noise: as many forward passes as the usual attack has st
 WITHIN_CHANCE = " With so few images this may be chance."
 ALPHA = 0.001  # false alarms: a dozen tests a diagnosis make about one in a hundred
 SAME = 1e-4  # of the outputs' spread, between two passes; GPU kernels that add in another order stay below
+NO_BETTER = 0.1  # of models that guess, the share that is taken for better; see `beats_constant`
 ALONE = 1e-2  # the same between batch sizes, where other kernels run, in TF32 too
 SUMS = 1e-3  # how near to 1 a row of probabilities sums, in half precision too
 FLAT = 0.01  # share of zero gradients; honest networks have none, dead ones a few
@@ -120,17 +121,49 @@ def check_outputs(outputs: Tensor) -> Verdict:
     return Verdict("logits", "pass", 100 * share(shares), "% probabilities", "Outputs are logits.")
 
 
-def check_clean(right: Tensor, chance: float) -> Verdict:
-    """The model classifies better than chance; an attack on a model that guesses means nothing."""
-    number = 100 * share(right)
-    if tail(int(right.sum()), len(right), chance) < ALPHA:
+def check_clean(right: Tensor, labels: Tensor) -> Verdict:
+    """The model classifies better than one that always answers the largest class; attacks on another mean nothing.
+
+    Args:
+        right: (N,) bool, whether the image is classified as its label.
+        labels: (N,) int64.
+    """
+    number, count = 100 * share(right), int(right.sum())
+    if beats_constant(count, labels):
         return Verdict("clean accuracy", "pass", number, "%", f"Clean accuracy is {format_share(right)}.")
-    text = f"Clean accuracy is {format_share(right)}, no better than guessing."
+    text = f"Clean accuracy is {format_share(right)}, {no_better(count, labels)}."
     return Verdict("clean accuracy", "warn", number, "%", text)
 
 
 def check_determinism(once: Tensor, again: Tensor) -> Verdict:
     """Two forward passes agree."""
+def beats_constant(right: int, labels: Tensor) -> bool:
+    """Return whether a classifier is better than always answering the largest class, which needs no image.
+
+    It is if guesses that are right with the share of that class would get so many images right with a probability below
+    `NO_BETTER` (the exact one-sided binomial test). Images too few for the test, so that even a classifier without a
+    mistake would not pass, show a classifier as no better only where it is not above that share. Images of one class
+    show nothing.
+
+    Args:
+        right: how many images are classified as their label.
+        labels: (N,) int64, of all images.
+    """
+    n, largest = len(labels), int(labels.unique(return_counts=True)[1].max())
+    if largest == n:
+        return True
+    p = largest / n
+    return right > largest and (tail(right, n, p) < NO_BETTER or tail(n, n, p) >= NO_BETTER)
+
+
+def no_better(right: int, labels: Tensor) -> str:
+    """Say how an accuracy compares with that of the constant answer, for a classifier that does not beat it."""
+    largest = int(labels.unique(return_counts=True)[1].max())
+    clearly = "clearly " if right > largest else ""
+    its_share = 100 * largest / len(labels)
+    return f"not {clearly}better than always answering the largest class, {its_share:.1f} % of these images"
+
+
     number, flips = _difference(once, again), int((once.argmax(1) != again.argmax(1)).sum())
     if number <= SAME:
         return Verdict("determinism", "pass", number, "of the outputs' spread", "Two forward passes agree.")

@@ -157,7 +157,7 @@ def _diagnose(bench: _Bench, threat: Linf | L2, of_input: list[Verdict], surroga
     verdicts = [
         *of_input,
         check_outputs(outputs),
-        check_clean(bench.right, 1 / outputs.shape[1]),
+        check_clean(bench.right, bench.y),
         repeatable,
         check_batch(bench.outputs(half), outputs, repeatable.passed == "pass"),
         check_gradient(torch.zeros_like(bench.x) if gradients is None else gradients),

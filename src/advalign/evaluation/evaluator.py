@@ -93,7 +93,7 @@ class Evaluator:
         outputs = torch.cat(logits)
         require_finite(outputs)
         correct = classified(outputs, labels)
-        verdicts = [check_outputs(logits[0]), check_clean(correct, 1 / logits[0].shape[1])]
+        verdicts = [check_outputs(logits[0]), check_clean(correct, labels)]
         repeated = self._repeat_first_batch(logits[0], correct) if attacked else ()
         self.state.doubts = [*warnings_of(verdicts), *warnings_of(repeated)]
         self.state.correct["clean"] = correct

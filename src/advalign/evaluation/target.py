@@ -20,7 +20,7 @@ from advalign.runs.sizes import count_classes
 from advalign.runtime.device import pick_device, to_device
 from advalign.runtime.files import digest_of_file
 from advalign.runtime.progress import say
-from advalign.threats import Threat, make_threat
+from advalign.threats import Threat, check_radius, make_threat
 
 SUBSET_SEED = 0  # one subset of the test set for all models, or their accuracies could not be compared
 
@@ -94,7 +94,8 @@ def load_target(
     outputs = count_classes(stored, model, whole.shape[0]) if unsaid else None
     classes = match_classes(path, card, whole, outputs)
     dataset = whole if keep_seen else leave_out_seen(whole, path, card)
-    net, taken = _build(model, weights, stored, dataset.shape, len(classes.class_names), options)
+    net = _build(model, weights, stored, dataset.shape, len(classes.class_names), options)
+    check_radius(threat, dataset.shape)
     total = len(dataset.test)
     within = options.n is None or options.n <= total
     require(within, lambda: f"n={options.n} must be in 1 to {total}, the test images of {dataset.name}")
@@ -102,14 +103,14 @@ def load_target(
     if "run" in card and (path.parent / "run.json").exists() and not (run := Run.read(path.parent)).finished:
         card["epochs"], planned = len(run.log), card["epochs"]
         card["stands"] = f" at epoch {card['epochs']}"
-        say(console, f"{path.parent} is not finished: {card['epochs']} of {planned} epochs are done")
+        doubt = f"warning: {path.parent}: {run.warning}"
+        unfinished = f"{path.parent} is not finished: {card['epochs']} of {planned} epochs are done"
+        say(console, doubt if run.warning else unfinished)
     images = classes.relabel(images).to(device)
     target = Target(
         to_device(net, device).eval(), images, threat, dataset, classes, model, card, path, digest_of_file(path),
         weights.part,
     )  # fmt: skip
-    if taken:
-        say(console, taken)
     for note in filter(None, (dataset.note.removeprefix(whole.note).removeprefix("; "), classes.note(dataset.test))):
         say(console, f"{dataset.name}: {note}")
     return target
@@ -159,13 +160,13 @@ def load_dataset(options: TargetOptions, path: Path, card: dict[str, Any], conso
 
 def _build(
     model: str, weights: Weights, stored: Any, shape: tuple[int, int, int], classes: int, options: TargetOptions
-) -> tuple[nn.Module, str]:
-    """Build the network, which reads images in [0, 1], and try it on one; also return what was taken of the file."""
+) -> nn.Module:
+    """Build the network, which reads images in [0, 1], and try it on one."""
     channels, mean = shape[0], tuple(options.mean)
     net = models.build(model, classes=classes, channels=channels)
-    taken = weights.load_into(net, stored, normalized=bool(mean))
+    weights.load_into(net, stored, normalized=bool(mean))
     if mean:
         require(len(mean) == channels, lambda: f"mean={mean} must have one value for each of {channels} channels")
         net = models.Normalized(net, mean, options.std)
     models.check_output(net, shape, classes)
-    return net, taken
+    return net

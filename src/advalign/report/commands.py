@@ -56,6 +56,11 @@ def train_line(run: Run, folders: RunFolders) -> str:
     if "extra" in setting:
         words += ["--extra", "EXTRA.npz"]
         notes.append(f"EXTRA.npz: the generated images with digest {setting['extra']}")
+    if "init" in setting:
+        folder = folders.get(setting["init"])
+        words += ["--init", str(folder or "INIT")]
+        if folder is None:
+            notes.append(f"INIT: the run or weights file with digest {setting['init']}, not below these paths")
     for name in setting.get("own", ()):
         words += ["--plugin", "PACKAGE.MODULE:CLASS"]
         notes.append(f"PACKAGE.MODULE:CLASS: the part {name!r} of your own")
@@ -164,4 +169,5 @@ def _guest_setting(setting: Mapping[str, Any], method: Method) -> dict[str, Any]
         name: "learns" if name in method.learners else run_id(_guest_setting(setting, GUEST_METHODS[name](method)))
         for name in method.guests
     }
-    return {**setting, "method": str(method), "recipe": recipe, "guests": guests}
+    kept = {key: value for key, value in setting.items() if key != "init"}
+    return {**kept, "method": str(method), "recipe": recipe, "guests": guests}

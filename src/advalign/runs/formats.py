@@ -39,6 +39,8 @@ class Setting(msgspec.Struct):
     recipe: dict[str, Any] = {}
     guests: dict[str, str] = {}
     extra: str = ""
+    init: str = ""
+    """the run's id, or the digest of the weights, that the student starts from"""
     own: dict[str, str] = {}
     class_names: list[str] = []
     """of data of the user's own, which are known by their content; earlier versions knew them by their path"""
@@ -48,9 +50,11 @@ class RunFile(msgspec.Struct, forbid_unknown_fields=True):
     """`run.json`."""
 
     id: str
-    status: Literal["running", "finished"]
+    status: Literal["running", "finished", "diverged"]
     setting: Setting
     environment: dict[str, str]
+    warning: str = ""
+    """what makes the trained model doubtful"""
     class_names: list[str] = []
     preprocessing: dict[str, str] = {}
     """of the images, before they were stored"""
@@ -169,6 +173,7 @@ class Card(msgspec.Struct):
     extra: str = ""
     run: str = ""
     checkpoint: str = ""
+    init: str = ""
     epoch: int = 0
     validation: dict[str, float] | None = None
 

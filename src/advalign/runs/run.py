@@ -85,8 +85,13 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the last epoch is done."""
+        """Whether the last epoch is done, and the training has not diverged."""
         return self._card.exists() and _read_card(self._card)["status"] == "finished"
+
+    @property
+    def warning(self) -> str:
+        """What makes the trained model doubtful, in a sentence; mostly nothing."""
+        return _read_card(self._card).get("warning", "") if self._card.exists() else ""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -112,14 +117,18 @@ class Run:
         """Return the weights file of `best` or `last`."""
         return self.path / f"{checkpoint}.safetensors"
 
-    def write_card(self, status: str, environment: Mapping[str, str], about_data: Mapping[str, Any]) -> None:
+    def write_card(
+        self, status: str, environment: Mapping[str, str], about_data: Mapping[str, Any], warning: str = ""
+    ) -> None:
         """Write run.json.
 
         Args:
+            status: `running`, `finished`, or `diverged` after the last epoch.
             about_data: names of the classes and preprocessing of the images, which do not name the run.
+            warning: what makes the trained model doubtful.
         """
         card = {"id": self.id, "status": status, "setting": self.setting, "environment": dict(environment)}
-        write_checked_json(self._card, {**card, **about_data})
+        write_checked_json(self._card, {**card, **about_data, **({"warning": warning} if warning else {})})
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files that a kill has left of what training writes; for who holds the folder's lock."""

@@ -5,6 +5,7 @@ Of a file that holds several state dicts, `FILE#PART` names one.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ from advalign.errors import UserError, quoted, require, unknown
 from advalign.runs.checkpoint import FETCH_AGAIN, load_into, load_weights
 from advalign.runs.run import Run
 from advalign.runs.sizes import count_channels, count_classes
+
+_log = logging.getLogger("advalign")
+_noted: set[str] = set()  # what was taken of which file
 
 
 class Weights(NamedTuple):
@@ -49,17 +53,19 @@ class Weights(NamedTuple):
             )
         return state, card
 
-    def load_into(self, net: nn.Module, stored: Any, *, normalized: bool = False) -> str:
+    def load_into(self, net: nn.Module, stored: Any, *, normalized: bool = False) -> None:
         """Copy what fits of the file's content into a network; see `advalign.runs.checkpoint.load_into`.
 
-        Returns:
-            A line that says what was taken, where that is not the whole file as it is; else nothing.
+        What was taken is noted once, where that is not the whole file as it is.
 
         Raises:
             UserError: nothing fits, or several state dicts do.
         """
-        note = load_into(net, stored, str(self.path), part=self.part, normalized=normalized)
-        return f"{self.path}: {note}" if note else ""
+        taken = load_into(net, stored, str(self.path), part=self.part, normalized=normalized)
+        note = f"{self.path}: {taken}"
+        if taken and note not in _noted:
+            _noted.add(note)
+            _log.warning("note: %s", note)
 
     def architecture(self, card: Mapping[str, Any], typed: str = "") -> str | None:
         """Return the spelling of the network to build: the user's, else the one in the file's card, if it has one.

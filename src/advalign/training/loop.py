@@ -32,6 +32,9 @@ from advalign.training.step import Step
 
 LogEntry = dict[str, Any]
 
+CALMER = "Try a lower --lr, a --warmup epoch, or --clip-norm 1"
+"""What to do about a training that breaks down."""
+
 
 @dataclass
 class TrainState:
@@ -152,7 +155,10 @@ class _Trainer:
         row = self._log_epoch()
         with self.average.applied(Epoch(self.batches, epoch)) as student:
             if state.epoch % self.recipe.validate_every == 0 or state.epoch == self.recipe.epochs:
-                row["validation"] = _validate(self.objective, student, self.validation, self.recipe)
+                try:
+                    row["validation"] = _validate(self.objective, student, self.validation, self.recipe)
+                except UserError as error:  # the network was tried before: its weights have broken since
+                    raise TrainingError(f"{self.run.path}: after epoch {state.epoch}, {error}. {CALMER}") from error
             self._save_student(student, row)
         state.seconds = row["seconds"] = time.monotonic() - self.began
         if self.compile_seconds is not None:
@@ -226,10 +232,7 @@ class _Trainer:
         loss = float(state.sums.get("loss", torch.zeros(())))
         if not math.isfinite(loss):
             kept = f"the checkpoint of epoch {state.epoch} is kept" if state.log else "there was no checkpoint yet"
-            raise TrainingError(
-                f"{self.run.path}: the loss became {loss} in epoch {state.epoch + 1}; {kept}. "
-                "Try a lower --lr, a --warmup epoch, or --clip-norm 1"
-            )
+            raise TrainingError(f"{self.run.path}: the loss became {loss} in epoch {state.epoch + 1}; {kept}. {CALMER}")
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

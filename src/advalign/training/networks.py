@@ -17,13 +17,19 @@ from advalign.training.recipes import Recipe
 
 
 def build_objective(
-    method: Method, model: str, dataset: Dataset, recipe: Recipe, guests: Mapping[str, Weights | None]
+    method: Method,
+    model: str,
+    dataset: Dataset,
+    recipe: Recipe,
+    guests: Mapping[str, Weights | None],
+    init: Weights | None = None,
 ) -> Objective:
     """Build the student and the guests for a data set, and bind the method to them; in eval mode, on the CPU.
 
     Args:
         model: the student's architecture, and that of the guests whose weights do not say another.
         guests: the weights by the guest's name; None for a network as the recipe's seed initialises it.
+        init: what the student starts from; if None, it is as the recipe's seed initialises it.
 
     Raises:
         UserError: weights of another data set, number of classes or architecture, or networks that do not fit.
@@ -31,10 +37,12 @@ def build_objective(
     networks = {
         name: _network(name, model, dataset, recipe)
         if weights is None
-        else _load(name, weights, model, dataset, recipe)
+        else load_guest(name, weights, model, dataset, recipe)
         for name, weights in guests.items()
     }
     student = _network("student", model, dataset, recipe)
+    if init is not None:
+        start_from(student, init, model, dataset)
     return Objective(method, student, networks, recipe.label_smoothing).eval()
 
 
@@ -44,7 +52,20 @@ def _network(role: str, model: str, dataset: Dataset, recipe: Recipe) -> nn.Modu
         return models.build(model, classes=dataset.classes, channels=dataset.shape[0])
 
 
-def _load(role: str, weights: Weights, model: str, dataset: Dataset, recipe: Recipe) -> nn.Module:
+def start_from(student: nn.Module, init: Weights, model: str, dataset: Dataset) -> None:
+    """Copy the weights that a training starts from into the student.
+
+    Raises:
+        UserError: weights for other classes, of another architecture, or that do not fit.
+    """
+    stored, card = init.read()
+    require_classes(init.path, card, dataset)
+    its = init.model or card.get("model", model)
+    require(its == model, lambda: f"{init.path} is of a {its}, and the student is a {model}: name it with --model")
+    init.load_into(student, stored)
+
+
+def load_guest(role: str, weights: Weights, model: str, dataset: Dataset, recipe: Recipe) -> nn.Module:
     """Return a guest with the weights of a file; its architecture is the student's where nothing names another."""
     path = weights.path
     stored, card = weights.read()

@@ -36,6 +36,8 @@ class Plan:
     guests: Mapping[str, Weights | Plan | None]
     """By the guest's name: a weights file, a run to be trained before, or None for one that learns with the student."""
     extra: Extra | None = None
+    init: Weights | None = None
+    """What the student starts from."""
 
     @cached_property
     def run(self) -> Run:
@@ -54,6 +56,7 @@ class Plan:
             "recipe": asdict(self.recipe),
             "guests": {guest: _identity(source) for guest, source in self.guests.items()},
             **self._extra_digest,
+            **({} if self.init is None else {"init": _identity(self.init)}),
             **_user_parts(self.method),
             **({"class_names": self.dataset.class_names} if self.dataset.sources else {}),
         }
@@ -72,7 +75,12 @@ class Plan:
         require_training(self.dataset)
         recipe, name = self.recipe, self.dataset.name
         if self.dataset.validation is None:
-            held_out = recipe.validation or max(1, min(1000, len(self.dataset.train) // 10))
+            total = len(self.dataset.train)
+            held_out = recipe.validation or max(1, min(1000, total // 10))
+            require(
+                held_out < total,
+                lambda: f"validation={held_out} must be below {total}, the training images of {name}: set --validation",
+            )
             rest, validation = hold_out(self.dataset.train, held_out, recipe.seed)
         else:
             held_out, rest, validation = 0, self.dataset.train, self.dataset.validation
@@ -83,6 +91,7 @@ class Plan:
                 raise UserError(
                     f"subset={recipe.subset} must be at most {len(rest)}, the training images of {name}"
                     + (f" without the {held_out} held out" if held_out else "")
+                    + ": set --subset"
                 )
             rest = stratified_subset(rest, recipe.subset, recipe.seed)
         require(
@@ -120,6 +129,7 @@ class Plan:
             "seed": self.recipe.seed,
             "training_images": len(self.images[0]),
             **self._extra_digest,
+            **({} if self.init is None else {"init": _identity(self.init)}),
             "run": self.run.id,
         }
 
@@ -132,10 +142,18 @@ class Plan:
 
     @property
     def kind(self) -> str:
-        """A digest that seeds of one method share: of recipe, extra data, the user's parts, and guests."""
+        """A digest that seeds of one method share: of recipe, extra data, the user's parts, guests, and the start."""
         guests = {name: _kind(source) for name, source in self.guests.items()}
+        init = {} if self.init is None else {"init": _kind(self.init)}
         return setting_digest(
-            {**asdict(self.recipe), "seed": None, **self._extra_digest, **_user_parts(self.method), "guests": guests}
+            {
+                **asdict(self.recipe),
+                "seed": None,
+                **self._extra_digest,
+                **_user_parts(self.method),
+                "guests": guests,
+                **init,
+            }
         )
 
     @property
@@ -159,16 +177,20 @@ class Plan:
 
     def objective(self) -> Objective:
         """Build the networks, load the trained guests, and bind the method to them."""
-        weights = {
+        return build_objective(self.method, self.model, self.dataset, self.recipe, self.trained_guests, self.init)
+
+    @property
+    def trained_guests(self) -> dict[str, Weights | None]:
+        """The guests' weights when their runs are finished; None for one that learns with the student."""
+        return {
             name: Weights(source.run.weights("best"), source.model) if isinstance(source, Plan) else source
             for name, source in self.guests.items()
         }
-        return build_objective(self.method, self.model, self.dataset, self.recipe, weights)
 
     def untrained_objective(self) -> Objective:
         """Return the objective before any run is trained: guests of runs to come are as they are initialised."""
         weights = {name: None if isinstance(source, Plan) else source for name, source in self.guests.items()}
-        return build_objective(self.method, self.model, self.dataset, self.recipe, weights)
+        return build_objective(self.method, self.model, self.dataset, self.recipe, weights, self.init)
 
 
 def _user_parts(method: Method) -> dict[str, dict[str, str]]:

@@ -17,6 +17,7 @@ from advalign.objectives.bases.natural import Natural
 from advalign.objectives.bases.trades import TRADES
 from advalign.runs import Weights, find_weights
 from advalign.runtime.seeds import seeded
+from advalign.threats import check_radius, check_step_size
 from advalign.training.plan import Plan
 from advalign.training.recipes import Recipe
 
@@ -40,6 +41,7 @@ def plan(
     guests: Mapping[str, str | Path],
     trust_model: bool = False,
     extra: Extra | None = None,
+    init: str | Path | None = None,
     tried: set[object] | None = None,
 ) -> Plan:
     """Plan a run and those of its guests that the user does not provide, and check each; nothing is written.
@@ -47,6 +49,7 @@ def plan(
     Args:
         guests: run folders or weights files by the guest's name.
         trust_model: whether functions may be called that the guests' files name as their architecture.
+        init: a run folder or weights file that the student starts from; guests that are trained do not.
         tried: what earlier plans have tried, and what this one does; equal trials are made once. For studies, which
             plan the same guests, and every method with every seed, again and again.
 
@@ -58,6 +61,13 @@ def plan(
         require(
             guest in method.guests,
             lambda: f"{shorten(str(method))} takes no {guest} model; it needs {', '.join(method.guests) or 'none'}",
+        )
+    for starts in filter(None, (part.init_from for part in method.parts)):
+        require(
+            init is None,
+            lambda: (
+                f"{shorten(str(method))} starts from its {starts} model: give that, --guest {starts}=SOURCE, not --init"
+            ),
         )
     if not method.defends:  # what a natural run does not use must not name it, or guests would not be shared
         recipe = replace(recipe, **{f.name: f.default for f in fields(Recipe) if f.name in ATTACK_FIELDS})
@@ -74,7 +84,8 @@ def plan(
             )
             guest_method = GUEST_METHODS[guest](method)
             sources[guest] = plan(guest_method, dataset, model, recipe, runs=runs, guests={}, extra=extra, tried=tried)
-    planned = Plan(method, dataset, models.canonical(model), recipe, runs, name, sources, extra)
+    start = None if init is None else find_weights(init, trust_model=trust_model)
+    planned = Plan(method, dataset, models.canonical(model), recipe, runs, name, sources, extra, start)
     check(planned, tried)
     return planned
 
@@ -90,11 +101,15 @@ def check(planned: Plan, tried: set[object]) -> None:
             data, or a step that fails.
     """
     recipe, dataset = planned.recipe, planned.dataset
-    _ = recipe.threat, planned.run  # each of them refuses what makes no sense
+    threat, _ = recipe.threat, planned.run  # each of them refuses what makes no sense
+    check_radius(threat, dataset.shape)
+    if recipe.step_size is not None:
+        check_step_size("recipe", recipe.step_size, threat)
     planned.batches(planned.images[0])
     parts = tuple((type(part), str(part)) for part in planned.method.parts)
     trial = (parts, planned.model, dataset.shape, dataset.classes, replace(recipe, seed=0))
-    has_files = any(isinstance(guest, Weights) for guest in planned.guests.values())  # which may change on the disk
+    files = [*planned.guests.values(), planned.init]  # which may change on the disk
+    has_files = any(isinstance(file, Weights) for file in files)
     if has_files or trial not in tried:
         try_step(planned)
         tried.add(trial)
@@ -108,6 +123,10 @@ def try_step(planned: Plan) -> None:
     """
     objective, recipe, shape = planned.untrained_objective(), planned.recipe, planned.dataset.shape
     models.check_output(objective.student, shape, planned.dataset.classes)
+    require(
+        any(parameter.requires_grad for parameter in objective.student.parameters()),
+        lambda: f"{planned.model} has no weight to train: requires_grad is off for every parameter",
+    )
     size = min(2, recipe.batch_size)
     x, y = torch.zeros(size, *shape), torch.zeros(size, dtype=torch.long)
     second = x if planned.method.second else None

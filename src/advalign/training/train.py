@@ -14,9 +14,9 @@ from rich.progress import Progress
 from advalign import models
 from advalign.data import Dataset, describe, load, load_extra
 from advalign.data.extra import find_npz
-from advalign.errors import Busy, UserError, require
+from advalign.errors import Busy, TrainingError, UserError, require
 from advalign.objectives import Base, Method, as_method
-from advalign.runs import Run, find_weights
+from advalign.runs import Run, Weights, find_weights
 from advalign.runs.trained_on import write_trained_on
 from advalign.runtime.device import pick_device
 from advalign.runtime.environment import environment
@@ -27,6 +27,7 @@ from advalign.training.loop import LogEntry, TrainState, fit
 from advalign.training.plan import Plan
 from advalign.training.planning import plan
 from advalign.training.recipes import Recipe
+from advalign.training.sanity import judge, measure_guests, measure_start
 
 Sinks = Callable[[Run], list[Callable[[LogEntry], None]]]
 
@@ -42,6 +43,8 @@ def train(
     runs: str | Path = "runs",
     name: str | None = None,
     guests: Mapping[str, str | Path] | None = None,
+    allow_weak_guest: bool = False,
+    init: str | Path | None = None,
     trust_model: bool = False,
     extra: str | Path | None = None,
     data_dir: str | Path | None = None,
@@ -70,6 +73,10 @@ def train(
         model: a name with arguments, `resnet18(width=16)`, or your own `package.module:function`.
         guests: run folders or weights files by the guest's name, `{"vanilla": "runs/..."}`; of a run, `best` is read.
             For weights from elsewhere, of another architecture than the student's, write `MODEL@FILE`.
+            Each is measured on the validation images before it teaches.
+        allow_weak_guest: whether a given guest may teach that is no better than always answering the largest class.
+        init: a run folder or weights file of the student's architecture from which the student starts; of a run, `best`
+            is read. Guests that are trained first do not start from it.
         trust_model: whether a function that a guest's file names as its architecture may be called.
         extra: an `.npz` file of generated images, of which each batch takes the recipe's `extra_share`, in the runs of
             guests as well; see `advalign.data.load_extra`.
@@ -80,14 +87,15 @@ def train(
 
     Raises:
         UserError: anything that cannot work, before anything is written.
-        TrainingError: a loss that is not finite.
+        TrainingError: a loss that is not finite, or one that has exploded with a student that is no better than always
+            answering the largest class.
     """
     recipe, console, guests = recipe or Recipe(), console or Console(quiet=True), guests or {}
     method = as_method(method)
     require(checkpoint_seconds >= 0, lambda: f"checkpoint_seconds={checkpoint_seconds:g} must be at least 0")
     torch_device = _pick_device(device, recipe, cuda_graphs=cuda_graphs)
     models.canonical(model)  # data may take a download: what is cheap to refuse is refused before
-    for source in guests.values():
+    for source in filter(None, (*guests.values(), init)):
         find_weights(source)
     if extra is not None:
         find_npz(extra)
@@ -97,7 +105,7 @@ def train(
     extra_data = None if extra is None else load_extra(extra, dataset.shape, dataset.classes, dataset.name)
     planned = plan(
         method, dataset, model, recipe, runs=Path(runs), name=name, guests=guests, trust_model=trust_model,
-        extra=extra_data,
+        extra=extra_data, init=init,
     )  # fmt: skip
     if dataset.sources:
         used, validation = map(len, planned.images)
@@ -106,8 +114,14 @@ def train(
     unfinished = planned.in_order()
     for each in unfinished:
         each.run.require_space(each.space)
+    if planned in unfinished and not planned.run.state.exists():
+        given = [name for name, guest in planned.guests.items() if isinstance(guest, Weights)]
+        measure_guests(planned, given, torch_device, console, allow_weak=allow_weak_guest)
+        measure_start(planned, torch_device, console)
     if not unfinished:
         say(console, f"finished before: {planned.run.path}")
+        if planned.run.warning:
+            say(console, f"warning: {planned.run.path}: {planned.run.warning}")
     with Interrupts(time_budget) as interrupts, progress_bars(console, "steps") as bars:
         for each in unfinished:
             say(console, f"{each.method} on {dataset.name}, {each.model}: {each.run.path}")
@@ -144,6 +158,8 @@ def _fit(
     run = planned.run
     if not run.state.exists():
         run.write_card("running", environment(), planned.about_data)
+        trained = [name for name, guest in planned.guests.items() if isinstance(guest, Plan)]
+        measure_guests(planned, trained, device, bars.console, allow_weak=True)
     write_trained_on(run, planned.images)
     display = _Display(bars, planned, sinks(run))
     finished = fit(
@@ -156,8 +172,23 @@ def _fit(
         on_epoch=display.epoch,
     )
     if finished:
-        run.write_card("finished", environment(), planned.about_data)
+        _close(planned, bars.console)
     return finished
+
+
+def _close(planned: Plan, console: Console) -> None:
+    """Keep what the training has come to, and say it where it is doubtful.
+
+    Raises:
+        TrainingError: it has diverged; everything is kept.
+    """
+    run, outcome = planned.run, judge(planned)
+    status = "diverged" if outcome.diverged else "finished"
+    run.write_card(status, environment(), planned.about_data, outcome.warning)
+    if outcome.diverged:
+        raise TrainingError(f"{run.path}: {outcome.warning}")
+    if outcome.warning:
+        say(console, f"warning: {run.path}: {outcome.warning}")
 
 
 @contextmanager
