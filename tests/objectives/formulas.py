@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import torch
 from tests.networks import tiny
+from tests.objectives.short_training import begun
 from tests.samples import batch
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class Case:
 
     def loss(self, method: str) -> float:
         guests = {name: copy.deepcopy(getattr(self, name)) for name in ("vanilla", "robust", "guide")}
-        objective = compose(parse(method), student=copy.deepcopy(self.student), **guests).train()
+        objective = begun(compose(parse(method), student=copy.deepcopy(self.student), **guests).train())
         return total(objective(self.x, self.x_adv, self.y)).item()
 
     def mean(self, per_image) -> float:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.networks import tiny
 from tests.objectives.formulas import ce
+from tests.objectives.short_training import begun
 from tests.samples import batch
 from torch import nn
 
@@ -23,7 +24,7 @@ from advalign.threats import L2, Linf
 
 def bound(method: str = "at+ar-at") -> Objective:
     guests = {"vanilla": tiny(7)}
-    return Objective(parse(method), tiny(0), guests).train()
+    return begun(Objective(parse(method), tiny(0), guests).train())
 
 
 def norms(net: nn.Module) -> list[SplitNorm]:
@@ -58,7 +59,7 @@ def test_the_loss_is_the_papers():
             norm.adv.weight.uniform_(0.5, 1.5)  # else both views have one affine map
     plugin = objective.method.plugins[0]
     assert isinstance(plugin, ARAT)
-    objective.start_epoch([(x, y)])
+    objective.start_epoch([(x, y)], 0.0)
     nets = {view: merged(objective.student, view) for view in ("clean", "adv")}
     a = (nets["clean"].eval()(x).argmax(1) == y).double().mean().item()
     z, z_adv = nets["clean"].train()(x).detach().numpy(), nets["adv"].train()(x_adv).detach().numpy()
@@ -86,7 +87,7 @@ def test_a_is_measured_by_the_clean_path_on_the_first_eight_batches_and_leaves_n
     before = copy.deepcopy(objective.state_dict())
     right = (merged(objective.student, "clean").eval()(x).argmax(1) == y).float().mean()
     wrong_later = [(x, y)] * 8 + [(x, (y + 1) % 4)] * 8
-    objective.start_epoch(wrong_later)
+    objective.start_epoch(wrong_later, 0.0)
     torch.testing.assert_close(plugin.share, right)
     changed = {key for key, value in objective.state_dict().items() if not torch.equal(value, before[key])}
     assert changed <= {"parts.1.share"}
@@ -110,7 +111,7 @@ def test_gradient_stops_at_the_clean_features(x_y):
 def test_what_is_learnt_gets_gradient_on_every_base(base: str, x_y):
     x, y = x_y
     objective = bound(f"{base}+ar-at")
-    objective.start_epoch([(x, y)])
+    objective.start_epoch([(x, y)], 0.0)
     total(objective(x, objective.perturb(x, y, Linf()), y)).backward()
     assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
 
@@ -119,7 +120,7 @@ def test_what_is_learnt_gets_gradient_on_every_base(base: str, x_y):
 def test_the_export_is_the_plain_network_and_gives_the_same_to_the_bit(name: str):
     x = torch.rand(4, 3, 32, 32)
     plain = models.build(f"{name}(width=4)", classes=10)
-    objective = compose(parse("at+ar-at"), student=copy.deepcopy(plain)).train()
+    objective = begun(compose(parse("at+ar-at"), student=copy.deepcopy(plain)).train())
     objective(x, x.flip(3), torch.arange(4))  # moves the statistics apart
     export = objective.exported_student()
     assert list(export.state_dict()) == list(plain.state_dict())
@@ -141,7 +142,7 @@ def test_the_folded_attack_runs_through_the_adversarial_norms():
 
 def test_layers_are_the_papers_four_for_resnet18_and_eleven_for_wrn_34_10():
     def taps(model: str) -> tuple[str, ...]:
-        objective = compose(parse("at+ar-at"), student=models.build(model, classes=10))
+        objective = begun(compose(parse("at+ar-at"), student=models.build(model, classes=10)))
         return objective.method.plugins[0].layers(objective.student)
 
     assert taps("resnet18(width=4)") == ("layer4.0.bn1", "layer4.0.bn2", "layer4.1.bn1", "layer4.1.bn2")

@@ -122,7 +122,7 @@ for method in sys.argv[1:]:
     plain, compiled = bound(method), bound(method)
     compiled.compile(backend="eager")
     for objective in (plain, compiled):
-        objective.start_epoch([batch()])
+        objective.start_epoch([batch()], 0.0)
     for seed in range(2):
         assert step(plain, seed) == step(compiled, seed), method
 """
@@ -139,7 +139,7 @@ def test_compiled_gives_the_same_to_the_bit():
 def test_mixed_precision_gives_finite_losses_and_gradients(method: str):
     objective = bound(method)
     with torch.autocast("cpu", torch.bfloat16):
-        objective.start_epoch([batch()])
+        objective.start_epoch([batch()], 0.0)
         assert math.isfinite(step(objective, 0))
     assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters() if p.requires_grad)
 

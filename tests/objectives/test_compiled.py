@@ -8,6 +8,7 @@ import jaxtyping
 import pytest
 import torch
 from tests.networks import tiny
+from tests.objectives.short_training import begun
 from torch import Tensor
 
 from advalign.attacks.ascent import projected_gradient_ascent
@@ -32,7 +33,7 @@ def as_users_compile() -> Iterator[None]:
 def bound(spelling: str) -> Objective:
     method = parse(spelling)
     guests = {name: tiny(seed) for seed, name in enumerate(method.guests, 1)}
-    return Objective(method, tiny(0), guests).train()
+    return begun(Objective(method, tiny(0), guests).train())
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.networks import tiny
 from tests.objectives.formulas import Case, ce, kl, softmax
-from tests.objectives.short_training import bound
+from tests.objectives.short_training import begun, bound
 from tests.samples import batch
 from torch import Tensor, nn
 
@@ -42,7 +42,7 @@ class Lesson(Case):
 
     def objective(self, method: str) -> Objective:
         guests = {name: copy.deepcopy(getattr(self, name)) for name in ("vanilla", "robust")}
-        return compose(parse(method), student=copy.deepcopy(self.student), **guests).double().train()
+        return begun(compose(parse(method), student=copy.deepcopy(self.student), **guests).double().train())
 
     def of(self, objective: Objective) -> float:
         return total(objective(self.x, self.x_adv, self.y)).item()

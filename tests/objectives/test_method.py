@@ -96,6 +96,27 @@ def test_missing_guest_and_unknown_layer():
         compose(parse("trades+vfd(layer=layer22)"), student=tiny(0), vanilla=tiny(1))
 
 
+@pytest.mark.parametrize("method", ["at+part", "iad", "iad2", "mtard", "ikl", "trades+ar-at"])
+def test_a_step_without_the_epochs_start_is_refused_and_not_another_method(method: str, x_y: tuple[Tensor, Tensor]):
+    x, y = x_y
+    guests: dict[str, Any] = {name: tiny(k) for k, name in enumerate(parse(method).guests, 1)}
+    objective = compose(parse(method), student=tiny(0), **guests)
+    with pytest.raises(UserError, match=r"follows the epochs: call objective.start_epoch\(batches, epoch / epochs\)"):
+        objective.train()(x, x, y)
+    objective.eval()(x, x, y)
+    objective.start_epoch([(x, y)], 0.0)
+    resumed = compose(parse(method), student=tiny(0), **guests).train()
+    resumed.load_state_dict(objective.state_dict())
+    for each in (objective.train(), resumed):
+        each(x, x, y)
+
+
+@pytest.mark.parametrize("progress", [-0.1, 1, 3])
+def test_progress_is_a_share_of_the_epochs(progress: float, x_y: tuple[Tensor, Tensor]):
+    with pytest.raises(UserError, match=rf"progress={progress:g} must be in \[0, 1\)"):
+        compose(parse("at"), student=tiny(0)).start_epoch([x_y], progress)
+
+
 def test_hat_and_vfd_share_one_vanilla_network():
     method = parse("hat+vfd")
     assert method.guests == ("vanilla",)

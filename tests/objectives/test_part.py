@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.networks import TinyNet, tiny
+from tests.objectives.short_training import begun
 from torch import Tensor, nn
 
 from advalign.errors import UserError
@@ -46,7 +47,7 @@ def images(n: int = 6, channels: int = 3, side: int = 16) -> tuple[Tensor, Tenso
 
 def bound(method: str = "at+part", channels: int = 3, **arguments) -> Objective:
     guests = {name: tiny(k, channels=channels) for k, name in enumerate(("vanilla", "robust"), start=7)}
-    return Objective(parse(method), net_of(channels), guests, **arguments).train()
+    return begun(Objective(parse(method), net_of(channels), guests, **arguments).train())
 
 
 def box(objective: Objective, x: Tensor, eps: float = EPS) -> PixelLinf:
@@ -228,7 +229,7 @@ def test_another_layer(layer: str):
 def test_built_in_networks(model: str):
     x, y = images(2, side=32)
     torch.manual_seed(0)  # some networks give a map of two images that marks nothing
-    objective = compose(parse("at+part"), student=build(model, classes=4)).train()
+    objective = begun(compose(parse("at+part"), student=build(model, classes=4)).train())
     x_adv = objective.perturb(x, y, Linf(EPS), steps=1, start="clean", step_size=EPS)
     assert ((x_adv - x).abs() > LOW + 1e-6).any()
 

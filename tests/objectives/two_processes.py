@@ -26,7 +26,7 @@ def half(method: str, rank: int) -> tuple[Objective, Tensor, Tensor]:
     objective = bound(method).double()
     images, labels = batch(16)
     images = images.double()
-    objective.start_epoch([(images, labels)])
+    objective.start_epoch([(images, labels)], 0.0)
     return objective, images[rank::2], labels[rank::2]
 
 

@@ -224,6 +224,11 @@ class Method:
         return union([*run, *((part.init_from,) for part in self.parts if part.init_from)])
 
     @property
+    def waiting(self) -> list[str]:
+        """The parts, by name, that look at the student or the progress before each epoch."""
+        return [part.name for part in self.parts if type(part).start_epoch is not Part.start_epoch]
+
+    @property
     def defends(self) -> bool:
         """Whether the student learns from adversarial images, here or in the run that initialises it."""
         return self.base.training_attack is not None or self.base.init_from is not None

@@ -36,7 +36,7 @@ class PART(PlugIn):
     Args:
         low: radius of the unimportant pixels, as a share of the threat's eps; the paper's 7/255 of 8/255.
         warmup: share of the epochs at the beginning in which all pixels get the whole eps; the paper's 20 of 80. A
-            training loop of your own passes it to `objective.start_epoch(batches, progress)`.
+            training loop of your own passes it to `objective.start_epoch(batches, epoch / epochs)`.
         layer: a module's name whose output is (N, C, H, W); the last stage (layer4 of resnet18) if None.
 
     Raises:
