@@ -14,16 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advalign.attacks.ascent import Start, projected_gradient_ascent
+from advalign.attacks.batches import in_type_of, widened
 from advalign.errors import UserError, require, shorten, unknown
-from advalign.models.adapted import number_type
+from advalign.models.adapted import adapted, number_type
 from advalign.models.fold import Folded
-from advalign.models.modes import buffers_kept, evaluating, training
+from advalign.models.modes import buffers_kept, check_parameters, evaluating, outside_inference_mode, training
 from advalign.models.split_norm import SplitNorm, using_norms
 from advalign.models.taps import Output, Tapped
 from advalign.objectives.contract import Calibration, Need, Network, Term, Terms, union
 from advalign.objectives.method import Base, Method, PlugIn
 from advalign.shapes import ImageBatch, Labels
-from advalign.threats import Threat, check_images
+from advalign.threats import Threat, check_images, check_step_size
 
 
 @final
@@ -67,6 +68,7 @@ class Objective(nn.Module):
             if name != "student":
                 read = union(layers[part] for part in method.parts if any(need.net == name for need in part.needs))
                 self.nets[name] = Tapped(guests[name], read, frozen=name not in method.learners)
+        check_parameters(self)
 
     @property
     def student(self) -> nn.Module:
@@ -115,13 +117,13 @@ class Objective(nn.Module):
 
         Arguments that are None take the method's defaults; of the step size, a quarter of the radius. Inputs, modes and
         gradients are left as they were; in train mode the student's BatchNorm statistics move, as in Rice et al. 2020.
-        A base without adversarial examples returns x.
+        A base without adversarial examples returns x. The caller's autograd mode does not matter.
 
         Args:
             second: another augmentation of the same images, for methods that ask for one (`method.second`).
 
         Raises:
-            UserError: images outside [0, 1], on the first call; an unknown start or mode, or no steps.
+            UserError: images outside [0, 1], on the first call; an unknown start or mode, no steps, or too long a step.
         """
         training_attack = self.method.base.training_attack
         if training_attack is None:
@@ -131,9 +133,14 @@ class Objective(nn.Module):
             self._images_checked = True
         if mode not in (None, "eval", "train"):
             raise unknown("mode", mode, ("eval", "train"))
-        step_size = threat.eps / 4 if step_size is None else step_size
+        if step_size is not None:
+            check_step_size("perturb", step_size, threat)
         network = self._train_mode() if (mode or training_attack.mode) == "train" else self._eval_mode()
-        with network as student, self._fresh_guests(), torch.enable_grad():
+        with outside_inference_mode(), network as student, self._fresh_guests(), torch.enable_grad():
+            given, (x, y) = x, widened(x, y, number_type(self.student))
+            second = None if second is None else widened(second, y, x.dtype)[0]
+            if isinstance(student, Folded):
+                student.try_out(x)
             nets: dict[str, Network] = {"student": student}
             for name in self.nets.keys() - {"student"}:
                 nets[name] = partial(self._guest, name)
@@ -142,14 +149,15 @@ class Objective(nn.Module):
             owner = next(
                 (plugin for plugin in self.method.plugins if "attack_loss" in plugin.replaces), self.method.base
             )
-            return projected_gradient_ascent(
+            x_adv = projected_gradient_ascent(
                 owner.attack_loss(nets, self._clean_views(x, second), y),
                 x,
                 threat,
                 steps=training_attack.steps if steps is None else steps,
-                step_size=step_size,
+                step_size=threat.eps / 4 if step_size is None else step_size,
                 start=start or training_attack.start,
             )
+            return in_type_of(given, x_adv, threat)
 
     def forward(self, x: ImageBatch, x_adv: ImageBatch, y: Labels, second: ImageBatch | None = None) -> Terms:
         """Run every declared pass once and return the named terms of the loss; `total` sums them.
@@ -172,7 +180,7 @@ class Objective(nn.Module):
                 "objective.start_epoch(batches, epoch / epochs) before each"
             ),
         )
-        return self._terms(self._passes(x, x_adv, second), y)
+        return self._terms(self._passes(x, x_adv, second), y.long())
 
     def calibrate(
         self, x: ImageBatch, x_adv: ImageBatch, y: Labels, second: ImageBatch | None = None
@@ -186,7 +194,7 @@ class Objective(nn.Module):
             return {}
         with buffers_kept(self):
             outs = self._passes(x, x_adv, second)
-            terms = self._terms(outs, y)
+            terms = self._terms(outs, y.long())
             return {plugin.name: plugin.calibrate(outs, terms) for plugin in calibrated}
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -255,7 +263,7 @@ class Objective(nn.Module):
     def _guest(self, name: str, x: Tensor) -> Output:
         """Run a guest on images that the attack moves: with gradient to them, also through a frozen one."""
         if name not in self._folded_guests:
-            self._folded_guests[name] = Folded(self._tapped(name).net)
+            self._folded_guests[name] = Folded(adapted(self._tapped(name).net))
         return Output(self._folded_guests[name](x), {})
 
     def _tapped(self, name: str) -> Tapped:
