@@ -86,6 +86,26 @@ def test_kl_is_zero_and_flat_at_the_clean_image(x_y):
     assert terms["kl"].value.abs() < 1e-6
 
 
+@pytest.mark.parametrize("method", ATTACKED)
+def test_a_clean_start_is_refused_exactly_where_the_loss_of_the_attack_is_flat(method: str, x_y):
+    x, y = x_y
+    objective = bound(method).double().eval()
+    nets: dict[str, Any] = dict(objective.nets.items())
+    nets |= {name: net.get_submodule("net") for name, net in nets.items() if name != "student"}
+    nets |= {name: lambda x, net=net: Output(net(x), {}) for name, net in nets.items() if name != "student"}
+    x = x.double().requires_grad_()
+    views = {"clean": x.detach(), "second": x.detach().flip(3)}
+    loss = objective.method.base.attack_loss(nets, views, y)
+    (slope,) = torch.autograd.grad(loss.loss(loss.network(x), loss.target).sum(), x)
+    flat = float(slope.abs().max()) < 1e-12
+    assert loss.flat_at_clean == flat
+    if flat:
+        with pytest.raises(UserError, match="flat at the clean images; start=clean needs another"):
+            objective.perturb(x.detach(), y, Linf(), second=x.detach(), start="clean")
+    else:
+        objective.perturb(x.detach(), y, Linf(), second=x.detach(), start="clean", steps=1)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_reach_the_student_and_nothing_else(method: str, x_y):
     x, y = x_y

@@ -24,6 +24,7 @@ class AttackLoss(NamedTuple):
     network: Callable[[Tensor], Tensor]  # (N, C, H, W) -> outputs (N, ...); a row must not depend on the others
     loss: Callable[[Tensor, Tensor], Tensor]  # (outputs, target) -> (N,)
     target: Tensor  # (N, ...): labels, or the clean logits
+    flat_at_clean: bool = False  # no gradient at the clean images, where the loss is least: start elsewhere
 
 
 class NoGradient(UserWarning):

@@ -123,7 +123,8 @@ class Objective(nn.Module):
             second: another augmentation of the same images, for methods that ask for one (`method.second`).
 
         Raises:
-            UserError: images outside [0, 1], on the first call; an unknown start or mode, no steps, or too long a step.
+            UserError: images outside [0, 1], on the first call; an unknown start or mode, no steps, or too long a step; a
+                clean start where the attack's loss is flat.
         """
         training_attack = self.method.base.training_attack
         if training_attack is None:
@@ -149,13 +150,22 @@ class Objective(nn.Module):
             owner = next(
                 (plugin for plugin in self.method.plugins if "attack_loss" in plugin.replaces), self.method.base
             )
+            attack_loss = owner.attack_loss(nets, self._clean_views(x, second), y)
+            start = start or training_attack.start
+            require(
+                not (attack_loss.flat_at_clean and start == "clean"),
+                lambda: (
+                    f"{shorten(str(self.method))}: the attack's loss is flat at the clean images; start=clean needs "
+                    "another: choose from uniform, gaussian"
+                ),
+            )
             x_adv = projected_gradient_ascent(
-                owner.attack_loss(nets, self._clean_views(x, second), y),
+                attack_loss,
                 x,
                 threat,
                 steps=training_attack.steps if steps is None else steps,
                 step_size=threat.eps / 4 if step_size is None else step_size,
-                start=start or training_attack.start,
+                start=start,
             )
             return in_type_of(given, x_adv, threat)
 

@@ -57,4 +57,4 @@ def from_clean(student: Network, x: ImageBatch) -> AttackLoss:
     """Return the KL divergence from the student's prediction of the clean images x, a constant of the attack."""
     with torch.no_grad():
         clean = student(x).logits
-    return AttackLoss(lambda x_adv: student(x_adv).logits, kl_divergence, clean)
+    return AttackLoss(lambda x_adv: student(x_adv).logits, kl_divergence, clean, flat_at_clean=True)
