@@ -79,8 +79,9 @@ def evaluate_command(options: EvaluateOptions) -> None:
     """Evaluate, print the table, and write JSON, Markdown, LaTeX and HTML."""
     from advalign.evaluation.measure import measure
     from advalign.registration import register
-    from advalign.report.evaluation import remarks, write_evaluation
-    from advalign.report.tables import accuracy_table, print_table
+    from advalign.report.balance import by_class_table
+    from advalign.report.evaluation import evaluation_table, remarks, write_evaluation
+    from advalign.report.tables import print_table
     from advalign.runtime.progress import say
 
     if options.source is None and options.weights is None:
@@ -94,7 +95,9 @@ def evaluate_command(options: EvaluateOptions) -> None:
         surrogate=options.surrogate, quantize=options.quantize, out=options.out, save_examples=options.save_examples,
         console=console,
     )  # fmt: skip
-    print_table(console, accuracy_table(measured.records).with_notes([measured.note]))
+    print_table(console, evaluation_table(measured))
+    if measured.by_class.imbalanced:
+        print_table(console, by_class_table(measured.by_class))
     written = write_evaluation(measured, source) + ([".npz"] if options.save_examples else [])
     for line in remarks(measured):
         say(console, line)

@@ -15,14 +15,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from advalign.threats import ROUNDING
+
 USUAL = 20  # steps of the attack that papers report
 RESTARTS = 20  # as much effort as the black-box attack's; with fewer, sound networks look masked in wide L2 balls
 DRAWS = 20  # of random noise: as many forward passes as the usual attack has steps
 
 WITHIN_CHANCE = " With so few images this may be chance."
+NO_BETTER = 0.1  # of models that guess, the share that is taken for better; see `beats_constant`
 ALPHA = 0.001  # false alarms: a dozen tests a diagnosis make about one in a hundred
 SAME = 1e-4  # of the outputs' spread, between two passes; GPU kernels that add in another order stay below
-NO_BETTER = 0.1  # of models that guess, the share that is taken for better; see `beats_constant`
 ALONE = 1e-2  # the same between batch sizes, where other kernels run, in TF32 too
 SUMS = 1e-3  # how near to 1 a row of probabilities sums, in half precision too
 FLAT = 0.01  # share of zero gradients; honest networks have none, dead ones a few
@@ -89,7 +91,7 @@ def check_range(x: Tensor) -> Verdict:
     low, high = float(x.min()), float(x.max())
     outside = max(-low, high - 1, 0.0) + 0.0  # NaN stays, -0 does not
     lie = f"Pixels lie between {low:.3g} and {high:.3g}"
-    if not outside <= 0:
+    if not outside <= ROUNDING:
         text = f"{lie}, not within 0 and 1: the radius has another unit here. Normalise inside the model."
         return Verdict("input range", "fail", outside, "beyond [0, 1]", text)
     if high - low < 0.1:
@@ -135,8 +137,6 @@ def check_clean(right: Tensor, labels: Tensor) -> Verdict:
     return Verdict("clean accuracy", "warn", number, "%", text)
 
 
-def check_determinism(once: Tensor, again: Tensor) -> Verdict:
-    """Two forward passes agree."""
 def beats_constant(right: int, labels: Tensor) -> bool:
     """Return whether a classifier is better than always answering the largest class, which needs no image.
 
@@ -164,6 +164,8 @@ def no_better(right: int, labels: Tensor) -> str:
     return f"not {clearly}better than always answering the largest class, {its_share:.1f} % of these images"
 
 
+def check_determinism(once: Tensor, again: Tensor) -> Verdict:
+    """Two forward passes agree."""
     number, flips = _difference(once, again), int((once.argmax(1) != again.argmax(1)).sum())
     if number <= SAME:
         return Verdict("determinism", "pass", number, "of the outputs' spread", "Two forward passes agree.")

@@ -44,7 +44,8 @@ from advalign.evaluation.checks import (
 )
 from advalign.evaluation.logits import check_logits, require_finite
 from advalign.evaluation.target import SUBSET_SEED
-from advalign.models.modes import evaluating
+from advalign.models.adapted import Adapted, adapted
+from advalign.models.modes import evaluating, outside_inference_mode
 from advalign.runtime.seeds import seeded
 from advalign.threats import L2, Linf, Threat
 
@@ -107,14 +108,14 @@ class Diagnosis:
 
 
 def diagnose(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     images: Images | tuple[Tensor, Tensor],
     threat: Threat,
     *,
     n: int = N,
     batch_size: int = 512,
     seed: int = 0,
-    surrogate: nn.Module | None = None,
+    surrogate: Callable[[Tensor], Tensor] | None = None,
     advance: Callable[[str], None] = lambda step: None,
 ) -> Diagnosis:
     """Check whether attacks on this model can be believed. The model and the random state are left as they were.
@@ -137,16 +138,21 @@ def diagnose(
     """
     if not isinstance(threat, Linf | L2):
         raise UserError(f"only Linf and L2 can be diagnosed, not {threat}")
-    x, y = _subset(images, n)
+    with outside_inference_mode():
+        x, y = _subset(images, n)
     require(threat.eps > 0, "eps must be above 0: there is nothing to diagnose at radius 0")
     require(batch_size >= 1, lambda: f"batch_size={batch_size} must be at least 1")
-    in_range = check_range(x)
-    with evaluating(model) as in_train_mode, torch.autocast(x.device.type, enabled=False), seeded(seed, "diagnosis"):
+    in_range, network = check_range(x), adapted(model)
+    with (
+        evaluating(network.net) as in_train_mode,
+        torch.autocast(x.device.type, enabled=False),
+        seeded(seed, "diagnosis"),
+    ):
         of_input = [in_range, check_mode(in_train_mode)]
         if in_range.passed == "fail":
             return Diagnosis(tuple(of_input), len(x), str(threat), {}, {}, None)
-        bench = _Bench(model, x, y, batch_size, seed, advance)
-        return _diagnose(bench, threat, of_input, surrogate)
+        bench = _Bench(network, x.clamp(0, 1), y, batch_size, seed, advance)
+        return _diagnose(bench, threat, of_input, None if surrogate is None else adapted(surrogate))
 
 
 def _diagnose(bench: _Bench, threat: Linf | L2, of_input: list[Verdict], surrogate: nn.Module | None) -> Diagnosis:
@@ -250,7 +256,7 @@ class _Bench:
     """A model in eval mode on its images, in batches."""
 
     def __init__(
-        self, model: nn.Module, x: Tensor, y: Tensor, batch_size: int, seed: int, advance: Callable[[str], None]
+        self, model: Adapted, x: Tensor, y: Tensor, batch_size: int, seed: int, advance: Callable[[str], None]
     ) -> None:
         self.model, self.x, self.y, self.batch_size, self.seed, self.advance = model, x, y, batch_size, seed, advance
         self.fast = PassCounter(model)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advalign.attacks import Attack
 from advalign.attacks.ascent import AttackLoss, NoGradient, value_and_grad
@@ -31,6 +31,7 @@ from advalign.evaluation.checks import (
 from advalign.evaluation.logits import check_logits, require_finite
 from advalign.evaluation.options import AttackOptions
 from advalign.evaluation.state import CurrentAttack, EvaluationState, StateFile
+from advalign.models.adapted import Adapted
 from advalign.runtime.device import autocast
 from advalign.runtime.seeds import seeded
 from advalign.threats import Threat, require_inside
@@ -60,7 +61,7 @@ class Evaluator:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Adapted,
         images: Images,
         options: AttackOptions,
         *,
@@ -120,7 +121,7 @@ class Evaluator:
             x, x_adv = self.images.floats(rows), examples.x_adv[rows.cpu()].to(rows.device)
             require_inside(name, examples.threat, x_adv, x)
             with seeded(self.options.seed, name, k):
-                correct[rows] &= self._withstands(name, x_adv, rows)
+                correct[rows] &= classified(self._logits_under(name, x_adv), self.images.labels[rows])
             self.advance(name, len(rows))
         self.state.correct[name], self.state.passes[name] = correct, [len(self.images), 0]
         self.state.seconds[name] = time.monotonic() - began
@@ -169,19 +170,31 @@ class Evaluator:
             with autocast(x.device, self.options.precision), _no_gradient_silenced():
                 x_adv = member(self.counter, x, y)
             require_inside(name, member.threat if member.bounded else None, x_adv, x)
-            state.correct[name][rows] = self._withstands(name, x_adv, rows)
+            logits = self._logits_under(name, x_adv)
+        state.correct[name][rows] = classified(logits, y)
         if self.keep_examples:
             state.examples[name][rows.cpu()] = x_adv.cpu()
         state.seconds[name] += time.monotonic() - began
         of_member = state.members.setdefault(name, {}).setdefault(str(member), [0, 0])
         for passes in (state.passes[name], of_member):
             passes[:] = [a + b - c for a, b, c in zip(passes, self.counter.counts, before, strict=True)]
+        if (targets := self._targets(member, current, x, y)) is not None:
+            driven = targets != y
+            counts = state.targeted.setdefault(name, [0, 0])
+            counts[:] = [counts[0] + int((classified(logits, targets) & driven).sum()), counts[1] + int(driven.sum())]
 
-    def _withstands(self, name: str, x: Tensor, rows: Tensor) -> Tensor:
+    def _targets(self, member: Attack, current: CurrentAttack, x: Tensor, y: Tensor) -> Tensor | None:
+        """Return the classes (N,) to which an attack has driven images, from the random state in which it began."""
+        begin = seeded(self.options.seed, current.attack, current.member, current.batch)
+        with begin, autocast(x.device, self.options.precision):
+            return member.target_classes(self.counter, x, y)
+
+    def _logits_under(self, name: str, x: Tensor) -> Tensor:
+        """Return the logits of adversarial images, and count those that are not finite."""
         logits = self._logits(x)
         if lost := int((~logits.isfinite().all(1)).sum()):
             self.state.lost[name] = self.state.lost.get(name, 0) + lost
-        return classified(logits, self.images.labels[rows])
+        return logits
 
     def _logits(self, x: Tensor) -> Tensor:
         with torch.no_grad(), in_fp32(x.device):

@@ -13,7 +13,9 @@ from advalign.attacks import Attack
 from advalign.attacks.names import transfer_name
 from advalign.attacks.quantized import quantize as quantized
 from advalign.attacks.spelled import parse_attacks
+from advalign.attacks.targets import check_target_class
 from advalign.evaluation.accuracy import PrecomputedExamples, evaluate
+from advalign.evaluation.by_class import ClassOutcomes
 from advalign.evaluation.options import AttackOptions, TargetOptions
 from advalign.evaluation.results import (
     Measurement,
@@ -86,14 +88,16 @@ def measure(
 
     target = load_target(weights, which, console=console)
     chosen, transferred = [attack.with_threat(target.threat) for attack in attacks], {}
+    for attack in chosen:
+        check_target_class(attack, len(target.classes.class_names))
     identity = {"weights": target.digest, "mean": list(which.mean), "std": list(which.std)}
     if target.classes.changes_labels:
         identity["classes"] = list(target.dataset.class_names)
+    if target.part:
+        identity["part"] = target.part
     if surrogate_weights is not None:
         other = _load_surrogate(surrogate_weights, target, which, console)
         identity |= {"surrogate": other.label, "surrogate_weights": other.digest}
-    if target.part:
-        identity["part"] = target.part
         made = transfer_examples(other, chosen, how, console)
         transferred = {transfer_name(name, other.label): examples for name, examples in made.items()}
     if user_sources := source_digests(chosen):
@@ -138,6 +142,7 @@ def _measure_target(
         extra_data="extra" in target.card,
         distances=mean_distances(evaluation, examples, target.images),
         note=target.note,
+        by_class=ClassOutcomes.count(target.classes.class_names, target.images.labels, evaluation.outcomes),
     )
     write_measurement(measured, target, identity)
     if save_examples:

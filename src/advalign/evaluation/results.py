@@ -17,6 +17,7 @@ from advalign.attacks.classification import in_fp32
 from advalign.attacks.names import worst_case_name
 from advalign.data import Images
 from advalign.evaluation.accuracy import WORST_CASE, Evaluation
+from advalign.evaluation.by_class import ClassOutcomes
 from advalign.evaluation.target import Target
 from advalign.models.adapted import adapted
 from advalign.runs import Record, append_records
@@ -41,6 +42,7 @@ class Measurement:
 
     note: str
     """What a reader of the numbers must know of the images and their classes; often nothing."""
+    by_class: ClassOutcomes
 
     @property
     def has_training_record(self) -> bool:
@@ -88,6 +90,8 @@ def write_measurement(measured: Measurement, target: Target, identity: Mapping[s
             "warnings": evaluation.warnings,
             "note": measured.note,
             "class_names": list(target.classes.class_names),
+            "class_sizes": measured.by_class.sizes,
+            "class_correct": measured.by_class.correct,
             "preprocessing": dict(target.dataset.preprocessing),
             "environment": environment(),
             **identity,

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from advalign.evaluation.results import Measurement
+from advalign.report.balance import by_class_table
 from advalign.report.card import card_attack, robustbench_card
-from advalign.report.page import write_page
+from advalign.report.page import TableSection, write_page
 from advalign.report.tables import Table, accuracy_table
 from advalign.report.targeted import SUCCESS
 from advalign.runtime.environment import environment
@@ -27,11 +28,13 @@ def write_evaluation(measured: Measurement, source: str) -> list[str]:
         UserError: a file cannot be written.
     """
     path, table = measured.path, evaluation_table(measured)
-    write_atomically(path.with_suffix(".md"), table.markdown() + "\n")
+    classes = [by_class_table(measured.by_class)] if measured.by_class.imbalanced else []
+    write_atomically(path.with_suffix(".md"), "\n\n".join(each.markdown() for each in (table, *classes)) + "\n")
     write_atomically(path.with_suffix(".tex"), table.latex() + "\n")
     unknown = [] if measured.has_training_record else ["Weights without a training record."]
     introduction = [*unknown, *measured.evaluation.warnings]
-    write_page(path.with_suffix(".html"), f"Evaluation of {source}", introduction, table, [], environment())
+    sections = [TableSection("Accuracy by class", each) for each in classes]
+    write_page(path.with_suffix(".html"), f"Evaluation of {source}", introduction, table, sections, environment())
     if card_attack(measured.records) is None:
         return [".md", ".tex", ".html"]
     card = robustbench_card(measured.records, extra_data=measured.extra_data)

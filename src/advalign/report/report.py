@@ -9,7 +9,9 @@ from rich.console import Console
 
 from advalign.attacks.names import worst_cases_among
 from advalign.errors import require
+from advalign.report.balance import balance_sections
 from advalign.report.commands import flags_of
+from advalign.report.doubts import doubt_sections
 from advalign.report.maps import feature_sections
 from advalign.report.page import Section, TableSection, write_page
 from advalign.report.rows import group_rows
@@ -64,13 +66,14 @@ def report_on(
     require_writable(page.parent)
     flags = {run: flags_of(each.setting) for run, each in sources.runs.items()}
     scopes = sources.scopes()
-    sections: list[Section] = []
+    sections: list[Section] = doubt_sections(sources)
     tables = []
     for scope, records in scopes.items():
         unambiguous = [each._replace(images="") for each in scopes].count(scope._replace(images="")) == 1
         name = f"{scope.data}, {scope.threat}, n = {scope.n}" + ("" if unambiguous else f", images {scope.images}")
         tables.append(accuracy_table(records, flags).with_notes(sources.notes(scope)))
         sections.append(TableSection(f"Accuracy: {name}", tables[-1]))
+        sections += balance_sections(name, scope, sources)
         if worst_cases_among(record.attack for record in records):
             several = len(group_rows(records, flags)[0]) > 1
             main = max((each for each in scopes if each.data == scope.data), key=lambda each: len(scopes[each]))

@@ -130,12 +130,18 @@ class ResultFile(msgspec.Struct, forbid_unknown_fields=True):
     note: str = ""
     class_names: list[str] = []
     """the model's, in the order of its logits"""
+    class_sizes: list[int] = []
+    """images of each of the model's classes"""
+    class_correct: dict[str, list[int]] = {}
+    """by name, how many of them are classified correctly"""
     classes: list[str] = []
     """the data's in their order, where their labels stand for other numbers than the model's"""
     preprocessing: dict[str, str] = {}
     surrogate: str = ""
     surrogate_weights: str = ""
     distances: dict[str, float] = {}
+    success: dict[str, float] = {}
+    """by targeted attack, the share of the attacked images that is classified as the target"""
     own: dict[str, str] = {}
 
     def __post_init__(self) -> None:
@@ -148,6 +154,9 @@ class ResultFile(msgspec.Struct, forbid_unknown_fields=True):
                 raise ValueError(f"the outcomes of {name} are not {n} digits of 0 and 1")
             if name in accuracies and not math.isclose(accuracies[name], digits.count("1") / n, abs_tol=1e-9):
                 raise ValueError(f"the accuracy of {name} is not that of its outcomes")
+        lists = (self.class_names, self.class_sizes, *self.class_correct.values())
+        if self.class_sizes and (len({len(each) for each in lists}) > 1 or sum(self.class_sizes) != n):
+            raise ValueError(f"the classes' counts are not those of {n} images")
 
 
 class Card(msgspec.Struct):
@@ -171,9 +180,9 @@ class Card(msgspec.Struct):
     seed: int = 0
     training_images: int = 0
     extra: str = ""
+    init: str = ""
     run: str = ""
     checkpoint: str = ""
-    init: str = ""
     epoch: int = 0
     validation: dict[str, float] | None = None
 
