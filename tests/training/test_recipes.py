@@ -29,8 +29,10 @@ PAPERS: dict[str, dict[str, Any]] = {
     "lbgat": {"epochs": 100, "lr": 0.1, "warmup": 1, "weight_decay": 2e-4, "eps": 0.031, "step_size": 0.007},
     "ar-at": {"epochs": 100, "lr": 0.1, "warmup": 1, "weight_decay": 5e-4, "mode": "train", "start": "uniform"},
     "part": {"epochs": 80, "lr": 0.01, "weight_decay": 2e-4, "eps": 8 / 255},
-    "ard": {"epochs": 200, "lr": 0.1, "weight_decay": 2e-4, "mode": "train"},
-    "rslad": {"epochs": 300, "lr": 0.1, "weight_decay": 2e-4},
+    "ard": {"epochs": 200, "lr": 0.1 / 10, "weight_decay": 2e-4 * 10, "mode": "train"},  # see test_translated.py
+    "iad": {"epochs": 200, "lr": 0.1, "weight_decay": 2e-4, "mode": "train"},
+    "rslad": {"epochs": 300, "lr": 0.1 / 10, "weight_decay": 2e-4 * 10},
+    "adaad": {"epochs": 200, "lr": 0.1 / 10, "weight_decay": 5e-4 * 10},
     "dm": {"epochs": 400, "batch_size": 512, "lr": 0.2, "average": "ema", "ema_decay": 0.995, "extra_share": 0.7},
 }
 

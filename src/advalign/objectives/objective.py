@@ -123,8 +123,8 @@ class Objective(nn.Module):
             second: another augmentation of the same images, for methods that ask for one (`method.second`).
 
         Raises:
-            UserError: images outside [0, 1], on the first call; an unknown start or mode, no steps, or too long a step; a
-                clean start where the attack's loss is flat.
+            UserError: images outside [0, 1], on the first call; an unknown start or mode, no steps, or too long a step;
+                a clean start where the attack's loss is flat.
         """
         training_attack = self.method.base.training_attack
         if training_attack is None:
