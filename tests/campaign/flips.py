@@ -75,6 +75,8 @@ def flip_bits(flips: int, seed: int, folder: Path, tally: Tally, out_of_time: An
     base, here = folder / "base", folder / "here"  # runs and caches know the path of their data, so all work is there
     _prepare(here)
     here.rename(base)
+    for target in TARGETS:
+        assert list(base.glob(target.files)), f"no {target.files}"
     references: dict[str, tuple[Path, Outcome]] = {}
     for trial in range(flips):
         if out_of_time():

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 
 from advalign.errors import UserError
 from advalign.runtime import sealed
@@ -111,3 +111,17 @@ def test_files_without_a_seal_are_told_apart(tmp_path: Path):
     assert not check_sealed(content.getvalue(), tmp_path / "a.pt", OWNER)
     assert not check_sealed(save({"a": torch.ones(1)}), tmp_path / "a.safetensors", OWNER)
     assert not check_sealed(save({"a": torch.ones(1)}, {"card": "{}"}), tmp_path / "a.safetensors", OWNER)
+
+
+def test_the_same_weights_are_the_same_bytes():
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, dtype=torch.int64)}
+    metadata = {"card": "{\"names\": \"\u732b\"}", "format": "pt"}
+    files = {seal_safetensors(tensors, metadata, Owner("it", "")) for _ in range(20)}
+    assert len(files) == 1
+    (content,) = files
+    read = load(content)
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    begin = 8 + int.from_bytes(content[:8], "little")
+    assert begin % 8 == 0
+    assert json.loads(content[8:begin])["__metadata__"].items() >= metadata.items()

@@ -253,24 +253,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exit with 2 and one line for bad input, with 1 for training that failed, with 130 for a signal."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     works = arguments[:1] not in ([], ["list"]) and not {"-h", "--help"} & set(arguments)
-    notice = "advalign: nobody reads the output any more; the work goes on" if works else ""
+    notice, reasons = "advalign: nobody reads the output any more; the work goes on" if works else "", []
     try:
-        with lasting_output(notice), stoppable():
+        with lasting_output(notice), stoppable() as reasons:
             _dispatch(arguments)
-    except UserError as error:
-        complain(f"advalign: error: {' '.join(str(error).splitlines())}")
-        sys.exit(2)
-    except KeyboardInterrupt as stop:
-        resumes = "resumes from what was saved last" if arguments[:1] and arguments[0] in _RESUMED else "starts again"
-        complain(f"advalign: stopped at once{f', {stop}' if str(stop) else ''}; the same command {resumes}")
-        sys.exit(130)
-    except OSError as error:  # of a file that was not looked at before: a name too long, a disk that was taken away
+    except (Exception, KeyboardInterrupt) as error:
+        code, line = _ending(error, reasons, resumes=arguments[0] in _RESUMED if arguments else False)
+        if not line:
+            raise
+        complain(line)
+        sys.exit(code)
+
+
+def _ending(error: BaseException, reasons: Sequence[str], *, resumes: bool) -> tuple[int, str]:
+    """Return exit code and line for what has ended a command; no line for an error of the program's own."""
+    if reasons or isinstance(error, KeyboardInterrupt):
+        how = "resumes from what was saved last" if resumes else "starts again"
+        return 130, f"advalign: stopped at once, {(*reasons, 'SIGINT arrived')[0]}; the same command {how}"
+    if isinstance(error, UserError):
+        return 2, f"advalign: error: {' '.join(str(error).splitlines())}"
+    if isinstance(error, TrainingError):
+        return 1, f"advalign: {error}"
+    if isinstance(error, OSError):  # of a file that was not looked at before: a name too long, a disk that has gone
         named = f": {shorten(str(error.filename))}" if error.filename else ""
-        complain(f"advalign: error: {error.strerror or error}{named}")
-        sys.exit(2)
-    except TrainingError as error:
-        complain(f"advalign: {error}")
-        sys.exit(1)
+        return 2, f"advalign: error: {error.strerror or error}{named}"
+    return 70, ""
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -50,27 +50,29 @@ class Interrupts:
 
 
 @contextmanager
-def stoppable(time_budget: float | None = None) -> Iterator[None]:
-    """Within the context, SIGTERM, SIGHUP and the end of the time raise `KeyboardInterrupt` with the reason.
+def stoppable(time_budget: float | None = None) -> Iterator[list[str]]:
+    """Within the context, SIGTERM, SIGHUP, Ctrl-C and the end of the time raise `KeyboardInterrupt` with the reason.
 
-    That is what Ctrl-C raises. For work that may end at any instant and goes on all the same, such as an evaluation.
-    `Interrupts` inside it, which waits for a good moment, comes first.
+    For work that may end at any instant and goes on all the same, such as an evaluation. `Interrupts` inside it, which
+    waits for a good moment, comes first. Yields a list that gets the reason as well: in the middle of an import, the
+    exception may make another one out of itself.
     """
+    reasons: list[str] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGALRM:
-            raise KeyboardInterrupt("the time budget is used up")
-        raise KeyboardInterrupt(f"{signal.Signals(number).name} arrived")
+        used_up = number == signal.SIGALRM
+        reasons.append("the time budget is used up" if used_up else f"{signal.Signals(number).name} arrived")
+        raise KeyboardInterrupt(reasons[-1])
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield reasons
         return
-    numbers = (signal.SIGTERM, signal.SIGALRM, *_hang_up())
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, *_hang_up())
     previous = {number: signal.signal(number, stop) for number in numbers}
     try:
         if time_budget is not None:
             signal.setitimer(signal.ITIMER_REAL, max(time_budget, 1e-6))  # 0 would be never
-        yield
+        yield reasons
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():

@@ -54,10 +54,16 @@ def seal_zip(content: bytes, owner: Owner) -> bytes:
 
 
 def seal_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], owner: Owner) -> bytes:
-    """Return a safetensors file with the seal among its metadata."""
+    """Return a safetensors file with the seal among its metadata; the same bytes for the same content."""
     from safetensors.torch import save
 
-    return _signed(save(tensors, metadata={**metadata, "seal": _blank_seal(owner).decode()}))
+    content = save(tensors, metadata={**metadata, "seal": _blank_seal(owner).decode()})
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # safetensors writes them in any order
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return _signed(len(text).to_bytes(8, "little") + text + content[8 + length :])
 
 
 def seal_npy(file: BinaryIO, owner: Owner) -> None:
