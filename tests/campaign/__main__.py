@@ -32,6 +32,7 @@ def campaign(
     inputs: int = 1000,
     minutes: float | None = None,
     seed: int = 0,
+    add: bool = False,
     out: Path = Path("results/campaign.json"),
 ) -> int:
     """Try the promises that nothing is lost, nothing corrupt is believed, and nothing ends in a traceback.
@@ -42,6 +43,7 @@ def campaign(
         inputs: malformed spellings, flags, arrays, images, YAML files and weights to refuse.
         minutes: stop after this long.
         seed: of all that is drawn; a violation names the seed that repeats it.
+        add: to the counts that the file holds, such as those of another seed, tried on another core.
         out: the file of the counts and the violations.
     """
     began, tally = time.monotonic(), Tally()
@@ -56,12 +58,13 @@ def campaign(
         for trial, number in ((malform, inputs), (flip_bits, flips), (kill_commands, kills)):
             if number:
                 trial(number, seed, Path(folder), tally, out_of_time)
-    content = {
-        "seed": seed,
-        "seconds": round(time.monotonic() - began),
-        **tally.content(),
-        "environment": {key: value for key, value in environment().items() if key != "command"},
-    }
+    about = {"seed": seed, "seconds": round(time.monotonic() - began), "commit": environment()["commit"]}
+    runs, machine = [about], {key: value for key, value in environment().items() if key not in ("command", "commit")}
+    if add and out.exists():
+        earlier = json.loads(out.read_text())
+        runs = [*earlier["runs"], about]
+        tally.add(earlier)
+    content = {"runs": runs, **tally.content(), "environment": machine}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"{'':10} {'tried':>6} {'violated':>9}")

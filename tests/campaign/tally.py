@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,12 @@ class Tally:
         self.counts[kind, name] += 1
         if wrong:
             self.violations.append({"kind": kind, "name": name, "seed": seed, "violation": wrong})
+
+    def add(self, content: Mapping[str, Any]) -> None:
+        """Add what `content` returned for another tally."""
+        for row in content["counts"]:
+            self.counts[row["kind"], row["name"]] += row["tried"]
+        self.violations += content["violations"]
 
     def tried(self, kind: str) -> int:
         """Return how many trials of a kind there were."""
