@@ -405,7 +405,7 @@ def test_spelling_is_canonical(spelling: str, canonical: str):
         ("fgsm(steps=2)", "unknown argument of attack 'fgsm' 'steps': choose from target"),
         ("pgd(target=-1)", "pgd: target=-1 must be a class, 0 or above"),
         ("cw(target=-1)", "cw: target=-1 must be a class"),
-        ("mim(target=nxt)", "unknown target of attack 'mim' 'nxt': did you mean 'next'? choose from least-likely, next"),
+        ("mim(target=nxt)", "unknown target of attack 'mim' 'nxt': did you mean 'next'? choose from least-likely"),
         ("pgd(target=1.5)", "target=1.5 must be"),
         ("pgd(loss=kl, target=3)", "target needs another loss"),
         ("pgd(threat=1)", "unknown argument"),

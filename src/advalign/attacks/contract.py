@@ -83,7 +83,7 @@ class Attack(ABC):
         return None
 
     @final
-    def __call__(self, model: Callable[[Tensor], Tensor], x: ImageBatch, y: Labels) -> ImageBatch:
+    def __call__(self, model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
         """Attack images x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images, detached.
 
         In any autograd mode of the caller's, `torch.inference_mode()` too.

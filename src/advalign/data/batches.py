@@ -134,16 +134,17 @@ class Batches:
         # Hashed, so that neighbouring seeds and epochs share nothing: (1, 2), (2, 1) and (0, 3) are three draws.
         # 32 bits are all that torch's CPU generator takes.
         mixed = int(digest(f"{self.seed}, {epoch}", digits=8), 16)
-        draw = torch.Generator().manual_seed(mixed)
+        draw = torch.Generator("cpu").manual_seed(mixed)
         n = len(self.images)
-        order = torch.randperm(n, generator=draw)
-        drawn = torch.empty(0, dtype=torch.int64)
+        order = torch.randperm(n, generator=draw, device="cpu")
+        drawn = torch.empty(0, dtype=torch.int64, device="cpu")
         if self.extra is not None:
-            drawn = torch.randint(len(self.extra), (self.steps * self.generated,), generator=draw)
+            drawn = torch.randint(len(self.extra), (self.steps * self.generated,), generator=draw, device="cpu")
         if second:
             draw.manual_seed(mixed ^ 0x5EC0_0D00)
-        flipped = torch.rand(n, generator=draw) < (0 if self.augment == "none" else 0.5)
-        return order, flipped, torch.randint(2 * self._pad + 1, (n, 2), generator=draw), drawn
+        flipped = torch.rand(n, generator=draw, device="cpu") < (0 if self.augment == "none" else 0.5)
+        corners = torch.randint(2 * self._pad + 1, (n, 2), generator=draw, device="cpu")
+        return order, flipped, corners, drawn
 
 
 @dataclass(frozen=True)

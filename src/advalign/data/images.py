@@ -169,9 +169,9 @@ def stratified_split(labels: Labels, size: int, seed: int) -> tuple[RowNumbers, 
     remainders = counts * size % len(labels)
     shares[remainders.argsort(descending=True, stable=True)[: size - int(shares.sum())]] += 1
 
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    shuffled = torch.randperm(len(labels), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
-    place_in_class = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    place_in_class = torch.arange(len(labels), device="cpu") - (counts.cumsum(0) - counts).repeat_interleave(counts)
     drawn = place_in_class < shares.repeat_interleave(counts)
     return by_class[~drawn].sort().values, by_class[drawn].sort().values
 

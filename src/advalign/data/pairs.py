@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from advalign.data.images import Dataset, Images
 from advalign.errors import UserError, require
 
+Array = Tensor | NDArray[Any]
+Pair = tuple[Array, Array]
 HINTS: dict[type, str] = {
     DataLoader: "; of a DataLoader: x, y = (torch.cat(parts) for parts in zip(*loader))",
     Dataset: "; of a Dataset: dataset.test",
@@ -28,7 +31,7 @@ def as_images(images: Any) -> Images:
         UserError: anything else, or no image.
     """
     if isinstance(images, tuple | list) and len(images) == 2 and all(map(_is_array, images)):
-        images = _paired(*map(torch.as_tensor, images))
+        images = _paired(*(part if isinstance(part, Tensor) else _to_tensor(part) for part in images))
     if not isinstance(images, Images):
         hint = next((hint for kind, hint in HINTS.items() if isinstance(images, kind)), "")
         raise UserError(
@@ -41,6 +44,10 @@ def as_images(images: Any) -> Images:
         pixels = pixels.float()
     pixels, labels = (part.clone() if part.is_inference() else part for part in (pixels, labels))
     return images if pixels is images.pixels and labels is images.labels else Images(pixels, labels)
+
+
+def _to_tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))  # a copy: torch takes no negative strides
 
 
 def _is_array(part: object) -> bool:

@@ -15,7 +15,7 @@ from advalign.attacks.names import quantized_name
 from advalign.attacks.quantized import bits_of, check_bits, check_levels
 from advalign.attacks.quantized import quantize as quantized
 from advalign.data import Images
-from advalign.data.pairs import as_images
+from advalign.data.pairs import Pair, as_images
 from advalign.errors import require
 from advalign.evaluation.checks import Verdict, check_black_box, check_mode, judge_slips, warnings_of
 from advalign.evaluation.evaluator import Evaluator, PrecomputedExamples
@@ -79,7 +79,7 @@ class Evaluation:
 
 def evaluate(
     model: Callable[[Tensor], Tensor],
-    images: Images | tuple[Tensor, Tensor],
+    images: Images | Pair,
     attacks: Attack | Sequence[Attack] = (),
     *,
     precomputed: Mapping[str, PrecomputedExamples] | None = None,

@@ -19,7 +19,7 @@ from advalign.attacks.losses import cross_entropy, margin
 from advalign.attacks.pass_counter import PassCounter
 from advalign.data import Images
 from advalign.data.images import stratified_split
-from advalign.data.pairs import as_images
+from advalign.data.pairs import Pair, as_images
 from advalign.errors import UserError, require
 from advalign.evaluation.checks import (
     DRAWS,
@@ -109,7 +109,7 @@ class Diagnosis:
 
 def diagnose(
     model: Callable[[Tensor], Tensor],
-    images: Images | tuple[Tensor, Tensor],
+    images: Images | Pair,
     threat: Threat,
     *,
     n: int = N,
@@ -318,7 +318,7 @@ class _Bench:
         return Surfaces(offsets.cpu(), *both)
 
 
-def _subset(images: Images | tuple[Tensor, Tensor], n: int) -> tuple[Tensor, Tensor]:
+def _subset(images: Images | Pair, n: int) -> tuple[Tensor, Tensor]:
     pictures = as_images(images)
     x, y = pictures.floats(), pictures.labels
     require(n >= 1, lambda: f"n={n} must be at least 1")

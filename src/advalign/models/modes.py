@@ -60,7 +60,12 @@ def frozen(net: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def training(net: nn.Module) -> Iterator[None]:
-    """No trainable parameter and train mode inside; a network that trains already keeps the modes its owner has set."""
+    """No trainable parameter and train mode inside; a network that trains already keeps the modes its owner has set.
+
+    Raises:
+        UserError: as `check_parameters`.
+    """
+    check_parameters(net)
     modes = {module: module.training for module in net.modules()}
     try:
         with frozen(net if net.training else net.train()):
