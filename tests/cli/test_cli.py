@@ -133,6 +133,14 @@ REFUSALS = {
         with_("--norm", "l2", with_("--recipe", "common")),
         "norm=l2 needs an eps of its own",
     ),
+    "step in pixels": (
+        with_("--step-size", "2"),
+        "step_size=2 crosses the whole of Linf(0.2) in a step: for images in [0, 1] write 2/255",
+    ),
+    "radius that no image can use": (
+        [*with_("--norm", "l2"), "--eps", "128"],
+        "l2: eps=128 is more than any two images of shape (1, 8, 8) differ by, 8; for images in [0, 1] write 128/255",
+    ),
     "schedule": (with_("--schedule", "cosin"), "'cosin'"),
     "validation": (with_("--validation", "5000"), "5000"),
     "subset": (with_("--subset", "5000"), "subset=5000 must be at most 1147"),
@@ -403,7 +411,7 @@ def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
         "--help", "--data", "--model", "--width", "--recipe", "--vanilla", "--robust", "--extractor", "--guest",
         "--allow-weak-guest", "--init", "--plugin", "--trust-model", "--runs", "--name", "--data-dir",
         "--label-smoothing", "--awp", "--awp-start", "--average", "--average-start",
-        "--ema-decay", "--swa-every", "--extra", "--extra-share",
+        "--ema-decay", "--ema-epochs", "--swa-every", "--extra", "--extra-share",
         "--image-size", "--device", "--time-budget", "--checkpoint-seconds", "--cuda-graphs", "--tensorboard",
         "--epochs", "--batch-size", "--lr", "--schedule", "--milestones", "--peak", "--cycle-momentum", "--warmup",
         "--momentum", "--nesterov", "--weight-decay", "--clip-norm", "--augment", "--norm", "--eps", "--steps",

@@ -24,13 +24,14 @@ def on_meta(method: str, dtype: torch.dtype = torch.float32):
     guests = {name: tiny(k).to("meta", dtype) for k, name in enumerate(GUESTS, start=7)}
     objective = Objective(parse(method), tiny(0).to("meta", dtype), guests).train()
     x = torch.empty(8, 3, 8, 8, device="meta", dtype=dtype)
-    return objective, x, torch.empty(8, device="meta", dtype=torch.long)
+    y = torch.empty(8, device="meta", dtype=torch.long)
+    objective.start_epoch([(x, y)], progress=0.5)
+    return objective, x, y
 
 
 @pytest.mark.parametrize("method", ALL)
 def test_a_step_stays_on_the_students_device_and_reads_no_value(method: str):
     objective, x, y = on_meta(method)
-    objective.start_epoch([(x, y)], progress=0.5)
     x_adv = objective.perturb(x, y, Linf(), second=x.flip(3), steps=1)
     terms = objective(x, x_adv, y, x.flip(3))
     total(terms).backward()

@@ -253,6 +253,39 @@ def test_ikl_weighs_pairs_by_the_mean_prediction_of_the_class_once_an_epoch_has_
     assert abs(expected - at_first) > 1e-4
 
 
+@pytest.mark.parametrize("begun_epoch", [False, True])
+def test_ikls_attack_climbs_both_parts_of_the_divergence_with_weight_one(begun_epoch: bool):
+    """The authors' loop in float64, the pairs written out: 1/4 sum_jk q_j q_k ((o_j - o_k) - (o'_j - o'_k))^2."""
+    case, eps = Lesson(), 8 / 255
+    objective = case.objective("ikl(alpha=3, beta=20)")
+    if begun_epoch:
+        objective.start_epoch([(case.x, case.y)], 0.0)
+    torch.manual_seed(3)
+    x_adv = objective.perturb(case.x, case.y, Linf(eps), steps=4)
+    student = copy.deepcopy(case.student).eval()
+    clean = student(case.x).detach()
+    q = torch.full_like(clean, 0.25)
+    if begun_epoch:
+        p = (clean / 4).softmax(1)
+        q = torch.stack([p[case.y == label].mean(0) for label in case.y])
+    torch.manual_seed(3)
+    plain = case.x + 0.001 * torch.randn_like(case.x)
+    for _ in range(4):
+        plain.requires_grad_()
+        adv = student(plain)
+        gap = (clean[:, :, None] - clean[:, None, :]) - (adv[:, :, None] - adv[:, None, :])
+        squares = 0.25 * (q[:, :, None] * q[:, None, :] * gap.square()).sum((1, 2)).mean()
+        entropy = -(clean.softmax(1) * adv.log_softmax(1)).sum(1).mean()
+        (grad,) = torch.autograd.grad(1.0 * entropy + 1.0 * squares, plain)
+        plain = (plain.detach() + eps / 4 * grad.sign()).clamp(case.x - eps, case.x + eps).clamp(0, 1)
+    torch.testing.assert_close(x_adv, plain, rtol=0, atol=1e-12)
+    torch.manual_seed(3)
+    kl = case.objective("ikl(attack=kl)").perturb(case.x, case.y, Linf(eps), steps=4)
+    torch.manual_seed(3)
+    assert torch.equal(kl, case.objective("trades").perturb(case.x, case.y, Linf(eps), steps=4))
+    assert not torch.equal(kl, x_adv)
+
+
 def test_ikl_averages_under_the_clean_norms():
     student = split_norms(tiny(0))
     for norm in (module for module in student.modules() if isinstance(module, SplitNorm)):

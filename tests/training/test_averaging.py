@@ -72,6 +72,26 @@ def test_ema_follows_gowals_recursion():
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_ema_with_a_late_start_begins_from_the_student_and_not_from_its_initial_weights():
+    of = objective()
+    average = Average(of, replace(RECIPE, average="ema", ema_decay=0.9, average_start=0.5), steps=4)
+    seen = walk(of, average, 10)
+    share = 1 - 2 / 11  # of the second update; that of the first is 9/10
+    for mine, start, first, second in zip(average.weights, seen[7], seen[8], seen[9], strict=True):
+        torch.testing.assert_close(mine, (1 - share) * (0.1 * start + 0.9 * first) + share * second)
+
+
+def test_ema_of_epochs_takes_one_snapshot_an_epoch_as_ikls_authors_do():
+    of = objective()
+    average = Average(of, replace(RECIPE, average="ema", ema_decay=0.9, ema_epochs=True), steps=4)
+    seen = walk(of, average, 13)
+    for mine, *snapshots in zip(average.weights, seen[3], seen[7], seen[11], strict=True):
+        expected = snapshots[0]
+        for snapshot in snapshots[1:]:
+            expected = 0.9 * expected + 0.1 * snapshot
+        torch.testing.assert_close(mine, expected)
+
+
 @pytest.mark.parametrize("kind", ["ema", "swa"])
 @pytest.mark.parametrize("method", ["at", "at+ar-at"])
 def test_the_student_comes_back_to_the_bit(kind: str, method: str):

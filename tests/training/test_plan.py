@@ -48,6 +48,15 @@ def test_a_plan_is_a_value_that_tries_nothing_by_itself(tmp_path: Path, trials: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_corrected_method_names_its_runs_anew_and_the_others_keep_theirs(tmp_path: Path):
+    settings = {method: planned(method, tmp_path).run.setting for method in ("at", "ikl", "ikl+vfd")}
+    assert "revisions" not in settings["at"]
+    assert settings["ikl"]["revisions"] == settings["ikl+vfd"]["revisions"] == {"ikl": 1}
+    guest = planned("ikl+vfd", tmp_path).guests["vanilla"]
+    assert isinstance(guest, Plan)
+    assert guest.run.id == planned("at+vfd", tmp_path).run.setting["guests"]["vanilla"]
+
+
 def test_a_guest_of_two_parts_is_tried_once_and_plans_share_no_trial_unless_told(tmp_path: Path, trials: list[str]):
     planned("hat+kd", tmp_path)
     assert sorted(trials) == ["hat", "hat+kd", "natural"]

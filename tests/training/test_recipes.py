@@ -15,7 +15,7 @@ import pytest
 import tyro
 
 from advalign.errors import UserError
-from advalign.training.recipes import RECIPES, Recipe
+from advalign.training.recipes import ADDED, RECIPES, Recipe
 
 # As in the authors' code or, for `common`, in Pang et al. 2021; step sizes of None are a quarter of eps.
 PAPERS: dict[str, dict[str, Any]] = {
@@ -29,6 +29,7 @@ PAPERS: dict[str, dict[str, Any]] = {
     "lbgat": {"epochs": 100, "lr": 0.1, "warmup": 1, "weight_decay": 2e-4, "eps": 0.031, "step_size": 0.007},
     "ar-at": {"epochs": 100, "lr": 0.1, "warmup": 1, "weight_decay": 5e-4, "mode": "train", "start": "uniform"},
     "part": {"epochs": 80, "lr": 0.01, "weight_decay": 2e-4, "eps": 8 / 255},
+    "ikl": {"epochs": 200, "lr": 0.2, "schedule": "cosine", "weight_decay": 5e-4, "awp": 0.005, "awp_start": 9},
     "ard": {"epochs": 200, "lr": 0.1 / 10, "weight_decay": 2e-4 * 10, "mode": "train"},  # see test_translated.py
     "iad": {"epochs": 200, "lr": 0.1, "weight_decay": 2e-4, "mode": "train"},
     "rslad": {"epochs": 300, "lr": 0.1 / 10, "weight_decay": 2e-4 * 10},
@@ -65,6 +66,7 @@ def test_a_recipe_cannot_change_but_has_variants():
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"epochs": 0}, "epochs=0 must be at least 1"),
     ({"average_start": 0.9}, "['average_start'] is given, but average=none"),
+    ({"ema_epochs": True}, "ema_epochs is given, but average=none"),
     ({"swa_every": 5}, "['swa_every'] is given, but average=none"),
     ({"awp": 2.0}, "awp=2 must be at least 0 and below 1"),
     ({"label_smoothing": 1.0}, "label_smoothing=1 must be at least 0 and below 1"),
@@ -125,6 +127,12 @@ def test_the_edges_are_allowed():
     Recipe(milestones=())
     Recipe(epochs=5, warmup=4)
     Recipe(seed=2**63 - 1)
+
+
+def test_a_field_that_came_later_names_a_run_only_where_it_differs():
+    assert "ema_epochs" not in Recipe(average="ema").setting
+    assert Recipe(average="ema", ema_epochs=True).setting["ema_epochs"] is True
+    assert {*Recipe().setting, *ADDED} == {field.name for field in dataclasses.fields(Recipe)}
 
 
 def test_whole_numbers_become_floats_so_that_one_setting_has_one_digest():

@@ -42,6 +42,7 @@ class Part(nn.Module, ABC):
     name: ClassVar[str]
     needs: tuple[Need, ...] = (CLEAN, ADV)
     init_from: str | None = None  # the guest whose weights initialise the student
+    revision: ClassVar[int] = 0  # one more where a correction changes what a setting trains: runs get new names
 
     def __init__(self) -> None:  # nn.Module's own takes anything, so a part without arguments would too
         super().__init__()

@@ -19,7 +19,7 @@ from advalign.runs.run import data_kind, run_id
 from advalign.spelling import spell_number
 from advalign.threats import parse_threat
 from advalign.training.planning import ATTACK_FIELDS, GUEST_METHODS
-from advalign.training.recipes import RECIPES, Recipe
+from advalign.training.recipes import ADDED, RECIPES, Recipe
 
 RunFolders = Mapping[str, Path]
 """The folder of each run below the report's paths, by id."""
@@ -39,7 +39,7 @@ def train_line(run: Run, folders: RunFolders) -> str:
     """
     setting, notes = run.setting, []
     recipe = {**_plain(Recipe()), **setting["recipe"]}
-    if setting["recipe"].keys() != recipe.keys():
+    if not recipe.keys() - ADDED <= setting["recipe"].keys():
         notes.append("of an earlier version with fewer settings: the same training, under another id")
     preset, flags = _nearest(recipe)
     words = [setting["method"], "--data", setting["data"], "--model", setting["model"], "--recipe", preset, *flags]
@@ -169,5 +169,5 @@ def _guest_setting(setting: Mapping[str, Any], method: Method) -> dict[str, Any]
         name: "learns" if name in method.learners else run_id(_guest_setting(setting, GUEST_METHODS[name](method)))
         for name in method.guests
     }
-    kept = {key: value for key, value in setting.items() if key != "init"}
+    kept = {key: value for key, value in setting.items() if key not in ("init", "revisions")}
     return {**kept, "method": str(method), "recipe": recipe, "guests": guests}

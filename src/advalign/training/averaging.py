@@ -25,7 +25,8 @@ ADVERSARIAL_BATCHES = 50
 class Average:
     """An exponential (EMA, Gowal et al. 2020) or equal (SWA, Izmailov et al. 2018) average of the student's parameters.
 
-    The EMA's decay is min(decay, (1 + t) / (10 + t)), and it takes BatchNorm's statistics from the student. The SWA's
+    The EMA's decay is min(decay, (1 + t) / (10 + t)), over epochs the decay itself (Cui et al. 2024), and it takes
+    BatchNorm's statistics from the student. It begins with the student's weights at its start. The SWA's
     statistics are estimated anew, by one pass over the epoch's clean batches (Chen et al. 2021); where clean and
     adversarial images have norms of their own, so that the adversarial ones are evaluated, by 50 adversarial batches
     against the average itself (AR-AT).
@@ -36,19 +37,31 @@ class Average:
         start = recipe.average_start
         share = (0.5 if recipe.average == "swa" else 0.0) if start is None else start
         self.first = round(share * recipe.epochs) * steps
-        self.every = (recipe.swa_every or steps) if recipe.average == "swa" else 1
+        self.every = {"swa": recipe.swa_every or steps, "ema": steps if recipe.ema_epochs else 1}.get(recipe.average, 1)
         self.count = 0
         averages = recipe.average != "none"
         self.weights = [p.detach().clone() for p in objective.student.parameters()] if averages else []
 
     def update(self, done: int) -> None:
         """Take the student in after `done` steps of the whole training, where it is due."""
-        if self.recipe.average == "none" or done <= self.first or (done - self.first) % self.every:
+        if self.recipe.average == "none":
             return
-        t = self.count
-        share = 1 / (t + 1) if self.recipe.average == "swa" else 1 - min(self.recipe.ema_decay, (1 + t) / (10 + t))
-        torch._foreach_lerp_(self.weights, [p.detach() for p in self.objective.student.parameters()], share)
+        if done == self.first:
+            for mine, parameter in zip(self.weights, self.objective.student.parameters(), strict=True):
+                mine.copy_(parameter.detach())
+        if done <= self.first or (done - self.first) % self.every:
+            return
+        torch._foreach_lerp_(self.weights, [p.detach() for p in self.objective.student.parameters()], self._share())
         self.count += 1
+
+    def _share(self) -> float:
+        """Return how much of the average the student's weights become."""
+        t, decay = self.count, self.recipe.ema_decay
+        if self.recipe.average == "swa":
+            return 1 / (t + 1)
+        if self.recipe.ema_epochs:
+            return 1 - decay if t else 1.0
+        return 1 - min(decay, (1 + t) / (10 + t))
 
     @contextmanager
     def applied(self, epoch: Epoch) -> Iterator[nn.Module]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,11 @@ class Plan:
             "classes": self.dataset.classes,
             "shape": self.dataset.shape,
             "images": self.dataset.digest,
-            "recipe": asdict(self.recipe),
+            "recipe": self.recipe.setting,
             "guests": {guest: _identity(source) for guest, source in self.guests.items()},
             **self._extra_digest,
             **({} if self.init is None else {"init": _identity(self.init)}),
-            **_user_parts(self.method),
+            **_sources_and_revisions(self.method),
             **({"class_names": self.dataset.class_names} if self.dataset.sources else {}),
         }
         return Run.at(self.runs, json.loads(json.dumps(setting)), self.name)
@@ -147,10 +147,10 @@ class Plan:
         init = {} if self.init is None else {"init": _kind(self.init)}
         return setting_digest(
             {
-                **asdict(self.recipe),
+                **self.recipe.setting,
                 "seed": None,
                 **self._extra_digest,
-                **_user_parts(self.method),
+                **_sources_and_revisions(self.method),
                 "guests": guests,
                 **init,
             }
@@ -193,10 +193,11 @@ class Plan:
         return build_objective(self.method, self.model, self.dataset, self.recipe, weights, self.init)
 
 
-def _user_parts(method: Method) -> dict[str, dict[str, str]]:
-    """Identify the parts that are not the library's by their source, which may change under one name."""
-    digests = source_digests(method.parts)
-    return {"own": digests} if digests else {}
+def _sources_and_revisions(method: Method) -> dict[str, dict[str, Any]]:
+    """Identify what may change under one name: the user's parts by their source, the library's by their revision."""
+    revisions = {part.name: part.revision for part in method.parts if part.revision}
+    named = {"own": source_digests(method.parts), "revisions": revisions}
+    return {key: parts for key, parts in named.items() if parts}
 
 
 def _identity(source: Weights | Plan | None) -> str:

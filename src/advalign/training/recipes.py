@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 from advalign.errors import require
 from advalign.spelling import check_arguments, check_numbers
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from advalign.threats import Threat
 
 LINF_EPS = 8 / 255
+ADDED = frozenset({"ema_epochs"})
+"""Fields that came later: they name a run only where they differ from their default, so that older runs keep theirs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +86,8 @@ class Recipe:
     """share of the epochs after which averaging begins; 0 for ema and 0.5 for swa if not given"""
     ema_decay: float = 0.995
     """decay of the exponential average a step, approached from below: min(decay, (1 + t) / (10 + t))"""
+    ema_epochs: bool = False
+    """the exponential average takes the weights in once an epoch, each with 1 - decay, and not in each step"""
     swa_every: int | None = None
     """steps between two weights of the equal average; an epoch if not given"""
     extra_share: float = 0.7
@@ -132,10 +136,18 @@ class Recipe:
         unused = [name for name in ("average_start", "swa_every") if getattr(self, name) is not None]
         require(self.average != "none" or not unused, lambda: f"{unused[:1]} is given, but average=none")
         require(0 < self.ema_decay < 1, lambda: f"ema_decay={self.ema_decay:g} must be between 0 and 1")
+        epochs = self.ema_epochs and self.average != "ema"
+        require(not epochs, lambda: f"ema_epochs is given, but average={self.average}")
         require(self.swa_every is None or self.swa_every >= 1, lambda: f"swa_every={self.swa_every} must be at least 1")
         require(0 < self.extra_share < 1, lambda: f"extra_share={self.extra_share:g} must be above 0 and below 1")
         require(0 <= self.seed < 2**63, lambda: f"seed={self.seed} must be at least 0 and below 2**63")
         check_numbers("recipe", asdict(self))
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The fields by name, as they name a run."""
+        added = {field.name: field.default for field in fields(self) if field.name in ADDED}
+        return {name: value for name, value in asdict(self).items() if name not in added or value != added[name]}
 
     @property
     def threat(self) -> Threat:
@@ -227,6 +239,13 @@ def part() -> Recipe:
     return Recipe(epochs=80, lr=0.01, weight_decay=2e-4, milestones=(79 / 80,))
 
 
+def ikl() -> Recipe:
+    """IKL's code for CIFAR-10: 200 epochs, cosine from 0.2, AWP from epoch 10 on, an average of the epochs' weights."""
+    return Recipe(
+        epochs=200, schedule="cosine", lr=0.2, awp=0.005, awp_start=9, average="ema", ema_decay=0.9, ema_epochs=True
+    )
+
+
 # ARD, RSLAD, MTARD and AdaAD divide their loss by the 10 classes of CIFAR-10 as well. A tenth of the learning rate and
 # ten times the weight decay make of our loss, which is not so divided, the same steps with momentum.
 
@@ -274,6 +293,7 @@ RECIPES = {
     "ar-at": ar_at,
     "afa": afa,
     "part": part,
+    "ikl": ikl,
     "ard": ard,
     "iad": iad,
     "rslad": rslad,
