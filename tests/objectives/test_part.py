@@ -102,11 +102,15 @@ def test_jet_is_matplotlibs():
     np.testing.assert_allclose(jet(values)[0, :, 0].T, expected, atol=1e-4)
 
 
-def test_a_flat_map_marks_nothing():
+def test_a_flat_map_marks_blue_alone_as_the_authors_code_does():
+    """It is scaled to 0, which `jet` shows in dark blue: (0, 0, .5), whose blue lies 1.41 deviations above the mean."""
     maps = torch.stack([torch.zeros(4, 4), torch.ones(4, 4), torch.rand(4, 4)])
-    for channels in (1, 3):
-        marked = important(maps, torch.Size((3, channels, 16, 16)))
-        assert marked.flatten(1).any(1).tolist() == [False, False, True]
+    colours = np.asarray(mpl.colormaps["jet"](0.0)[:3])
+    above = (colours - colours.mean()) / colours.std() > 1
+    marked = important(maps, torch.Size((3, 3, 16, 16)))
+    for image in marked[:2]:
+        assert image.flatten(1).all(1).tolist() == image.flatten(1).any(1).tolist() == above.tolist()
+    assert important(maps, torch.Size((3, 1, 16, 16))).flatten(1).any(1).tolist() == [False, False, True]
 
 
 def test_an_images_box_depends_on_that_image_alone():
@@ -125,6 +129,10 @@ def test_examples_stay_in_the_box_and_use_it(base: str, start):
     objective = bound(f"{base}+part(low=0.5)")
     radii = box(objective, x).radii
     assert sorted(set(radii.flatten().tolist())) == pytest.approx([EPS / 2, EPS])
+    if start == "clean" and base in ("trades", "hat", "dkl", "ikl"):
+        with pytest.raises(UserError, match="flat at the clean images"):
+            objective.perturb(x, y, Linf(EPS), start=start)
+        return
     x_adv = objective.perturb(x, y, Linf(EPS), start=start)
     moved = (x_adv - x).abs()
     assert (moved <= radii + 1e-6).all()

@@ -25,6 +25,7 @@ PAPERS: dict[str, dict[str, Any]] = {
     "hat": {"epochs": 50, "batch_size": 128, "lr": 0.21, "nesterov": True, "cycle_momentum": True, "eps": 8 / 255},
     "rice": {"epochs": 200, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "eps": 8 / 255, "mode": "train"},
     "awp": {"epochs": 200, "lr": 0.1, "awp": 0.01, "awp_start": 0, "mode": "train", "start": "uniform"},
+    "trades-awp": {"epochs": 200, "weight_decay": 5e-4, "awp": 0.005, "awp_start": 9, "start": "gaussian"},
     "kd": {"epochs": 200, "lr": 0.1, "weight_decay": 5e-4, "average": "swa", "average_start": 0.275, "mode": "train"},
     "lbgat": {"epochs": 100, "lr": 0.1, "warmup": 1, "weight_decay": 2e-4, "eps": 0.031, "step_size": 0.007},
     "ar-at": {"epochs": 100, "lr": 0.1, "warmup": 1, "weight_decay": 5e-4, "mode": "train", "start": "uniform"},

@@ -207,8 +207,13 @@ def rice() -> Recipe:
 
 
 def awp() -> Recipe:
-    """AWP's code for AT: Rice et al.'s recipe with weights perturbed by 0.01; for TRADES 0.005 from epoch 10 on."""
+    """AWP's code for AT: Rice et al.'s recipe with weights perturbed by 0.01."""
     return Recipe(epochs=200, milestones=(0.5, 0.75), mode="train", start="uniform", awp=0.01)
+
+
+def trades_awp() -> Recipe:
+    """AWP's code for TRADES: 200 epochs, drops at 100 and 150, weights perturbed by 0.005 from epoch 10 on."""
+    return Recipe(epochs=200, milestones=(99 / 200, 149 / 200), mode="eval", start="gaussian", awp=0.005, awp_start=9)
 
 
 def kd() -> Recipe:
@@ -288,6 +293,7 @@ RECIPES = {
     "hat": hat,
     "rice": rice,
     "awp": awp,
+    "trades-awp": trades_awp,
     "kd": kd,
     "lbgat": lbgat,
     "ar-at": ar_at,

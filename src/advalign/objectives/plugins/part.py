@@ -113,7 +113,8 @@ def important(maps: Float[Tensor, "N h w"], shape: torch.Size) -> Bool[Tensor, "
     """Tell which pixels of images of a shape (N, C, H, W) their maps (N, h, w), each at least 0, mark as important.
 
     Returns:
-        bool, (N, 3, H, W) for three channels, by the colour map, and (N, 1, H, W) else. A flat map marks nothing.
+        bool, (N, 3, H, W) for three channels, by the colour map, and (N, 1, H, W) else. A flat map marks all of
+        blue, as in the authors' code, and without colours nothing.
     """
     lowest, highest = (f(maps, (1, 2), keepdim=True) for f in (torch.amin, torch.amax))
     maps = (maps - lowest) / (highest - lowest).clamp_min(torch.finfo(maps.dtype).tiny)
@@ -121,7 +122,7 @@ def important(maps: Float[Tensor, "N h w"], shape: torch.Size) -> Bool[Tensor, "
     values = F.interpolate(maps[:, None], shape[2:], mode="bicubic", antialias=True).square()
     values = jet(values) if shape[1] == 3 else values
     std, mean = torch.std_mean(values, (1, 2, 3), correction=0, keepdim=True)
-    return (values - mean > std) & (highest > lowest)[:, None]
+    return values - mean > std
 
 
 def jet(values: Float[Tensor, "N 1 H W"]) -> Float[Tensor, "N 3 H W"]:
