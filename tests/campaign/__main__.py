@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -38,9 +39,9 @@ def campaign(
     """Try the promises that nothing is lost, nothing corrupt is believed, and nothing ends in a traceback.
 
     Args:
-        kills: commands to stop by SIGKILL, SIGTERM, SIGINT or a full disk, and to let go on.
-        flips: files to damage by a flipped bit or a cut end.
-        inputs: malformed spellings, flags, arrays, images, YAML files and weights to refuse.
+        kills: commands to stop by SIGKILL, SIGTERM, SIGINT, SIGHUP or a full disk, and to let go on.
+        flips: files to damage: see `tests.campaign.damage`.
+        inputs: malformed spellings, flags, paths, arrays, images, YAML files and weights to refuse.
         minutes: stop after this long.
         seed: of all that is drawn; a violation names the seed that repeats it.
         add: to the counts that the file holds, such as those of another seed, tried on another core.
@@ -58,7 +59,12 @@ def campaign(
         for trial, number in ((malform, inputs), (flip_bits, flips), (kill_commands, kills)):
             if number:
                 trial(number, seed, Path(folder), tally, out_of_time)
-    about = {"seed": seed, "seconds": round(time.monotonic() - began), "commit": environment()["commit"]}
+    about = {
+        "command": shlex.join(["python", "-m", "tests.campaign", *sys.argv[1:]]),
+        "seed": seed,
+        "seconds": round(time.monotonic() - began),
+        "commit": environment()["commit"],
+    }
     runs, machine = [about], {key: value for key, value in environment().items() if key not in ("command", "commit")}
     if add and out.exists():
         earlier = json.loads(out.read_text())
