@@ -26,6 +26,7 @@ from advalign.report.sections import (
 )
 from advalign.report.sources import find_sources
 from advalign.report.tables import Table, accuracy_table
+from advalign.report.targeted import targeted_sections
 from advalign.runtime.environment import environment
 from advalign.runtime.files import require_writable
 
@@ -85,7 +86,7 @@ def report_on(
         sources, parts / "features", most=maps, data_dir=data_dir, trust_model=trust_model, missing=missing,
         console=console or Console(quiet=True),
     )  # fmt: skip
-    for make in (radius_sections, training_sections, verdict_sections):
+    for make in (targeted_sections, radius_sections, training_sections, verdict_sections):
         sections += make(sources, missing)
     sections += command_sections(sources)
     introduction = [

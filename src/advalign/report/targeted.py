@@ -6,7 +6,7 @@ from advalign.report.page import Section, TableSection
 from advalign.report.sources import ReportSources
 from advalign.report.tables import Table
 
-SUCCESS = "success: the attacked images of other classes that are classified as the target, in %"
+SUCCESS = "success: share of the attacked images of other classes that is classified as the target, in %"
 
 
 def targeted_sections(sources: ReportSources, missing: list[str]) -> list[Section]:
