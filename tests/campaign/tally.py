@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ class Tally:
         self.counts[kind, name] += 1
         if wrong:
             self.violations.append({"kind": kind, "name": name, "seed": seed, "violation": wrong})
+            print(f"{kind}, {name}, seed {seed}: {wrong}", file=sys.stderr, flush=True)  # hours before the end
 
     def add(self, content: Mapping[str, Any]) -> None:
         """Add what `content` returned for another tally."""
