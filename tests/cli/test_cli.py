@@ -411,7 +411,7 @@ def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
         "--help", "--data", "--model", "--width", "--recipe", "--vanilla", "--robust", "--extractor", "--guest",
         "--allow-weak-guest", "--init", "--plugin", "--trust-model", "--runs", "--name", "--data-dir",
         "--label-smoothing", "--awp", "--awp-start", "--average", "--average-start",
-        "--ema-decay", "--ema-epochs", "--swa-every", "--extra", "--extra-share",
+        "--batchnorm-passes", "--ema-decay", "--ema-epochs", "--swa-every", "--extra", "--extra-share",
         "--image-size", "--device", "--time-budget", "--checkpoint-seconds", "--cuda-graphs", "--tensorboard",
         "--epochs", "--batch-size", "--lr", "--schedule", "--milestones", "--peak", "--cycle-momentum", "--warmup",
         "--momentum", "--nesterov", "--weight-decay", "--clip-norm", "--augment", "--norm", "--eps", "--steps",

@@ -124,3 +124,51 @@ def test_graphs_are_refused_where_they_cannot_be(tmp_path):
     with pytest.raises(UserError, match="CUDA graphs need a CUDA device, not 'cpu'"):
         train("at", data="digits", model="small-cnn", recipe=digits(), runs=tmp_path, device="cpu", cuda_graphs=True)
     assert not list(tmp_path.iterdir())
+
+
+def clean_share(passes: list[bool], momentum: float = 0.1) -> float:
+    """The share of the clean images in a running mean that has seen the same passes in each of many steps."""
+    share = 0.0
+    for _ in range(200):
+        for clean in passes:
+            share = (1 - momentum) * share + momentum * clean
+    return share
+
+
+@pytest.mark.parametrize(
+    ("method", "passes", "mode", "updates", "share"),
+    [
+        ("at", "loss", "eval", 1, 0.0),
+        ("at", "rice", "train", 13, 0.13),  # as measured on the code of Rice et al.
+        ("at", "pang", "eval", 3, 0.70),  # as measured on that of Pang et al.
+        ("ard", "clean", "eval", 2, 0.1 / (1 - 0.9**2)),  # x', x
+        ("trades", "clean", "eval", 3, (0.1 + 0.081) / (1 - 0.9**3)),  # x, x', x
+    ],
+)
+def test_batchnorm_sees_the_passes_that_the_authors_run_beside_the_loss(
+    method: str, passes: Any, mode: Any, updates: int, share: float
+):
+    objective = bound(method)
+    seen: list[Tensor] = []
+    objective.student.register_forward_pre_hook(lambda net, args: seen.append(args[0]) if net.training else None)
+    step = Step(objective, Recipe(epochs=1, batchnorm_passes=passes, mode=mode), 1, torch.device("cpu"))
+    step.schedule(0)
+    x, y = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+    step.update(x, step.perturb(x, y, None), y, None)
+    order = [torch.equal(images, x) for images in seen]
+    assert len(order) == updates
+    assert clean_share(order) == pytest.approx(share, abs=0.005)
+
+
+def test_passes_beside_the_loss_move_statistics_alone():
+    weights = []
+    for passes in ("loss", "clean", "rice"):
+        objective = bound("trades+ar-at")
+        step = Step(objective, Recipe(epochs=1, batchnorm_passes=passes), 1, torch.device("cpu"))
+        step.schedule(0)
+        torch.manual_seed(0)
+        x, y = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+        step.update(x, step.perturb(x, y, None), y, None)
+        weights.append([parameter.detach().clone() for parameter in objective.parameters()])
+    for others in weights[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(weights[0], others, strict=True))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from advalign.threats import Threat
 
 LINF_EPS = 8 / 255
-ADDED = frozenset({"ema_epochs"})
+ADDED = frozenset({"batchnorm_passes", "ema_epochs"})
 """Fields that came later: they name a run only where they differ from their default, so that older runs keep theirs."""
 
 
@@ -67,6 +67,9 @@ class Recipe:
     """where the training attack starts; the method's own if not given"""
     mode: Literal["eval", "train"] | None = None
     """the student's mode during the attack; the method's own if not given"""
+    batchnorm_passes: Literal["loss", "clean", "pang", "rice"] = "loss"
+    """what BatchNorm sees in train mode beside the attack: the loss's passes alone; clean: then the clean images; pang:
+    these, and again after the update; rice: the adversarial images before, and the clean ones after the update"""
     validation: int | None = None
     """training images held out, stratified, to select the best checkpoint; 1000, or a tenth if that is less; of a
     validation set of your own this many, or all"""
@@ -257,7 +260,10 @@ def ikl() -> Recipe:
 
 def ard() -> Recipe:
     """ARD's code for CIFAR-10, translated to our loss: 200 epochs; of their two drops only that at 100 works."""
-    return Recipe(epochs=200, lr=0.01, weight_decay=2e-3, milestones=(0.5,), mode="train", start="uniform")
+    return Recipe(
+        epochs=200, lr=0.01, weight_decay=2e-3, milestones=(0.5,), mode="train", start="uniform",
+        batchnorm_passes="clean",
+    )  # fmt: skip
 
 
 def iad() -> Recipe:

@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from advalign.models.split_norm import View, using_norms
 from advalign.objectives import Objective, total
 from advalign.objectives.contract import Terms
 from advalign.runtime.cuda_graphs import CudaGraphed
@@ -73,6 +74,8 @@ class Step:
     def _update(self, x: Tensor, x_adv: Tensor, y: Tensor, second: Tensor | None) -> tuple[Tensor, Terms]:
         """Make one step of the optimiser; return the loss and its terms."""
         r = self.recipe
+        if r.batchnorm_passes == "rice":
+            self._show(x_adv, "adv")
 
         def terms_of_batch() -> Terms:
             with autocast(self.device, r.precision):
@@ -83,8 +86,19 @@ class Step:
             terms = terms_of_batch()
             loss = total(terms)
             loss.backward()
+            if r.batchnorm_passes in ("clean", "pang"):
+                self._show(x, "clean")
             if r.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], r.clip_norm)
             self.optimizer.step()
         self.optimizer.zero_grad()
+        if r.batchnorm_passes in ("pang", "rice"):
+            self._show(x, "clean")
         return loss, terms
+
+    @torch.no_grad()
+    def _show(self, x: Tensor, view: View) -> None:
+        """Let the student's BatchNorm see images once more, as the authors' codes do to log what they give."""
+        student = self.objective.nets["student"]
+        with using_norms(student, view), autocast(self.device, self.recipe.precision):
+            student(x)
