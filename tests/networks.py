@@ -13,6 +13,7 @@ from advalign.data import Batches, load
 from advalign.objectives import compose, parse, total
 from advalign.runtime.seeds import seeded
 from advalign.threats import Linf
+from tests.samples import batch
 
 
 class TinyNet(nn.Module):
@@ -54,6 +55,26 @@ def tiny(seed: int, **arguments: int) -> TinyNet:
         norm.running_mean.normal_(0, 0.2)
         norm.running_var.uniform_(0.5, 1.5)
     return net
+
+
+def sharp(seed: int = 0) -> TinyNet:
+    """Return a net with every class near, so that adversaries fool it often, but not always."""
+    net = tiny(seed).eval()
+    with torch.no_grad():
+        net.fc.bias.sub_(net(batch(64)[0]).mean(0))
+    return net
+
+
+def own_labels(net: nn.Module, x: Tensor) -> Tensor:
+    """Return the classes (N,) that a network sees in images."""
+    with torch.no_grad():
+        return net(x).argmax(1)
+
+
+def fooled(net: nn.Module, x_adv: Tensor, y: Tensor) -> Tensor:
+    """Tell which images (N,) a network takes for another class than their label."""
+    with torch.no_grad():
+        return net(x_adv).argmax(1) != y
 
 
 def with_random_norms(net: nn.Module) -> nn.Module:

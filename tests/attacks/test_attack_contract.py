@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.networks import TinyNet, tiny
+from tests.attacks.spellings import DETERMINISTIC, QUICK
+from tests.networks import TinyNet, fooled, own_labels, sharp, tiny
 from tests.samples import batch
 from torch import Tensor, nn
 
@@ -24,16 +25,6 @@ from advalign.objectives import compose
 from advalign.objectives.bases.trades import TRADES
 from advalign.threats import L2, Linf, Threat, make_threat
 
-QUICK = {  # the defaults of these take seconds
-    "square": "square(queries=30)",
-    "cw": "cw(c=30, steps=30, lr=0.1)",
-    "autoattack": "worst(apgd-ce(steps=5), apgd-t(steps=5, targets=2), fab-t(steps=5, targets=2), square(queries=20))",
-    "apgd-ce": "apgd-ce(steps=20)",
-    "apgd-dlr": "apgd-dlr(steps=20)",
-    "apgd-t": "apgd-t(steps=20)",
-    "fab": "fab(steps=20)",
-    "fab-t": "fab-t(steps=20)",
-}
 SPELLINGS = [
     *(QUICK.get(name, name) for name in ATTACKS),
     *STANDARD,
@@ -46,32 +37,6 @@ SPELLINGS = [
     "cw(c=0.01, steps=20, lr=0.2, search=4, abort=true)",
 ]
 THREATS = [Linf(8 / 255), L2(0.5)]
-DETERMINISTIC = [
-    "fgsm",
-    "mim",
-    QUICK["cw"],
-    "cw(steps=30, abort=true)",
-    "pgd(start=clean)",
-    'pgd(start=clean, loss="margin", until_fooled=False)',
-]
-
-
-def sharp(seed: int = 0) -> TinyNet:
-    """A net with every class near, so that adversaries fool it often, but not always."""
-    net = tiny(seed).eval()
-    with torch.no_grad():
-        net.fc.bias.sub_(net(batch(64)[0]).mean(0))
-    return net
-
-
-def own_labels(net: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return net(x).argmax(1)
-
-
-def fooled(net: nn.Module, x_adv: Tensor, y: Tensor) -> Tensor:
-    with torch.no_grad():
-        return net(x_adv).argmax(1) != y
 
 
 def reach(attack: Attack) -> Threat:

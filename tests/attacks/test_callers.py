@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 import pytest
 import torch
-from tests.attacks.test_attack_contract import DETERMINISTIC, QUICK, fooled, own_labels, sharp
-from tests.networks import Around, tiny
+from tests.attacks.spellings import DETERMINISTIC, QUICK
+from tests.networks import Around, fooled, own_labels, sharp, tiny
 from tests.samples import batch
 from torch import Tensor, nn
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.attacks.test_attack_contract import fooled, own_labels, sharp
+from tests.networks import fooled, own_labels, sharp
 from tests.samples import batch
 from torch import Tensor, nn
 
