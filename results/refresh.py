@@ -11,14 +11,17 @@ from pathlib import Path
 
 from claims import claims, study_in, study_table, sweep_table
 from comparison import comparison
+from starts import starts
 
 from advalign.report.tables import Table, accuracy_table
 from advalign.runs import read_records
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md", ROOT / "docs" / "evaluation.md", ROOT / "docs" / "speed.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in (
+    "findings.md", "evaluation.md", "speed.md", "how-to/robust-from-accurate.md",
+)))  # fmt: skip
 _BLOCK = re.compile(
-    r"(<!-- (table|comparison|claims|study|sweep|timing|scaling|convolutions) of (\S+) -->\n).*?"
+    r"(<!-- (table|comparison|claims|study|sweep|timing|scaling|convolutions|starts) of (\S+) -->\n).*?"
     r"(<!-- end of table -->)",
     re.DOTALL,
 )
@@ -105,6 +108,8 @@ def refreshed(text: str) -> str:
             content = _OF_BENCHMARKS[kind](path)
         elif kind in _OF_STUDIES:
             content = _OF_STUDIES[kind](*study_in(path))
+        elif kind == "starts":
+            content = starts(path)
         else:
             records = [record for file in sorted(path.rglob("records.jsonl")) for record in read_records(file)]
             content = accuracy_table(records) if kind == "table" else comparison(records)

@@ -1,7 +1,7 @@
 """Measure robust training from an accurate model's weights beside training from the seed's, on digits.
 
-`python results/robust_from_accurate.py RUNS` trains below the folder RUNS, and writes `records.jsonl` of both starts into
-`results/robust-from-accurate/`. A second call goes on where the first stopped.
+`python results/robust_from_accurate.py RUNS` trains below the folder RUNS, and writes `records.jsonl` of the accurate
+model and of both starts into `results/robust-from-accurate/`. A second call goes on where the first stopped.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def record(start: str, run: Run) -> None:
 
 
 def main(runs: Path) -> None:
+    """Train and measure every method with three seeds."""
     for seed in range(3):
         recipe = replace(digits(), eps=EPS, seed=seed)
         accurate = aa.train("natural", data="digits", model=MODEL, recipe=recipe, runs=runs, device="cpu")
