@@ -49,7 +49,7 @@ def repeated(line: str, monkeypatch: pytest.MonkeyPatch) -> Run:
         ("natural", replace(digits(), lr=0.123456789, nesterov=False)),
         ("at", Recipe(norm="l2", eps=0.5, milestones=(0.3, 1), average="ema", validation=97, clip_norm=1.5, seed=7)),
         ("hat+lbgat+vfd", trades()),
-        ("afa", replace(dm(), batch_size=64, compile=True, start=None, precision="bf16", step_size=1 / 3)),
+        ("afa", replace(dm(), batch_size=64, compile=True, start=None, precision="bf16", step_size=0.04 / 3)),
     ],
 )
 def test_the_line_trains_the_same_run(method: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
