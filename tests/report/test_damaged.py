@@ -30,7 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         target = TargetOptions(n=40, eps=0.2, device="cpu")
         measure(run.path, ["fgsm", "pgd(steps=2)"], target, save_examples=True)
-    diagnose_source(root / "at", TargetOptions(n=10, device="cpu"))
+        diagnose_source(run.path, TargetOptions(n=10, device="cpu"))
     return root
 
 
@@ -59,6 +59,17 @@ def unsealed(key: str, value: object) -> Callable[[Path], None]:
     return edit
 
 
+def of_the_other_run(pattern: str) -> Callable[[Path], object]:
+    """The file of another run, sound as it is, put in a file's place."""
+
+    def replace(file: Path) -> None:
+        run = next(folder for folder in file.parents if folder.name == "at")
+        (other,) = run.with_name("natural").glob(pattern)
+        shutil.copyfile(other, file)
+
+    return replace
+
+
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "run.json flipped": ("at/run.json", flipped, "is damaged"),
     "run.json newer": ("at/run.json", unsealed("format", 7), "newer version of advalign (format 7): upgrade advalign"),
@@ -70,6 +81,12 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "run.json no text": ("at/run.json", lambda file: file.write_bytes(b"\xff\xfe\x00"), "is not text"),
     "run.json empty": ("at/run.json", lambda file: file.write_text(""), "is damaged"),
     "log": ("at/log.jsonl", flipped, "log.jsonl, line 1 is damaged"),
+    "log of another run": ("at/log.jsonl", of_the_other_run("log.jsonl"), "or is another run"),
+    "log cut": ("at/log.jsonl", lambda file: file.write_text(file.read_text() * 2), "epochs are missing"),
+    "result of another run": ("at/evaluations/*.json", of_the_other_run("evaluations/*.json"), "belongs to run "),
+    "diagnosis of another run": (
+        "at/diagnosis/*.json", of_the_other_run("diagnosis/*.json"), "or is another run",
+    ),
     "records flipped": ("at/records.jsonl", flipped, "records.jsonl, line "),
     "records of wrong types": (
         "at/records.jsonl", lambda file: file.write_text('{"accuracy": "high"}\n'), "records.jsonl, line 1 is damaged",

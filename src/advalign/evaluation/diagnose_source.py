@@ -62,5 +62,7 @@ def diagnose_source(
     about = {"note": target.note, "class_names": list(target.classes.class_names)}
     identity = repr([*setting.values(), diagnosis.n, diagnosis.threat])
     file = folder / f"{target.path.stem}-{digest(identity, digits=8)}.json"
-    write_checked_json(file, {**setting, **diagnosis.content(), "environment": environment(), **about})
+    write_checked_json(
+        file, {**setting, **diagnosis.content(), "environment": environment(), **about}, target.card.get("run", "")
+    )
     return WrittenDiagnosis(diagnosis, target, file)

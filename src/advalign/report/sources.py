@@ -108,7 +108,7 @@ def find_sources(paths: Sequence[Path]) -> ReportSources:
     reader = _Reader()
     folders = [card.parent for path in paths for card in sorted(path.rglob("run.json"))]
     runs = {run.id: run for folder in folders if (run := reader.read(_read_run, folder)) is not None}
-    results = {run.id: _results_of_run(run.path, reader) for run in runs.values()}
+    results = {run.id: _results_of_run(run, reader) for run in runs.values()}
     read = {result.file.resolve() for of_run in results.values() for result in of_run}
     others = _by_model(
         result
@@ -156,7 +156,10 @@ def _read_run(folder: Path) -> Run:
 
 def _newest_diagnosis(run: Run, reader: _Reader) -> dict[str, Any] | None:
     files = sorted((run.path / "diagnosis").glob("*.json"), key=lambda file: file.lstat().st_mtime, reverse=True)
-    contents = (reader.read(lambda file: read_checked_json(file, DiagnosisFile, "diagnose again"), f) for f in files)
+    contents = (
+        reader.read(lambda each: read_checked_json(each, DiagnosisFile, "diagnose again", run.id), file)
+        for file in files
+    )
     return next((content for content in contents if content is not None), None)
 
 
@@ -185,9 +188,15 @@ def _begins_as_result(file: Path) -> bool:
         return False
 
 
-def _results_of_run(folder: Path, reader: _Reader) -> list[StoredResult]:
-    files = sorted((folder / "evaluations").glob("*.json"))
-    results = (reader.read(_read_result, file) for file in files if not file.name.endswith(".robustbench.json"))
+def _results_of_run(run: Run, reader: _Reader) -> list[StoredResult]:
+    def read(file: Path) -> StoredResult:
+        result = _read_result(file)
+        other = result.first["run"]
+        require(other == run.id, lambda: f"{file} belongs to run {other or 'of no record'}, not to {run.id}: remove it")
+        return result
+
+    files = sorted((run.path / "evaluations").glob("*.json"))
+    results = (reader.read(read, file) for file in files if not file.name.endswith(".robustbench.json"))
     return [result for result in results if result is not None]
 
 

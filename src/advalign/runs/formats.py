@@ -240,37 +240,44 @@ def check_card(card: Any, path: Path) -> dict[str, Any]:
     return card
 
 
-def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_checked_json(path: Path, content: Mapping[str, Any], run: str = "") -> None:
     """Write an object as indented JSON with its format version and checksum, atomically.
 
+    Args:
+        run: the id of the run that the object belongs to and does not name; part of the checksum.
+
     Raises:
         UserError: the file cannot be written.
     """
-    write_atomically(path, json.dumps(with_checksum(content), indent=2) + "\n")
+    write_atomically(path, json.dumps(with_checksum(content, run), indent=2) + "\n")
 
 
-def write_checked_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_checked_lines(path: Path, rows: Sequence[Mapping[str, Any]], run: str = "") -> None:
     """Write objects as JSON Lines, each with its checksum, atomically.
 
+    Args:
+        run: as in `write_checked_json`.
+
     Raises:
         UserError: the file cannot be written.
     """
-    write_atomically(path, "".join(json.dumps(with_checksum(row)) + "\n" for row in rows))
+    write_atomically(path, "".join(json.dumps(with_checksum(row, run)) + "\n" for row in rows))
 
 
-def read_checked_json(path: Path, kind: type[Kind], remedy: str) -> dict[str, Any]:
+def read_checked_json(path: Path, kind: type[Kind], remedy: str, run: str = "") -> dict[str, Any]:
     """Read an object and check it against its checksum and schema; return it as it stands in the file.
 
     Args:
         remedy: what to do about a damaged file, as the end of a sentence.
+        run: the id of the run that it must belong to; earlier versions left it out of the checksum.
 
     Raises:
-        UserError: the file is missing, damaged, of a newer version, or something else.
+        UserError: the file is missing, damaged, of a newer version, another run's, or something else.
     """
-    return _checked(_parsed(path, _text(path), remedy), path, kind, remedy, "")
+    return _checked(_parsed(path, _text(path), remedy), path, kind, remedy, "", run)
 
 
-def read_checked_lines(path: Path, kind: type[Kind], remedy: str) -> list[dict[str, Any]]:
+def read_checked_lines(path: Path, kind: type[Kind], remedy: str, run: str = "") -> list[dict[str, Any]]:
     """Read JSON Lines as `read_checked_json` reads an object; a missing file has none.
 
     Raises:
@@ -280,19 +287,19 @@ def read_checked_lines(path: Path, kind: type[Kind], remedy: str) -> list[dict[s
         return []
     lines = _text(path).splitlines()
     return [
-        _checked(_parsed(path, line, remedy, f", line {number}"), path, kind, remedy, f", line {number}")
+        _checked(_parsed(path, line, remedy, f", line {number}"), path, kind, remedy, f", line {number}", run)
         for number, line in enumerate(lines, 1)
     ]
 
 
-def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+def with_checksum(content: Mapping[str, Any], run: str = "") -> dict[str, Any]:
     """Return an object as it is written: with the format version and the checksum of everything else."""
     content = {**content, "format": JSON_FORMAT}
-    return {**content, "checksum": _checksum(content)}
+    return {**content, "checksum": _checksum(content, run)}
 
 
-def _checksum(content: Mapping[str, Any]) -> str:
-    return digest(json.dumps(content, sort_keys=True))
+def _checksum(content: Mapping[str, Any], run: str) -> str:
+    return digest(json.dumps(content, sort_keys=True), run)
 
 
 def _text(path: Path) -> str:
@@ -309,15 +316,16 @@ def _parsed(path: Path, text: str, remedy: str, line: str = "") -> Any:
         raise UserError(f"{path}{line} is damaged ({str(error)[:100]}): {remedy}") from None
 
 
-def _checked(content: Any, path: Path, kind: type[msgspec.Struct], remedy: str, line: str) -> dict[str, Any]:
+def _checked(content: Any, path: Path, kind: type[msgspec.Struct], remedy: str, line: str, run: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}{line} is damaged or not of advalign: it is no JSON object; {remedy}")
     version = content.get("format", 0)
     checksum = content.pop("checksum", None)
     if checksum is None:
         note_unsealed(path)
-    elif checksum != _checksum(content):
-        raise UserError(f"{path}{line} is damaged or was edited, its checksum does not fit: {remedy}")
+    elif checksum not in (_checksum(content, run), _checksum(content, "")):
+        or_other = " or is another run's" if run else ""
+        raise UserError(f"{path}{line} is damaged or was edited{or_other}, its checksum does not fit: {remedy}")
     if version not in range(JSON_FORMAT + 1):
         raise UserError(f"{path} was written by a newer version of advalign (format {version}): upgrade advalign")
     content.pop("format", None)

@@ -101,7 +101,14 @@ class Run:
     @property
     def log(self) -> list[dict[str, Any]]:
         """One row an epoch: loss terms, learning rate, and validation accuracies where it was validated."""
-        return read_checked_lines(self._log, LogRow, "remove it; the next epoch writes it anew")
+        remedy = "remove it; the next epoch writes it anew"
+        rows = read_checked_lines(self._log, LogRow, remedy, self.id)
+        whole = not rows or not self.finished or len(rows) == self.setting.get("recipe", {}).get("epochs", len(rows))
+        require(
+            whole and [row["epoch"] for row in rows] == list(range(1, len(rows) + 1)),
+            lambda: f"{self._log} is damaged, epochs are missing: {remedy}",
+        )
+        return rows
 
     @property
     def records(self) -> list[Record]:

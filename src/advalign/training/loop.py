@@ -163,7 +163,7 @@ class _Trainer:
         state.seconds = row["seconds"] = time.monotonic() - self.began
         if self.compile_seconds is not None:
             row["compile_seconds"] = self.compile_seconds
-        write_checked_lines(self.run.path / "log.jsonl", state.log)
+        write_checked_lines(self.run.path / "log.jsonl", state.log, self.run.id)
         self._save_state()
         return row
 
