@@ -62,7 +62,7 @@ def step_of(
     objective = to_device(Objective(bound, student, guests), device).train()
     step = Step(objective, replace(RECIPE, steps=steps), 1, device)
     x, y = x.to(device).contiguous(memory_format=torch.channels_last), y.to(device)
-    objective.start_epoch([(x, y)])
+    objective.start_epoch([(x, y)], progress=0.0)
     second = x.flip(3) if bound.second else None
 
     def once() -> None:

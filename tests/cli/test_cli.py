@@ -423,8 +423,8 @@ def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
 FLAGS = {
     "evaluate": {
         "--weights", "--attacks", "--checkpoint", "--data", "--model", "--n", "--norm", "--eps", "--batch-size",
-        "--precision", "--seed", "--data-dir", "--image-size", "--surrogate", "--quantize", "--mean", "--std", "--device",
-        "--out", "--save-examples", "--trust-model", "--plugin",
+        "--precision", "--seed", "--data-dir", "--image-size", "--surrogate", "--quantize", "--mean", "--std",
+        "--device", "--out", "--save-examples", "--trust-model", "--plugin",
     },
     "diagnose": {
         "--weights", "--checkpoint", "--data", "--model", "--n", "--norm", "--eps", "--batch-size", "--seed",

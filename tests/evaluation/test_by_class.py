@@ -27,7 +27,8 @@ def test_counts_give_recall_and_balanced_accuracy():
     assert sum(outcomes.sizes) == 200
     assert outcomes.sizes[3] == 0
     assert outcomes.imbalanced
-    assert outcomes.accuracies("clean")[:3] == pytest.approx(recall_score(labels, predicted, average=None))
+    recalls = recall_score(labels, predicted, average=None)  # pyright: ignore[reportArgumentType] (it means: of each)
+    assert outcomes.accuracies("clean")[:3] == pytest.approx(recalls)
     assert isnan(outcomes.accuracies("clean")[3])
     assert outcomes.balanced("clean") == pytest.approx(balanced_accuracy_score(labels, predicted))
 

@@ -36,7 +36,10 @@ def test_success_stands_beside_accuracy(run: Run, tmp_path: Path):
     table = evaluation_table(measured)
     assert table.columns[-1] == f"{name}: success"
     assert table.rows[0][-1] == f"{100 * success:.1f}"
-    assert "success: share of the attacked images of other classes that is classified as the target, in %." in table.caption
+    assert (
+        "success: share of the attacked images of other classes that is classified as the target, in %."
+        in table.caption
+    )
     write_evaluation(measured, "mine")
     assert f"{name}: success" in measured.path.with_suffix(".md").read_text()
     report_on([run.path], tmp_path / "report.html", maps=0)

@@ -115,7 +115,7 @@ def test_files_without_a_seal_are_told_apart(tmp_path: Path):
 
 def test_the_same_weights_are_the_same_bytes():
     tensors = {"b": torch.arange(3.0), "a": torch.ones(2, dtype=torch.int64)}
-    metadata = {"card": "{\"names\": \"\u732b\"}", "format": "pt"}
+    metadata = {"card": '{"names": "\u732b"}', "format": "pt"}
     files = {seal_safetensors(tensors, metadata, Owner("it", "")) for _ in range(20)}
     assert len(files) == 1
     (content,) = files

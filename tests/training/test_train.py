@@ -296,9 +296,15 @@ def test_a_base_alone_is_a_method(tmp_path: Path):
     assert run.setting["method"] == "trades(beta=3)"
 
 
-@pytest.mark.parametrize("broken", ["two_outputs", "no_batch_of_one"])
+@pytest.mark.parametrize(
+    ("broken", "refusal"),
+    [
+        ("two_outputs", "must return logits.* not tuple in train mode"),
+        ("no_batch_of_one", "at on odd_nets:no_batch_of_one fails"),
+    ],
+)
 def test_a_network_that_fails_in_training_is_refused_before_anything_is_written(
-    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broken: str, refusal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -315,7 +321,7 @@ def test_a_network_that_fails_in_training_is_refused_before_anything_is_written(
         "def two_outputs(): return Two()\n"
         "def no_batch_of_one(): return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))\n"
     )
-    with pytest.raises(UserError, match=f"at on odd_nets:{broken} fails"):
+    with pytest.raises(UserError, match=refusal):
         train(
             "at",
             data="digits",
@@ -482,7 +488,7 @@ def test_a_teacher_of_another_architecture_is_given_with_its_model(tmp_path: Pat
 def test_records_distinguish_teachers_but_not_their_seeds(tmp_path: Path):
     """Seeds of one method have teachers of one kind: supplied or trained on the way, of any seed."""
     other, robust = quick("at", tmp_path), quick("trades", tmp_path)
-    weak = {"allow_weak_guest": True}
+    weak: dict[str, Any] = {"allow_weak_guest": True}
     runs = [
         quick("rslad", tmp_path),
         quick("rslad", tmp_path, replace(QUICK, seed=1)),
