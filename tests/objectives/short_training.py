@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
 import torch
 from tests.networks import tiny
 from tests.samples import batch
@@ -27,6 +31,12 @@ def combinations(plugins_at_once: int) -> list[str]:
     for _ in range(plugins_at_once):
         names = [(*before, name) for before in names for name in PLUGINS if not before or name > before[-1]]
     return [method for base in BASES for each in names if makes_sense(method := "+".join((base, *each)))]
+
+
+def every_part_quick(methods: Iterable[str]) -> list[Any]:
+    """Mark methods as slow, but for every base alone and every plug-in on TRADES, which are all parts once."""
+    quick = {*BASES, *(method for method in combinations(1) if method.startswith("trades+"))}
+    return [method if method in quick else pytest.param(method, marks=pytest.mark.slow) for method in methods]
 
 
 def bound(method: str, seed: int = 0) -> Objective:

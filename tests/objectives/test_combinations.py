@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.objectives.short_training import bound, combinations, losses, step
+from tests.objectives.short_training import bound, combinations, every_part_quick, losses, step
 from tests.objectives.two_processes import gradients, half
 from tests.samples import batch
 
@@ -21,7 +21,8 @@ from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, Method, parse, total
 
 SINGLE, PAIRS = combinations(0) + combinations(1), combinations(2)
-ALL = [*SINGLE, *(pytest.param(method, marks=pytest.mark.slow) for method in PAIRS)]
+QUICK_FIRST = every_part_quick(SINGLE)
+ALL = [*QUICK_FIRST, *(pytest.param(method, marks=pytest.mark.slow) for method in PAIRS)]
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -135,7 +136,7 @@ def test_compiled_gives_the_same_to_the_bit():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("method", SINGLE)
+@pytest.mark.parametrize("method", QUICK_FIRST)
 def test_mixed_precision_gives_finite_losses_and_gradients(method: str):
     objective = bound(method)
     with torch.autocast("cpu", torch.bfloat16):

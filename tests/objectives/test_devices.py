@@ -5,18 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.networks import tiny
-from tests.objectives.short_training import GUESTS, combinations
+from tests.objectives.short_training import GUESTS, combinations, every_part_quick
 
-from advalign.objectives import BASES, Objective, parse, total
+from advalign.objectives import Objective, parse, total
 from advalign.threats import L2, Linf
 from advalign.training.weight_perturbation import adversarial_weights
 
-# Every part once; operations on `meta` are slow, and parts do not move each other's tensors.
-FAST = {*BASES, *(method for method in combinations(1) if method.startswith("trades+"))}
-ALL = [
-    pytest.param(method, marks=() if method in FAST else pytest.mark.slow)
-    for method in combinations(0) + combinations(1)
-]
+ALL = every_part_quick(combinations(0) + combinations(1))  # parts do not move each other's tensors
 
 
 def on_meta(method: str, dtype: torch.dtype = torch.float32):

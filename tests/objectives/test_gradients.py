@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.networks import TinyNet, tiny
-from tests.objectives.short_training import bound, combinations
+from tests.objectives.short_training import bound, combinations, every_part_quick
 from torch import nn
 
 from advalign.errors import UserError
@@ -86,7 +86,7 @@ def test_kl_is_zero_and_flat_at_the_clean_image(x_y):
     assert terms["kl"].value.abs() < 1e-6
 
 
-@pytest.mark.parametrize("method", ATTACKED)
+@pytest.mark.parametrize("method", every_part_quick(ATTACKED))
 def test_a_clean_start_is_refused_exactly_where_the_loss_of_the_attack_is_flat(method: str, x_y):
     x, y = x_y
     objective = bound(method).double().eval()
@@ -106,7 +106,7 @@ def test_a_clean_start_is_refused_exactly_where_the_loss_of_the_attack_is_flat(m
         objective.perturb(x.detach(), y, Linf(), second=x.detach(), start="clean", steps=1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", every_part_quick(METHODS))
 def test_gradients_reach_the_student_and_nothing_else(method: str, x_y):
     x, y = x_y
     objective = bound(method)
@@ -121,7 +121,7 @@ def test_gradients_reach_the_student_and_nothing_else(method: str, x_y):
     assert not x_adv.requires_grad
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", every_part_quick(METHODS))
 def test_buffers_of_frozen_guests_stay_to_the_bit_and_the_others_move_in_the_step_only(method: str, x_y):
     x, y = x_y
     objective = bound(method)
@@ -145,7 +145,7 @@ def test_batchnorm_sees_clean_and_adversarial_images_once_each(x_y):
     assert norm.num_batches_tracked == 2
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", every_part_quick(METHODS))
 def test_forwards_of_a_step(method: str, x_y, monkeypatch: pytest.MonkeyPatch):
     x, y = x_y
     objective = bound(method)
