@@ -81,12 +81,18 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "run.json no text": ("at/run.json", lambda file: file.write_bytes(b"\xff\xfe\x00"), "is not text"),
     "run.json empty": ("at/run.json", lambda file: file.write_text(""), "is damaged"),
     "log": ("at/log.jsonl", flipped, "log.jsonl, line 1 is damaged"),
-    "log of another run": ("at/log.jsonl", of_the_other_run("log.jsonl"), "or is another run"),
-    "log cut": ("at/log.jsonl", lambda file: file.write_text(file.read_text() * 2), "epochs are missing"),
+    "log of another run": ("at/log.jsonl", of_the_other_run("log.jsonl"), "or lines are missing or another run"),
+    "log cut": ("at/log.jsonl", lambda file: file.write_text(file.read_text() * 2), "lines are missing"),
     "result of another run": ("at/evaluations/*.json", of_the_other_run("evaluations/*.json"), "belongs to run "),
     "diagnosis of another run": (
         "at/diagnosis/*.json", of_the_other_run("diagnosis/*.json"), "or is another run",
     ),
+    "records cut": (
+        "at/records.jsonl", lambda file: file.write_text("".join(file.read_text().splitlines(True)[:-1])),
+        "lines are missing",
+    ),
+    "records of another run": ("at/records.jsonl", of_the_other_run("records.jsonl"), "has records of run "),
+    "records empty": ("at/records.jsonl", lambda file: file.write_text(""), "it is empty"),
     "records flipped": ("at/records.jsonl", flipped, "records.jsonl, line "),
     "records of wrong types": (
         "at/records.jsonl", lambda file: file.write_text('{"accuracy": "high"}\n'), "records.jsonl, line 1 is damaged",

@@ -17,6 +17,7 @@ from advalign.runs.formats import (
     RunFile,
     read_checked_json,
     read_checked_lines,
+    with_checksum,
     write_checked_json,
     write_checked_lines,
 )
@@ -122,3 +123,22 @@ def test_the_committed_files_are_read():
         assert read_checked_lines(file, LogRow, "fetch it again")
     for file in results.rglob("records.jsonl"):
         assert read_checked_lines(file, RecordRow, "fetch it again")
+
+
+def test_lines_that_are_lost_doubled_or_moved_are_noticed(tmp_path: Path):
+    file = tmp_path / "log.jsonl"
+    rows = [{"epoch": epoch, "lr": 0.1, "loss": 1.0, "terms": {}} for epoch in (1, 2, 3)]
+    write_checked_lines(file, rows, "0123456789")
+    assert [row["epoch"] for row in read_checked_lines(file, LogRow, "", "0123456789")] == [1, 2, 3]
+    first, second, third = file.read_text().splitlines(keepends=True)
+    for lines in ((first, second), (second, third), (first, third, second), (first, second, third, third), ()):
+        file.write_text("".join(lines))
+        with pytest.raises(UserError, match=r"lines are missing or another run's|it is empty"):
+            read_checked_lines(file, LogRow, "", "0123456789")
+
+
+def test_lines_of_earlier_versions_without_their_place_are_read(tmp_path: Path):
+    file = tmp_path / "log.jsonl"
+    row = {"epoch": 1, "lr": 0.1, "loss": 1.0, "terms": {}}
+    file.write_text(json.dumps(with_checksum(row)) + "\n")
+    assert read_checked_lines(file, LogRow, "", "0123456789") == [row]

@@ -27,7 +27,7 @@ from advalign.evaluation.results import (
 from advalign.evaluation.target import Target, load_target
 from advalign.evaluation.transfer import transfer_examples, transferable
 from advalign.registration import register_attacks, source_digests
-from advalign.runs import Weights, find_weights
+from advalign.runs import Run, Weights, find_weights
 from advalign.runs.records import require_appendable
 from advalign.runtime.device import autocast, pick_device
 from advalign.runtime.environment import environment
@@ -81,6 +81,7 @@ def measure(
     folder = Path(out) if out else weights.path.parent / "evaluations"
     require_writable(folder)
     if (weights.path.parent / "run.json").exists():
+        _ = Run.read(weights.path.parent).records  # damaged ones, or another run's, are refused before the attacks
         require_appendable(weights.path.parent / "records.jsonl")
     surrogate_weights = None if surrogate is None else find_weights(surrogate, trust_model=which.trust_model)
     if surrogate_weights is not None:

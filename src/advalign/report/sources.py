@@ -167,8 +167,17 @@ def _records_below(paths: Sequence[Path], reader: _Reader) -> Iterator[Record]:
     for path in paths:
         for file in sorted(path.rglob("records.jsonl")) if path.is_dir() else [path]:
             if file.suffix != ".json":
-                for record in reader.read(read_records, file) or ():
+                for record in reader.read(_read_records, file) or ():
                     yield record if record.run else replace(record, method=_evaluated_only(record.method))
+
+
+def _read_records(file: Path) -> list[Record]:
+    """Read records; those in a run's folder must be that run's own, as far as it can be read."""
+    try:
+        run = Run.read(file.parent)
+    except UserError:
+        return read_records(file)
+    return run.records
 
 
 def _result_files(paths: Sequence[Path]) -> list[Path]:

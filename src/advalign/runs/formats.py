@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from advalign.errors import UserError
+from advalign.errors import UserError, require
 from advalign.runtime.files import digest, read_content, write_atomically
 from advalign.runtime.sealed import note_unsealed
 from advalign.threats import Norm, parse_threat
@@ -253,7 +253,9 @@ def write_checked_json(path: Path, content: Mapping[str, Any], run: str = "") ->
 
 
 def write_checked_lines(path: Path, rows: Sequence[Mapping[str, Any]], run: str = "") -> None:
-    """Write objects as JSON Lines, each with its checksum, atomically.
+    """Write objects as JSON Lines, each with its checksum, atomically; at least one.
+
+    A checksum is also over the line's number and how many there are, so that a line that is lost is noticed.
 
     Args:
         run: as in `write_checked_json`.
@@ -261,7 +263,8 @@ def write_checked_lines(path: Path, rows: Sequence[Mapping[str, Any]], run: str 
     Raises:
         UserError: the file cannot be written.
     """
-    write_atomically(path, "".join(json.dumps(with_checksum(row, run)) + "\n" for row in rows))
+    lines = (with_checksum(row, _place(run, number, len(rows))) for number, row in enumerate(rows, 1))
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read_checked_json(path: Path, kind: type[Kind], remedy: str, run: str = "") -> dict[str, Any]:
@@ -281,25 +284,35 @@ def read_checked_lines(path: Path, kind: type[Kind], remedy: str, run: str = "")
     """Read JSON Lines as `read_checked_json` reads an object; a missing file has none.
 
     Raises:
-        UserError: a line is damaged, of a newer version, or something else.
+        UserError: a line is damaged, of a newer version, or something else, or lines are missing.
     """
     if not path.exists():
         return []
     lines = _text(path).splitlines()
+    require(bool(lines), lambda: f"{path} is damaged, it is empty: {remedy}")
+    contents = [_parsed(path, text, remedy, f", line {number}") for number, text in enumerate(lines, 1)]
     return [
-        _checked(_parsed(path, line, remedy, f", line {number}"), path, kind, remedy, f", line {number}", run)
-        for number, line in enumerate(lines, 1)
+        _checked(content, path, kind, remedy, f", line {number}", _place(run, number, len(lines)))
+        for number, content in enumerate(contents, 1)
     ]
 
 
-def with_checksum(content: Mapping[str, Any], run: str = "") -> dict[str, Any]:
-    """Return an object as it is written: with the format version and the checksum of everything else."""
+def _place(run: str, number: int, total: int) -> str:
+    return f"{run}, line {number} of {total}"
+
+
+def with_checksum(content: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Return an object as it is written: with the format version and the checksum of everything else.
+
+    Args:
+        place: what the checksum is over as well: the run that the object belongs to, and its line.
+    """
     content = {**content, "format": JSON_FORMAT}
-    return {**content, "checksum": _checksum(content, run)}
+    return {**content, "checksum": _checksum(content, place)}
 
 
-def _checksum(content: Mapping[str, Any], run: str) -> str:
-    return digest(json.dumps(content, sort_keys=True), run)
+def _checksum(content: Mapping[str, Any], place: str) -> str:
+    return digest(json.dumps(content, sort_keys=True), place)
 
 
 def _text(path: Path) -> str:
@@ -309,23 +322,26 @@ def _text(path: Path) -> str:
         raise UserError(f"{path} is damaged: it is not text") from None
 
 
-def _parsed(path: Path, text: str, remedy: str, line: str = "") -> Any:
+def _parsed(path: Path, text: str, remedy: str, line: str = "") -> dict[str, Any]:
     try:
-        return json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}{line} is damaged ({str(error)[:100]}): {remedy}") from None
-
-
-def _checked(content: Any, path: Path, kind: type[msgspec.Struct], remedy: str, line: str, run: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}{line} is damaged or not of advalign: it is no JSON object; {remedy}")
+    return content
+
+
+def _checked(
+    content: dict[str, Any], path: Path, kind: type[msgspec.Struct], remedy: str, line: str, place: str
+) -> dict[str, Any]:
     version = content.get("format", 0)
     checksum = content.pop("checksum", None)
     if checksum is None:
         note_unsealed(path)
-    elif checksum not in (_checksum(content, run), _checksum(content, "")):
-        or_other = " or is another run's" if run else ""
-        raise UserError(f"{path}{line} is damaged or was edited{or_other}, its checksum does not fit: {remedy}")
+    elif checksum not in (_checksum(content, place), _checksum(content, "")):  # the latter of earlier versions
+        others = ", or lines are missing or another run's" if line else " or is another run's" if place else ""
+        raise UserError(f"{path}{line} is damaged or was edited{others}, its checksum does not fit: {remedy}")
     if version not in range(JSON_FORMAT + 1):
         raise UserError(f"{path} was written by a newer version of advalign (format {version}): upgrade advalign")
     content.pop("format", None)

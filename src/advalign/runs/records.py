@@ -12,6 +12,8 @@ from advalign.runs.formats import RecordRow, read_checked_lines, write_checked_l
 from advalign.runtime.files import require_writable
 from advalign.runtime.locks import locked
 
+EVALUATE_AGAIN = "remove it, and evaluate again"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
@@ -85,8 +87,7 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         UserError: the file is damaged or holds something else.
     """
-    remedy = "remove it, and evaluate again"
-    return [Record(**row) for row in read_checked_lines(path, RecordRow, remedy)]
+    return [Record(**row) for row in read_checked_lines(path, RecordRow, EVALUATE_AGAIN)]
 
 
 def _measured(record: Record) -> tuple[object, ...]:

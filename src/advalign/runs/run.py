@@ -12,7 +12,7 @@ from typing import Any
 
 from advalign.errors import quoted, require
 from advalign.runs.formats import LogRow, RunFile, read_checked_json, read_checked_lines, write_checked_json
-from advalign.runs.records import Record, read_records
+from advalign.runs.records import EVALUATE_AGAIN, Record, read_records
 from advalign.runtime.files import digest, remove_leftovers, require_folder
 
 
@@ -112,8 +112,12 @@ class Run:
 
     @property
     def records(self) -> list[Record]:
-        """The accuracies measured so far."""
-        return read_records(self.path / "records.jsonl")
+        """The accuracies measured so far; those of weights without a training record beside them name no run."""
+        file = self.path / "records.jsonl"
+        records = read_records(file)
+        others = sorted({record.run for record in records} - {self.id, ""})
+        require(not others, lambda: f"{file} has records of run {others[0]}, not of {self.id}: {EVALUATE_AGAIN}")
+        return records
 
     @property
     def state(self) -> Path:

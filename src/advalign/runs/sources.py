@@ -51,6 +51,11 @@ class Weights(NamedTuple):
                 card.get("run", run) == run,
                 lambda: f"{self.path} belongs to run {card['run']}, not to {run}: {FETCH_AGAIN}",
             )
+            checkpoint = self.path.stem
+            require(
+                card.get("checkpoint", checkpoint) == checkpoint,
+                lambda: f"{self.path} holds the checkpoint {card['checkpoint']}, not {checkpoint}: {FETCH_AGAIN}",
+            )
         return state, card
 
     def load_into(self, net: nn.Module, stored: Any, *, normalized: bool = False) -> None:

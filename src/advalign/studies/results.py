@@ -77,7 +77,8 @@ class Results:
                 missing.append(f"A figure is missing: {type(error).__name__}: {error}".splitlines()[0])
         marker = {"study": self.study.name, "title": self.study.title, "failures": self.failures}
         write_checked_json(out / _MARKER, marker)
-        write_checked_lines(out / "records.jsonl", [asdict(record) for record in self.records()])
+        if records := [asdict(record) for record in self.records()]:
+            write_checked_lines(out / "records.jsonl", records)
         write_atomically(out / "table.md", table.markdown() + "\n")
         done = sum(job.finished for job in self.jobs)
         introduction = [*self.study.introduction, f"{done} of {len(self.jobs)} cells are finished."]
