@@ -223,6 +223,28 @@ def test_weights_from_elsewhere_are_surrogates_and_cells_of_a_matrix(tmp_path: P
             call()
 
 
+def test_examples_are_of_the_part_and_the_labels_that_they_were_made_with(tmp_path: Path):
+    target, both = saved(tmp_path / "target.safetensors", norm="linf", eps=0.1), tmp_path / "both.pt"
+    nets = {}
+    for seed, name in enumerate(("model", "ema")):
+        torch.manual_seed(seed)
+        nets[name] = build("small-cnn(width=4)", classes=10, channels=1).eval()
+    torch.save({name: net.state_dict() for name, net in nets.items()}, both)
+    digits_test = load("digits").test
+    x, y = digits_test.pixels[:24], digits_test.labels[:24]
+    for shift in (0, 1):
+        np.savez(tmp_path / "some.npz", x_test=x[:, 0].numpy(), y_test=((y + shift) % 10).numpy())
+        for name, net in nets.items():
+            options = TargetOptions(data=f"npz:{tmp_path / 'some.npz'}", device="cpu")
+            result = measure(
+                target, ["fgsm"], options, surrogate=f"small-cnn(width=4)@{both}#{name}", save_examples=True,
+            )  # fmt: skip
+            arrays = np.load(result.examples_path)
+            made = torch.from_numpy(arrays[f"x_adv {result.records[1].attack}"])
+            expected = FGSM(Linf(0.1))(net, x.float() / 255, (y + shift) % 10)
+            torch.testing.assert_close(made, expected, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(
     "attack", ["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "worst(pgd, mim)", "autoattack"]
 )

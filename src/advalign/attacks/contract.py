@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from advalign.attacks.batches import in_type_of, prepared
 from advalign.attacks.goal import Goal
 from advalign.attacks.pass_counter import PassCounter
-from advalign.errors import require
+from advalign.errors import UserError, require
 from advalign.models.adapted import adapted
 from advalign.models.modes import evaluating, outside_inference_mode
 from advalign.shapes import ImageBatch, Labels
@@ -104,7 +104,11 @@ class Attack(ABC):
             if not len(copy):
                 return copy.to(x.dtype)
             clean = copy.clone()
-            x_adv = self.run(network, copy, labels).detach()
+            try:
+                x_adv = self.run(network, copy, labels).detach()
+            except (IndexError, RuntimeError):
+                _require_classes(network, copy, labels)
+                raise
             threat = self.threat if self.bounded else None
             require_inside(self, threat, x_adv, clean)
             return in_type_of(x, x_adv, threat)
@@ -132,6 +136,14 @@ class Attack(ABC):
         if any(field.name == "until_fooled" for field in fields(self)):
             return replace(self, until_fooled=False)  # pyright: ignore[reportCallIssue] (the field is of a subclass)
         return self
+
+
+def _require_classes(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> None:
+    """Refuse labels that are no classes of the model, which its losses fail on in as many ways as there are losses."""
+    classes = network(x[:1]).shape[1]
+    outside = y[(y < 0) | (y >= classes)]
+    if len(outside):
+        raise UserError(f"label {int(outside[0])} is no class of the model, whose classes are 0 to {classes - 1}")
 
 
 def attack_survivors(

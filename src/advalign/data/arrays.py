@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -171,14 +172,17 @@ def _class_names(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
         names.ndim == 1 and names.dtype.kind == "U",
         lambda: f"{path}: {CLASS_NAMES} has {names.dtype} values of shape {names.shape}; it must be texts (K,)",
     )
-    require(len(set(names.tolist())) == len(names), lambda: f"{path}: {CLASS_NAMES} has a name twice")
-    return tuple(names.tolist())
+    texts = [normalize("NFC", name) for name in names.tolist()]
+    require(len(set(texts)) == len(texts), lambda: f"{path}: {CLASS_NAMES} has a name twice")
+    return tuple(texts)
 
 
 def _labels(y: np.ndarray, source: str) -> np.ndarray:
     """Return the labels as int64 (N,)."""
     require(y.ndim == 1, lambda: f"{source} has shape {y.shape}; labels are (N,), one integer for each image")
     require(y.dtype.kind in "iu", lambda: f"{source} has {y.dtype} values; labels are integers from 0")
-    if (y < 0).any():
-        raise UserError(f"{source} has the label {y.min()}; labels are integers from 0")
-    return y.astype(np.int64)
+    labels = y.astype(np.int64)
+    outside = y[labels < 0]  # also of uint64, beyond what int64 holds
+    if len(outside):
+        raise UserError(f"{source} has the label {outside[0]}; labels are integers from 0")
+    return labels

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from unicodedata import normalize
 
 from advalign.errors import UserError
 
@@ -32,7 +33,7 @@ class ImageFolder:
     @property
     def name(self) -> str:
         """The folder's own name."""
-        return self.path.name
+        return normalize("NFC", self.path.name)  # which some file systems and archives take apart
 
     @cached_property
     def every_image(self) -> list[Path]:
@@ -73,6 +74,8 @@ def _scan(path: Path, around: tuple[str, ...]) -> ImageFolder:
                 images.append(path / entry.name)
             else:
                 skipped[suffix or "without suffix"] += 1
+        elif entry.is_symlink():
+            skipped["broken links"] += 1
     return ImageFolder(path, images, sorted(folders, key=lambda folder: natural(folder.name)), skipped)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ class ClassMatch:
     """The model's classes in the order of its logits."""
     numbers: Tensor
     """(K,) int64: of each of the data set's K classes the number that the model has for it."""
-    by_number: bool
-    """Whether labels without names are taken as numbers of classes that have names."""
+    by_number: str = ""
+    """What must be said where labels or classes without names are taken by their numbers."""
 
     def relabel(self, images: Images) -> Images:
         """Return images of the data set with the model's labels."""
@@ -47,7 +48,7 @@ class ClassMatch:
         if len(present) < len(known):
             notes.append(f"{len(present)} of {len(known)} classes: {_listed([known[number] for number in present])}")
         if self.by_number:
-            notes.append("the labels have no names, and are taken as the numbers of the model's classes")
+            notes.append(self.by_number)
         if not torch.equal(self.numbers.sort().values, self.numbers):
             notes.append("the labels are in another order than the model's, and matched to it by name")
         return "; ".join(notes)
@@ -67,7 +68,8 @@ def match_classes(path: Path, card: Mapping[str, Any], dataset: Dataset, outputs
     Raises:
         UserError: the names that the model does not know, or both numbers of classes.
     """
-    names, count = tuple(card.get("class_names", ())), card.get("classes", outputs or dataset.classes)
+    names = tuple(normalize("NFC", name) for name in card.get("class_names", ()))
+    count = card.get("classes", outputs or dataset.classes)
     if names and dataset.named:
         unknown = [name for name in dataset.class_names if name not in names]
         require(
@@ -86,7 +88,11 @@ def match_classes(path: Path, card: Mapping[str, Any], dataset: Dataset, outputs
         )
         numbers = torch.arange(dataset.classes)
     known = names or (dataset.class_names if dataset.classes == count else tuple(map(str, range(count))))
-    by_number = bool(names) and not dataset.named and known != dataset.class_names
+    by_number = ""
+    if names and not dataset.named and known != dataset.class_names:
+        by_number = "the labels have no names, and are taken as the numbers of the model's classes"
+    elif not names and dataset.named and dataset.sources:
+        by_number = f"the model's classes have no names, and are taken in this order: {_listed(dataset.class_names)}"
     return ClassMatch(known, numbers, by_number)
 
 

@@ -55,8 +55,9 @@ def diagnose_source(
             target.net, target.images, target.threat, n=which.n or N, batch_size=how.batch_size, seed=how.seed,
             advance=lambda step: status.update(f"diagnosing: {step}"),
         )  # fmt: skip
+    source = f"{target.path}#{target.part}" if target.part else str(target.path)
     setting = {
-        "source": str(target.path), "model": target.model, "data": target.dataset.name,
+        "source": source, "model": target.model, "data": target.dataset.name,
         "images": target.dataset.digest, "seed": how.seed, "batch_size": how.batch_size,
     }  # fmt: skip
     about = {"note": target.note, "class_names": list(target.classes.class_names)}

@@ -16,6 +16,11 @@ from advalign.runs import Run
 from advalign.runs.run import data_kind
 from advalign.runs.trained_on import read_trained_on
 
+_UNKNOWN = (
+    "which images the model was trained and selected on is not known, as its weights lie outside of their run's folder "
+    "or are of an earlier version: such images may be among those that are measured"
+)
+
 
 def leave_out_seen(dataset: Dataset, path: Path, card: Mapping[str, Any]) -> Dataset:
     """Return a data set without the test images of which a model, or its training images, have a copy.
@@ -32,10 +37,12 @@ def leave_out_seen(dataset: Dataset, path: Path, card: Mapping[str, Any]) -> Dat
         UserError: nothing is left to measure, or the test images were held out by a rule that the model's version did
             not know.
     """
-    trained_on = read_trained_on(path.parent) if "run" in card and (path.parent / "run.json").is_file() else None
+    official = dataset.name in NAMES
+    trained_on = read_trained_on(path.resolve().parent) if "run" in card else None
     if trained_on is None:
         _require_same_rule(dataset, path, card)
-    official = dataset.name in NAMES
+        if "run" in card and not official and not _is_trained_on(dataset, path):
+            dataset = replace(dataset, note=_joined(dataset.note, _UNKNOWN))
     of_data = [] if official else [part.digests for part in (dataset.train, dataset.validation) if part is not None]
     seen = np.concatenate([np.empty(0, np.uint64) if trained_on is None else trained_on, *of_data])
     copies = torch.from_numpy(np.isin(dataset.test.digests, seen)) if len(seen) else torch.zeros(0, dtype=torch.bool)
@@ -61,15 +68,20 @@ def _require_same_rule(dataset: Dataset, path: Path, card: Mapping[str, Any]) ->
     earlier = "run" in card and "images" not in card and data_kind(card.get("data", "")) in ("folder", "npz")
     if not (dataset.held_out and earlier):
         return
-    same = (path.parent / "run.json").is_file() and Run.read(path.parent).setting.get("images") == dataset.digest
     require(
-        same,
+        _is_trained_on(dataset, path),
         lambda: (
             f"{path} was trained by an earlier version, which held out other test images of {card['data']}: those held "
             "out now may be among its training images; train again, or name images that it has not seen, "
             "with --data folder-test:PATH or an npz file of x_test and y_test"
         ),
     )
+
+
+def _is_trained_on(dataset: Dataset, path: Path) -> bool:
+    """Tell whether the run's folder says that it was trained on these very data, whose splits then are its own."""
+    folder = path.resolve().parent
+    return (folder / "run.json").is_file() and Run.read(folder).setting.get("images") == dataset.digest
 
 
 def _joined(*notes: str) -> str:

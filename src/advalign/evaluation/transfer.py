@@ -42,7 +42,7 @@ def transfer_examples(
     with counting(console, list(tasks.values()), len(surrogate.images)) as advance:
         for attack in attacks:
             spelling = str(attack)
-            file = examples_path(surrogate.path, surrogate.model, attack, surrogate.images, options)
+            file = examples_path(surrogate, attack, options)
             if state_path(file).exists():
                 say(console, f"resuming an interrupted attack: {state_path(file)}")
             x_adv = craft_examples(
@@ -146,14 +146,14 @@ def transferable(attack: Attack) -> Attack:
     return attack.to_the_end
 
 
-def examples_path(weights: Path, model: str, attack: Attack, images: Images, options: AttackOptions) -> Path:
+def examples_path(surrogate: Target, attack: Attack, options: AttackOptions) -> Path:
     """Return the file of the examples, beside the surrogate's weights and named by all that they depend on."""
-    pixels = images.pixels.cpu().contiguous().numpy().data
-    made_by = (model, str(transferable(attack)), str(attack.threat), sorted(asdict(options).items()))
-    user_sources = sorted(source_digests([attack]).items())  # none of the library's own attacks
-    parts = (*made_by, user_sources) if user_sources else made_by
-    name = f"{weights.stem}-{attack.name}-{digest(read_content(weights), pixels, repr(parts), digits=10)}.safetensors"
-    return weights.parent / "transfer" / name
+    images, path = surrogate.images, surrogate.path
+    content = [tensor.cpu().contiguous().numpy().data for tensor in (images.pixels, images.labels)]
+    made_by = (surrogate.model, str(transferable(attack)), str(attack.threat), sorted(asdict(options).items()))
+    made_by = (*made_by, surrogate.part, sorted(source_digests([attack]).items()))
+    name = f"{path.stem}-{attack.name}-{digest(read_content(path), *content, repr(made_by), digits=10)}.safetensors"
+    return path.parent / "transfer" / name
 
 
 def state_path(file: Path) -> Path:

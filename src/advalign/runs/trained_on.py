@@ -13,6 +13,7 @@ from advalign.data import Images
 from advalign.data.images import Digests
 from advalign.errors import UserError, require
 from advalign.runs.run import Run
+from advalign.runs.sources import Weights
 from advalign.runtime.files import written_atomically
 from advalign.runtime.sealed import Owner, check_sealed, seal_npy
 
@@ -20,13 +21,17 @@ FILE = "trained_on.npy"
 _REMEDY = "fetch the run's folder again, or train again"
 
 
-def write_trained_on(run: Run, parts: Iterable[Images]) -> None:
+def write_trained_on(run: Run, parts: Iterable[Images], others: Iterable[Weights] = ()) -> None:
     """Write the digests of a run's training and validation images, 8 bytes each.
 
+    Args:
+        others: weights that the run learns from, a start or a teacher; what they are known to have seen counts as seen.
+
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or one of the others' is damaged.
     """
-    digests = np.unique(np.concatenate([images.digests for images in parts]))
+    inherited = [digests for weights in others if (digests := read_trained_on(weights.path.parent)) is not None]
+    digests = np.unique(np.concatenate([*(images.digests for images in parts), *inherited]))
     try:
         with written_atomically(run.path / FILE) as draft:
             np.save(draft, digests)
@@ -42,7 +47,7 @@ def read_trained_on(folder: Path) -> Digests | None:
         UserError: the file is damaged, or of another run.
     """
     file = folder / FILE
-    if not file.is_file():
+    if not (file.is_file() and (folder / "run.json").is_file()):
         return None
     content = file.read_bytes()
     check_sealed(content, file, Owner(Run.read(folder).id, _REMEDY))

@@ -160,7 +160,8 @@ def _fit(
         run.write_card("running", environment(), planned.about_data)
         trained = [name for name, guest in planned.guests.items() if isinstance(guest, Plan)]
         measure_guests(planned, trained, device, bars.console, allow_weak=True)
-    write_trained_on(run, planned.images)
+    learned_from = [weights for weights in (planned.init, *planned.trained_guests.values()) if weights is not None]
+    write_trained_on(run, planned.images, learned_from)
     display = _Display(bars, planned, sinks(run))
     finished = fit(
         planned,
