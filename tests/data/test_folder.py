@@ -351,7 +351,7 @@ def other_test_classes(root: Path) -> None:
     [
         (lambda root: None, "there is no such folder"),
         (lambda root: root.mkdir(), "has 0 class sub-folders; at least two"),
-        (lambda root: (root / "red").mkdir(parents=True), "has 1 class sub-folders; at least two"),
+        (lambda root: (root / "red").mkdir(parents=True), "has 1 class sub-folder; at least two"),
         (lambda root: empty(paint(root) / "red"), r"no images in .*red: looked for \.bmp, .*\.webp"),
         (lambda root: (paint(root) / "red" / "9.jpg").write_bytes(b"?"), r"9\.jpg cannot be read as an image"),
         (lambda root: paint(root, each=1), "too few images to hold out a test set: 2 different ones of each class"),

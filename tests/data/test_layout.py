@@ -149,9 +149,9 @@ def test_read_as_test_every_image_is_a_test_image(tmp_path: Path):
     ("files", "layout", "words"),
     [
         (("1.png", "2.png"), "auto", r"has 0 class sub-folders \(2 images lie directly in it\); at least two"),
-        (("all/cat/1.png", "all/dog/2.png"), "auto", "has 1 class sub-folders; .*; did you mean folder:.*/all"),
-        (("train/1.png", "train/2.png"), "auto", r"has 1 class sub-folders; at least two"),
-        (("train/cat/1.png", "test/cat/2.png"), "auto", "train has 1 class sub-folders; at least two"),
+        (("all/cat/1.png", "all/dog/2.png"), "auto", "has 1 class sub-folder; .*; did you mean folder:.*/all"),
+        (("train/1.png", "train/2.png"), "auto", r"has 1 class sub-folder; at least two"),
+        (("train/cat/1.png", "test/cat/2.png"), "auto", "train has 1 class sub-folder; at least two"),
         (("train/cat/1.png", "train/dog/2.png", "test/cat/3.txt"), "auto", "no images in .*/test: looked for"),
         (("train/cat/1.png", "train/dog/2.txt", "test/cat/3.png"), "auto", "no images in .*/train/dog: looked for"),
         (("train/a/1.png", "train/b/2.png", "test/c/3.png"), "auto", "test/ has classes that train/ has not: c; "),

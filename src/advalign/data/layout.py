@@ -188,8 +188,8 @@ def _class_files(folder: ImageFolder, least: int = 2) -> ClassFiles:
     require(
         count >= least,
         lambda: (
-            f"{folder.path} has {count} class sub-folders{direct}; at least {'two are' if least > 1 else 'one is'} "
-            f"needed, with images in them{hint}"
+            f"{folder.path} has {count} class sub-folder{'s' * (count != 1)}{direct}; at least "
+            f"{'two are' if least > 1 else 'one is'} needed, with images in them{hint}"
         ),
     )
     for each in folder.folders:

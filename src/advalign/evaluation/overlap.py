@@ -59,7 +59,10 @@ def leave_out_seen(dataset: Dataset, path: Path, card: Mapping[str, Any]) -> Dat
             "trained or selected on, or of training images; name other data with --data"
         ),
     )
-    note = f"{count} of {total} test images are left out, copies of images that the model was trained or selected on"
+    of_what = (
+        "the data's own training images" if trained_on is None else "images that the model was trained or selected on"
+    )
+    note = f"{count} of {total} test images are left out, copies of {of_what}"
     return replace(dataset, test=dataset.test.take((~copies).nonzero()[:, 0]), note=_joined(dataset.note, note))
 
 

@@ -37,7 +37,13 @@ def dataset_of(name: str, digest: str, image_size: int, directory: str | Path | 
     data = load(name, directory=directory or os.environ.get("ADVALIGN_DATA") or cache_folder(), image_size=image_size)
     if data.digest != digest:  # copies of training images may have been left out
         data = leave_out_seen(data, Path(), {})
-    require(data.digest == digest, lambda: f"{name} has changed since: its digest is {data.digest}, not {digest}")
+    require(
+        data.digest == digest,
+        lambda: (
+            f"{name} is not what was measured (digest {digest}, now {data.digest}): it has changed, was read at "
+            "another --image-size, or images were left out that the model was trained on"
+        ),
+    )
     return data
 
 

@@ -85,6 +85,13 @@ class Plan:
         else:
             held_out, rest, validation = 0, self.dataset.train, self.dataset.validation
             if recipe.validation is not None:
+                require(
+                    recipe.validation <= len(validation),
+                    lambda: (
+                        f"validation={recipe.validation} must be at most {len(validation)}, the validation images of "
+                        f"{name}: set --validation"
+                    ),
+                )
                 validation = stratified_subset(validation, recipe.validation, recipe.seed)
         if recipe.subset is not None:
             if recipe.subset > len(rest):
