@@ -75,6 +75,9 @@ NESTINGS: dict[str, Callable[[State], Any]] = {
     "averaged": lambda s: {"n_averaged": torch.tensor(7), **put_before("module.", s)},
     "equal average beside": lambda s: {"model": s, "ema": {name: value.clone() for name, value in s.items()}},
     "no counters": lambda s: {name: value for name, value in s.items() if "num_batches" not in name},
+    "counters of another shape": lambda s: {
+        name: value.expand(3) if "num_batches" in name else value for name, value in s.items()
+    },
     "half": lambda s: {name: value.double() if value.is_floating_point() else value for name, value in s.items()},
     "parameters": lambda s: {"params": {name: nn.Parameter(v, v.is_floating_point()) for name, v in s.items()}},
 }
@@ -90,7 +93,9 @@ def test_the_state_dict_is_found_in_any_nesting(name: str, ending: str, tmp_path
     note = load_into(net, stored, str(file))
     assert card == {}
     assert_loaded(net, truth)
-    assert (note == "") == (name in ("plain", "ordered", "numbers beside", "no counters", "half"))
+    assert (note == "") == (
+        name in ("plain", "ordered", "numbers beside", "no counters", "counters of another shape", "half")
+    )
 
 
 def test_what_was_taken_is_said_in_a_line():

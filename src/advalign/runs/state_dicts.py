@@ -57,8 +57,12 @@ class Candidate:
         return self.tensors.get(self.prefix + self.renamed.get(inner, inner))
 
     def state(self, net: nn.Module) -> dict[str, Tensor]:
-        """Return the network's state dict with the tensors of the file, where it has them."""
-        return {name: value if (found := self.of(name)) is None else found for name, value in net.state_dict().items()}
+        """Return the network's state dict with the tensors of the file, where it has them in their shape."""
+        state = net.state_dict()
+        found = {name: self.of(name) for name in state}
+        return state | {
+            name: each for name, each in found.items() if each is not None and each.shape == state[name].shape
+        }
 
     def note(self) -> str:
         """Say what was taken and what was left out, in a line; empty for a file that is the state dict."""
