@@ -67,7 +67,7 @@ def test_labels_are_those_of_the_images_that_were_measured(tmp_path: Path):
 def test_other_data_under_the_same_name_are_refused_and_nothing_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(UserError, match="digits has changed"):
+    with pytest.raises(UserError, match="digits is not what was measured"):
         dataset_of("digits", "0123", 8, None)
     monkeypatch.delenv("ADVALIGN_DATA", raising=False)
     monkeypatch.setenv("ADVALIGN_CACHE", str(tmp_path))
