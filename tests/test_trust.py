@@ -74,9 +74,9 @@ def plant(run: Run, folder: Path, model: str, *, in_setting: bool = True) -> Pat
         content["setting"]["model"] = model
         content["id"] = setting_digest(content["setting"])
         write_checked_json(folder / "run.json", content)
+        (folder / "records.jsonl").unlink()  # they belong to the run that was copied
     for file in folder.glob("*.safetensors"):
         rename_network(file, model, content["id"])
-    (folder / "records.jsonl").unlink(missing_ok=True)  # of the run that it was copied from
     digests = np.load(folder / "trained_on.npy")
     with (folder / "trained_on.npy").open("w+b") as file:
         np.save(file, digests)
