@@ -30,6 +30,7 @@ def test_a_wrong_shape_is_noticed(room: str):
         WRONG[room]()
 
 
+@pytest.mark.slow
 def test_users_do_not_pay_for_it():
     code = "import sys; import advalign as aa; aa.compose, aa.attacks.PGD, aa.models.build, aa.data.load; "
     code += "print('beartype' in sys.modules)"

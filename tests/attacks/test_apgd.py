@@ -256,9 +256,8 @@ def broken(name: str, target: Target, threat: Threat, seeds: int, steps: int = 1
     return ours, their
 
 
-@pytest.mark.parametrize(
-    ("name", "threat"), [("apgd-ce", Linf(0.2)), pytest.param("apgd-dlr", L2(0.7), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "threat"), [("apgd-ce", Linf(0.2)), ("apgd-dlr", L2(0.7))])
 def test_as_strong_as_the_authors_code(name: str, threat: Threat, target: Target):
     ours, their = broken(name, target, threat, seeds=2)
     assert abs(ours - their) <= 1

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,12 @@ SPELLINGS = [
     "cw(c=0.01, steps=20, lr=0.2, search=4, abort=true)",
 ]
 THREATS = [Linf(8 / 255), L2(0.5)]
+
+
+def in_both_threats(spellings: list[str]) -> list[Any]:
+    """Each spelling in one threat, by turns, and in the other as a slow test."""
+    quick = [(spelling, THREATS[k % 2]) for k, spelling in enumerate(spellings)]
+    return quick + [pytest.param(s, THREATS[k % 2 - 1], marks=pytest.mark.slow) for k, (s, _) in enumerate(quick)]
 
 
 def reach(attack: Attack) -> Threat:
@@ -79,8 +86,7 @@ def test_stays_in_the_ball_and_in_the_box(name, norm_eps, steps, share, start, u
     assert_inside(attack(sharp(), x, y), x, reach(attack))
 
 
-@pytest.mark.parametrize("threat", THREATS, ids=str)
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize(("spelling", "threat"), in_both_threats(SPELLINGS))
 def test_moves_images_leaves_its_input_and_repeats_with_the_seed(spelling: str, threat: Threat, x_y):
     x, _ = x_y
     net = sharp()
@@ -166,8 +172,7 @@ def test_images_do_not_depend_on_their_neighbours(spelling: str, threat: Threat)
     torch.testing.assert_close(whole, parts, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("threat", THREATS, ids=str)
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize(("spelling", "threat"), in_both_threats(SPELLINGS))
 def test_an_empty_batch_stays_empty(spelling: str, threat: Threat, x_y):
     x, y = x_y
     assert parse(spelling, threat=threat)(sharp(), x[:0], y[:0]).shape == (0, 3, 8, 8)
@@ -271,8 +276,7 @@ class Flat(nn.Module):
         return torch.tensor([1.0, 0.0]) + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
-@pytest.mark.parametrize("threat", THREATS, ids=str)
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize(("spelling", "threat"), in_both_threats(SPELLINGS))
 def test_zero_gradients_make_no_nan(spelling: str, threat: Threat, x_y):
     x, _ = x_y
     attack = parse(spelling, threat=threat)
@@ -509,8 +513,7 @@ class Sick(nn.Module):
 GRADIENT = [each for each in SPELLINGS if not each.startswith(("square", "worst"))]
 
 
-@pytest.mark.parametrize("threat", THREATS, ids=str)
-@pytest.mark.parametrize("spelling", GRADIENT)
+@pytest.mark.parametrize(("spelling", "threat"), in_both_threats(GRADIENT))
 def test_a_gradient_that_is_not_finite_counts_as_zero(spelling: str, threat: Threat):
     """And the other images of the batch are attacked as if it were not there."""
     x, _ = batch(9)
@@ -555,7 +558,8 @@ def test_a_step_that_crosses_the_ball_is_refused(name: str, x_y):
     parse(f"{name}(step_size=2)", threat=L2(1.0))(sharp(), x, y)
 
 
-@pytest.mark.parametrize("scale", [3, *(pytest.param(scale, marks=pytest.mark.slow) for scale in (1, 10))])
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1, 3, 10])
 def test_fp16_is_as_strong_as_fp32(scale: float, target):
     """A natural network is so sure that the gradient of its softmax is below what fp16 holds."""
     net = nn.Sequential(target.model, Scaled(4 * scale))

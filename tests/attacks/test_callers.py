@@ -86,8 +86,9 @@ EVERY_MODE = pytest.mark.parametrize("mode", [pytest.param(name, marks=SLOW.get(
 
 @pytest.mark.parametrize(
     ("spelling", "mode"),
-    [(each, mode) for each in SPELLINGS for mode in ("inference", "device")]
-    + [pytest.param(each, mode, marks=SLOW.get(mode, ())) for each in SOME for mode in list(MODES)[2:]],
+    [(each, "inference") for each in SPELLINGS]
+    + [pytest.param(each, "device", marks=pytest.mark.slow) for each in SPELLINGS if each not in SOME]
+    + [pytest.param(each, mode, marks=SLOW.get(mode, ())) for each in SOME for mode in list(MODES)[1:]],
 )
 def test_the_callers_mode_does_not_matter(spelling: str, mode: str):
     net, x, y = sample()
@@ -182,7 +183,8 @@ HALVES = [torch.float16, torch.bfloat16]
 
 @pytest.mark.parametrize(
     ("spelling", "dtype", "of_images"),
-    [(each, torch.bfloat16, None) for each in SPELLINGS]
+    [pytest.param(each, torch.bfloat16, None, marks=pytest.mark.slow) for each in SPELLINGS if each not in SOME]
+    + [(each, torch.bfloat16, None) for each in SOME]
     + [(each, dtype, of) for each in SOME for dtype in (torch.float16, torch.float64) for of in (torch.float32, None)],
 )
 def test_networks_of_any_type_are_attacked(spelling: str, dtype: torch.dtype, of_images: torch.dtype | None):
@@ -327,8 +329,12 @@ def shifts_behind_autograd(x: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("before", [shifts, shifts_behind_autograd])
-@EVERY_SPELLING
+@pytest.mark.parametrize(
+    ("spelling", "before"),
+    [(each, shifts) for each in SPELLINGS]
+    + [pytest.param(each, shifts_behind_autograd, marks=pytest.mark.slow) for each in SPELLINGS if each not in SOME]
+    + [(each, shifts_behind_autograd) for each in SOME],
+)
 def test_a_network_may_work_in_place_on_its_images(spelling: str, before: Callable[[Tensor], Tensor]):
     net, x, y = sample()
     copying = Around(net, before=lambda x: before(x.clone()))

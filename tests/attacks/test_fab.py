@@ -172,9 +172,8 @@ def without_final_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fab, "_within", lambda threat, model, x, y, nearest: x)
 
 
-@pytest.mark.parametrize(
-    "threat", [Linf(0.2), *(pytest.param(each, marks=pytest.mark.slow) for each in (Linf(0.15), L2(0.8)))], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("threat", [Linf(0.2), Linf(0.15), L2(0.8)], ids=str)
 def test_as_strong_as_the_authors_code(threat: Threat, target: Target, monkeypatch: pytest.MonkeyPatch):
     pairs = [
         (FABT(threat, steps=10, targets=3), theirs(target, threat, targeted=True, n_iter=10, n_target_classes=3)),
@@ -223,7 +222,7 @@ def walked_to_the_end(attack: FAB | FABT, target: Target, rivals: Tensor) -> Ten
     return (least <= attack.threat.eps) | misclassified(model, attack.threat.ball(x)(nearest.clone()), y)
 
 
-@pytest.mark.parametrize("threat", [Linf(0.15), L2(0.8)], ids=str)
+@pytest.mark.parametrize("threat", [pytest.param(Linf(0.15), marks=pytest.mark.slow), L2(0.8)], ids=str)
 def test_what_leaves_the_batch_changes_no_other_verdict(threat: Threat, target: Target):
     model, x, y = target
     with torch.no_grad():

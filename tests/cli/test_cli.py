@@ -454,6 +454,7 @@ def test_help_needs_no_torch():
     assert all(command in done.stdout for command in cli.COMMANDS)
 
 
+@pytest.mark.slow
 def test_a_pipe_that_closes_early_is_no_traceback():
     done = subprocess.run(
         f"{sys.executable} -m advalign list methods | head -1", shell=True, capture_output=True, text=True, check=False

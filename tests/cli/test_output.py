@@ -60,7 +60,10 @@ def test_letters_that_a_terminal_cannot_show_are_escaped(monkeypatch: pytest.Mon
     assert shown.getvalue() == b"50 \\xb1 2, \\udcff\n"
 
 
-@pytest.mark.parametrize("arguments", ["list methods", "--help", "evaluate --help"])
+@pytest.mark.parametrize(
+    "arguments",
+    ["--help", *(pytest.param(each, marks=pytest.mark.slow) for each in ("list methods", "evaluate --help"))],
+)
 def test_a_full_standard_output_is_one_line_and_exit_code_2(arguments: str):
     command = f"{sys.executable} -m advalign {arguments} > /dev/full"
     done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, check=False)

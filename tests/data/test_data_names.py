@@ -28,6 +28,7 @@ def test_unknown_names(name: str, message: str):
         assert known in str(caught.value)
 
 
+@pytest.mark.slow
 def test_importing_loads_none_of_the_readers():
     code = "import sys, advalign.data; print(*{'sklearn', 'PIL', 'pooch', 'rich'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -111,12 +111,13 @@ def test_maskers_are_caught(name: str, natural: nn.Module, test_images: Images):
     assert caught <= set(_look(Around(natural, before, after), test_images).failed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "caught"),
     [
-        pytest.param("saturated logits", {"gradient", "large radius", "loss"}, marks=pytest.mark.slow),
+        ("saturated logits", {"gradient", "large radius", "loss"}),
         ("distillation, simulated", {"gradient", "loss"}),
-        pytest.param("quantised input", {"gradient", "large radius", "black box"}, marks=pytest.mark.slow),
+        ("quantised input", {"gradient", "large radius", "black box"}),
     ],
 )
 def test_maskers_on_a_robust_network_are_caught(name: str, caught: set[str], target, test_images: Images):
@@ -176,6 +177,7 @@ def test_transfer_breaks_what_a_reversed_gradient_hides(natural: nn.Module, test
     assert "transfer broke" in helped.sentence
 
 
+@pytest.mark.slow
 def test_a_model_that_guesses_is_a_warning(test_images: Images):
     with seeded("guess"):
         net = models.build("small-cnn(width=4)", classes=10, channels=1)
@@ -227,6 +229,7 @@ def test_radii_end_where_everything_can_be_reached():
     assert _radii(Linf(1.0), x) == [0.25, 0.5, 1.0]
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     quick = replace(digits(), epochs=2, steps=1, batch_size=128)
     run = train("at", data="digits", model="small-cnn(width=4)", recipe=quick, runs=tmp_path, device="cpu")

@@ -65,6 +65,7 @@ def test_has_the_plain_second_derivative():
     torch.testing.assert_close(ours, curvature(plain), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_equals_it_in_pieces():
     conv, plain = adopted()
     x = maps(MOST // 4 + 3, 8, 8)
@@ -147,9 +148,8 @@ def test_leaves_convolutions_alone_whose_weights_may_move():
     assert Winograd.adopt(hooked) is None
 
 
-@pytest.mark.parametrize(
-    ("name", "count"), [("resnet18", 3), pytest.param("preact-resnet18", 3, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 3), ("preact-resnet18", 3)])
 def test_a_twin_follows_its_network(name: str, count: int):
     net = with_random_norms(build(f"{name}(width=32)", classes=5))
     folded = Folded(Tapped(net, ("layer4", "layer4.1.conv2")))
@@ -166,6 +166,7 @@ def test_a_twin_follows_its_network(name: str, count: int):
     assert all(type(module) is not Winograd for module in net.modules())
 
 
+@pytest.mark.slow
 def test_an_attack_in_training_leaves_no_transformed_weights(monkeypatch: pytest.MonkeyPatch):
     made: list[Winograd] = []
     transform = Winograd._transform

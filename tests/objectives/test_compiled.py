@@ -15,8 +15,7 @@ from advalign.attacks.ascent import projected_gradient_ascent
 from advalign.objectives import Objective, parse, total
 from advalign.threats import Linf
 
-METHODS = ["trades+vfd", "at+ar-at"]
-METHODS += [pytest.param(method, marks=pytest.mark.slow) for method in ("hat+lbgat", "mart+kd")]
+METHODS = ["trades+vfd", *(pytest.param(each, marks=pytest.mark.slow) for each in ("at+ar-at", "hat+lbgat", "mart+kd"))]
 THREAT = Linf(8 / 255)
 
 

@@ -126,7 +126,8 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_found(name: str, runs: Pat
     assert any(file.name in line and words in line for line in sources.unreadable), sources.unreadable
 
 
-@pytest.mark.parametrize("name", [SHOWN[0], *(pytest.param(name, marks=pytest.mark.slow) for name in SHOWN[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHOWN)
 def test_the_page_says_what_is_not_there(name: str, runs: Path, tmp_path: Path):
     file, words = damaged(name, runs, tmp_path)
     (table, *_) = report_on([tmp_path / "runs"], tmp_path / "page.html", maps=0)

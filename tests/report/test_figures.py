@@ -45,6 +45,7 @@ def test_control_characters_and_halves_of_characters_leave_a_sound_svg():
     assert "<title>a\\x01b</title>" in inline(training_curves({"a\x01b": log}), "a")
 
 
+@pytest.mark.slow
 def test_a_figure_is_as_it_was_after_it_was_drawn():
     figure = training_curves({f"{NAMES[0]} {NAMES[2]}": [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 0.002}]})
     before = png(figure)

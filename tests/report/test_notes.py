@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
@@ -27,6 +28,7 @@ def paint(root: Path, names: list[str], each: int) -> str:
     return f"folder:{root}"
 
 
+@pytest.mark.slow
 def test_a_part_of_the_classes_is_said_wherever_the_numbers_stand(tmp_path: Path):
     photos, part = tmp_path / "photos", tmp_path / "part"
     recipe = Recipe(epochs=1, steps=1, batch_size=8, validation=6)

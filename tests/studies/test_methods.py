@@ -22,6 +22,7 @@ def test_every_method_of_the_study_is_one():
         assert str(parse(method)) == method
 
 
+@pytest.mark.slow
 def test_it_trains_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     toy = replace(digits(), epochs=1, steps=1, subset=256, batch_size=128)
     monkeypatch.setattr(methods_module, "digits", lambda: toy)

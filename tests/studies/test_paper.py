@@ -36,13 +36,11 @@ def jobs_of(study: Study, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list
     return plan_jobs(study, 1, runs=folder, data_dir=None)
 
 
-# Each tries a step of every method that it trains, which takes seconds.
-LONG = [("tiny", name) for name in ("table1", "table2", "vgg16", "figure2", "figure4b", "arat", "methods")]
-LONG += [("short", name) for name in STUDIES]  # the paper's scale, which is quick, plans the same cells
+QUICK = [("tiny", "figure3"), ("paper", "table1"), ("paper", "table2")]  # the others take seconds each
 
 
 @pytest.mark.parametrize(
-    ("scale", "name"), [pytest.param(*pair, marks=pytest.mark.slow) if pair in LONG else pair for pair in EVERY]
+    ("scale", "name"), [pair if pair in QUICK else pytest.param(*pair, marks=pytest.mark.slow) for pair in EVERY]
 )
 def test_every_study_plans_with_runs_of_its_own(scale: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     if scale != "tiny":  # a step of each large network takes minutes in all: see the slow test

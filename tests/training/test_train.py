@@ -142,7 +142,7 @@ def test_time_budget_stops_in_good_order_and_the_same_call_goes_on(tmp_path: Pat
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
-        ("trades+vfd", {"average": "ema"}),
+        pytest.param("trades+vfd", {"average": "ema"}, marks=pytest.mark.slow),
         pytest.param("at+ar-at", {"average": "swa", "average_start": 0.0, "swa_every": 2}, marks=pytest.mark.slow),
         ("at", {"average": "swa", "awp": 0.01, "awp_start": 1}),
         pytest.param("trades+afa", {"label_smoothing": 0.1, "augment": "flip-crop"}, marks=pytest.mark.slow),
@@ -182,6 +182,7 @@ def test_guests_are_trained_first_and_shared_whatever_the_attack(tmp_path: Path)
     assert Run.read(naturals[0]).id == first.setting["guests"]["vanilla"]
 
 
+@pytest.mark.slow
 def test_the_robust_teacher_is_the_base_alone_and_shares_its_own_guests(tmp_path: Path):
     run = quick("hat+kd", tmp_path)
     trained = {each.setting["method"]: each for each in map(Run.read, tmp_path.iterdir())}
@@ -190,6 +191,7 @@ def test_the_robust_teacher_is_the_base_alone_and_shares_its_own_guests(tmp_path
     assert quick("hat", tmp_path).id == trained["hat"].id  # a row of the table already
 
 
+@pytest.mark.slow
 def test_a_guide_learns_with_the_student_and_resumes_with_it(tmp_path: Path):
     whole = quick("trades+lbgat", tmp_path / "a")
     while not (run := quick("trades+lbgat", tmp_path / "b", time_budget=0.001)).finished:
@@ -412,6 +414,7 @@ def generated(folder: Path, classes: int = 10) -> Path:
     return folder / "more.npz"
 
 
+@pytest.mark.slow
 def test_extra_data_train_run_and_guest_and_name_them(tmp_path: Path):
     extra = generated(tmp_path)
     runs = [quick("at+vfd", tmp_path / "runs", extra=each) for each in (None, extra)]
@@ -426,6 +429,7 @@ def test_extra_data_train_run_and_guest_and_name_them(tmp_path: Path):
     assert runs[1].log[-1]["loss"] != runs[0].log[-1]["loss"]
 
 
+@pytest.mark.slow
 def test_the_recipes_share_of_each_batch_is_extra_and_validation_is_real(tmp_path: Path):
     """The same digits under another label: what is learned is what the greater part of the batches says."""
     data = load_data("digits").train
@@ -439,6 +443,7 @@ def test_the_recipes_share_of_each_batch_is_extra_and_validation_is_real(tmp_pat
     assert validated[1] < 0.1
 
 
+@pytest.mark.slow
 def test_a_run_with_extra_data_goes_on_where_it_stopped(tmp_path: Path):
     extra = generated(tmp_path)
     whole = quick("at", tmp_path / "a", extra=extra)
