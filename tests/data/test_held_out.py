@@ -1,4 +1,4 @@
-"""Holding out a test set by content: what others do moves nothing, copies stay together, every class has both sides."""
+"""Holding out by content: what others do moves nothing, copies stay together, every class has both sides."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from advalign.data.held_out import hold_out_by_content
+from advalign.data.held_out import hold_out_by_content, hold_out_validation
+from advalign.data.images import Images
 from advalign.errors import UserError
 
 DRAW = np.random.default_rng(0)
@@ -65,3 +66,51 @@ def test_a_class_needs_two_different_images(contents: list[int]):
     labels = torch.tensor([0] * 300 + [1] * len(contents))
     with pytest.raises(UserError, match="mine: too few images to hold out a test set: 2 different ones of each class"):
         hold_out_by_content(np.array([*CONTENTS[:300], *contents], np.uint64), labels, "mine")
+
+
+def ramps(numbers: np.ndarray, labels: np.ndarray) -> Images:
+    """Images that hold their number, bit by bit."""
+    bits = (numbers[:, None] >> np.arange(16)) & 1
+    return Images(torch.from_numpy(bits.astype(np.uint8)).reshape(-1, 1, 4, 4), torch.from_numpy(labels))
+
+
+def contents(images: Images) -> set[tuple[int, ...]]:
+    return {tuple(image.flatten().tolist()) for image in images.pixels}
+
+
+def test_validation_images_are_the_lowest_fractions_of_each_class_whatever_the_order():
+    numbers, labels = np.arange(100), np.arange(100) % 4
+    images = ramps(numbers, labels)
+    rest, validation = hold_out_validation(images, 20, seed=7)
+    for label in range(4):
+        rows = np.flatnonzero(labels == label).tolist()
+        lowest = sorted(rows, key=lambda row: sha256(f"7, {images.digests[row]}".encode()).digest()[:8])[:5]
+        part = validation.take((validation.labels == label).nonzero()[:, 0])
+        assert contents(part) == contents(images.take(sorted(lowest)))
+    assert contents(rest) | contents(validation) == contents(images)
+    shuffled = images.take(torch.from_numpy(DRAW.permutation(100)))
+    assert contents(hold_out_validation(shuffled, 20, seed=7)[1]) == contents(validation)
+    assert contents(hold_out_validation(images, 20, seed=8)[1]) != contents(validation)
+
+
+def test_one_image_more_moves_at_most_the_last_of_its_class():
+    images = ramps(np.arange(101), np.arange(101) % 4)
+    before, after = (contents(hold_out_validation(images.take(list(range(n))), 20, 7)[1]) for n in (100, 101))
+    assert len(before - after) <= 1
+
+
+def test_copies_are_validated_or_trained_on_together_also_across_classes():
+    numbers = np.concatenate([np.arange(60), np.arange(60)])
+    rest, validation = hold_out_validation(ramps(numbers, np.arange(120) % 3), 12, 0)
+    assert not contents(rest) & contents(validation)
+    assert 12 <= len(validation) <= 24
+
+
+def test_every_class_keeps_an_image_to_train_on():
+    labels = np.array([0] * 20 + [1] * 2 + [2] + [3] * 3)
+    numbers = np.concatenate([np.arange(23), [90, 90, 90]])
+    for seed in range(5):
+        rest, _ = hold_out_validation(ramps(numbers, labels), 20, seed)
+        assert rest.labels.unique().tolist() == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="cannot hold out 1 of 3 training images: too few of them are different"):
+        hold_out_validation(ramps(numbers[-3:], labels[:3]), 1, 0)

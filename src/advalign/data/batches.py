@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advalign.data.extra import Extra
-from advalign.data.images import Images
+from advalign.data.images import Images, RowNumbers
 from advalign.errors import require, unknown
 from advalign.runtime.files import digest
 from advalign.shapes import Mask
@@ -45,6 +45,7 @@ class Batches:
         world: the number of processes.
         extra: generated images; they stay where they are, and only what is drawn is read.
         extra_share: their share of each batch, rounded to whole images.
+        order: (N,) row numbers, from which each epoch's order is drawn; that of `images` if None.
 
     Raises:
         UserError: unknown augmentation, no images, or a batch that cannot be shared out equally.
@@ -61,13 +62,14 @@ class Batches:
         world: int = 1,
         extra: Extra | None = None,
         extra_share: float = 0.7,
+        order: RowNumbers | None = None,
     ) -> None:
         if augment not in AUGMENTATIONS:
             raise unknown("augmentation", augment, AUGMENTATIONS)
         require(len(images) > 0, "there are no images to make batches of")
         require(batch_size > 0, lambda: f"batch size {batch_size} must be positive")
         self.images, self.augment, self.seed = images, augment, seed
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.order = rank, world, order
         self.batch_size = min(batch_size, len(images))
         self.extra, self.generated = extra, 0 if extra is None else round(extra_share * self.batch_size)
         self.real = self.batch_size - self.generated
@@ -137,6 +139,7 @@ class Batches:
         draw = torch.Generator("cpu").manual_seed(mixed)
         n = len(self.images)
         order = torch.randperm(n, generator=draw, device="cpu")
+        order = order if self.order is None else self.order[order]
         drawn = torch.empty(0, dtype=torch.int64, device="cpu")
         if self.extra is not None:
             drawn = torch.randint(len(self.extra), (self.steps * self.generated,), generator=draw, device="cpu")

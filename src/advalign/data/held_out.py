@@ -1,4 +1,4 @@
-"""The test set of data that come without one: held out image by image, by content, so that others move nothing."""
+"""Test and validation sets of data that come without: held out image by image, by content, not by name or place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hashlib import sha256
 import numpy as np
 import torch
 
-from advalign.data.images import SPLIT_SEED, Digests, RowNumbers
+from advalign.data.images import SPLIT_SEED, Digests, Images, RowNumbers, class_shares
 from advalign.errors import require
 from advalign.shapes import Labels
 
@@ -33,7 +33,7 @@ def hold_out_by_content(contents: Digests, labels: Labels, source: str) -> tuple
     Raises:
         UserError: a class has fewer than two different images.
     """
-    fractions = np.array([_fraction(int(content)) for content in contents])
+    fractions = np.array([_fraction(SPLIT_SEED, int(content)) for content in contents])
     test = fractions < SHARE
     members = [np.flatnonzero(labels.numpy() == label) for label in range(int(labels.max()) + 1)]
     for rows in members:
@@ -46,8 +46,37 @@ def hold_out_by_content(contents: Digests, labels: Labels, source: str) -> tuple
     return torch.from_numpy(np.flatnonzero(~test)), torch.from_numpy(np.flatnonzero(test))
 
 
-def _fraction(content: int) -> float:
-    return int.from_bytes(sha256(f"{SPLIT_SEED}, {content}".encode()).digest()[:8]) / 2**64
+def hold_out_validation(images: Images, size: int, seed: int) -> tuple[Images, Images]:
+    """Hold out of each class its share of the validation images: those with the lowest fractions, as above.
+
+    So the order of the images does not count, and adding some moves few others. Copies of an image are on one side,
+    for which there may be a few more than `size`. The image of a class with its highest fraction is trained on.
+
+    Returns:
+        (rest, validation), each in the order of `images`.
+
+    Raises:
+        UserError: nothing would be held out, or nothing left to train on.
+    """
+    contents, labels = images.digests, images.labels.cpu().numpy()
+    fractions = np.array([_fraction(seed, int(content)) for content in contents])
+    members = [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)]
+    ranked = [rows[fractions[rows].argsort(kind="stable")] for rows in members]
+    kept = contents[[rows[-1] for rows in ranked if len(rows)]]
+    free = [rows[~np.isin(contents[rows], kept)] for rows in ranked]
+    shares = class_shares(images.labels, size).tolist()
+    drawn = np.concatenate([contents[rows[:share]] for rows, share in zip(free, shares, strict=True)])
+    held_out = np.isin(contents, drawn)
+    require(
+        0 < held_out.sum() < len(images),
+        lambda: f"cannot hold out {size} of {len(images)} training images: too few of them are different",
+    )
+    rest, validation = (images.take(torch.from_numpy(np.flatnonzero(side))) for side in (~held_out, held_out))
+    return rest, validation
+
+
+def _fraction(seed: int, content: int) -> float:
+    return int.from_bytes(sha256(f"{seed}, {content}".encode()).digest()[:8]) / 2**64
 
 
 def note_on_test(test: int, total: int) -> str:

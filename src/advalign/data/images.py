@@ -124,6 +124,24 @@ class Dataset:
             parts += [tensor.cpu().contiguous().numpy().data for tensor in (images.pixels, images.labels)]
         return digest(*parts)
 
+    @cached_property
+    def training_digest(self) -> str:
+        """16 hex digits of the SHA-256 over the training and validation images with their labels, in whatever order.
+
+        Test images do not count, so that adding some of them trains nothing anew.
+        """
+        parts = [repr(self.shape)]
+        for images in (self.train, *([] if self.validation is None else [self.validation])):
+            order = content_order(images).numpy()
+            digests, labels = images.digests[order], images.labels.cpu().numpy()[order]
+            parts += [repr(len(order)), digests.astype("<u8").tobytes(), labels.astype("<i8").tobytes()]
+        return digest(*parts)
+
+
+def content_order(images: Images) -> RowNumbers:
+    """Return the row numbers (N,) in the order of the images' digests and labels, which no name or place changes."""
+    return torch.from_numpy(np.lexsort((images.labels.cpu().numpy(), images.digests)))
+
 
 def _as_bytes(pixels: Float[Tensor, "C H W"]) -> bytes:
     """Return an image's pixels, as uint8 where they are multiples of 1/255 up to rounding, else as float32."""
@@ -150,10 +168,20 @@ def to_unit(pixels: UInt8[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
     return pixels.float().div_(torch.full((), 255.0, device=pixels.device))
 
 
-def stratified_split(labels: Labels, size: int, seed: int) -> tuple[RowNumbers, RowNumbers]:
-    """Draw row numbers without replacement so that every class keeps its share, to within one image.
+def class_shares(labels: Labels, size: int) -> Tensor:
+    """Return how many of `size` images each class gets, in proportion to its number of labels (N,).
 
     The largest remainders are rounded up (Hamilton's method), so that the shares sum to `size` exactly.
+    """
+    counts = labels.cpu().bincount()
+    shares = counts * size // len(labels)
+    remainders = counts * size % len(labels)
+    shares[remainders.argsort(descending=True, stable=True)[: size - int(shares.sum())]] += 1
+    return shares
+
+
+def stratified_split(labels: Labels, size: int, seed: int) -> tuple[RowNumbers, RowNumbers]:
+    """Draw row numbers without replacement so that every class keeps its share, to within one image.
 
     Args:
         labels: (N,) int64.
@@ -164,11 +192,7 @@ def stratified_split(labels: Labels, size: int, seed: int) -> tuple[RowNumbers, 
         (rest, drawn), (N - size,) and (size,) int64, each ascending, on the CPU.
     """
     labels = labels.cpu()
-    counts = labels.bincount()
-    shares = counts * size // len(labels)
-    remainders = counts * size % len(labels)
-    shares[remainders.argsort(descending=True, stable=True)[: size - int(shares.sum())]] += 1
-
+    counts, shares = labels.bincount(), class_shares(labels, size)
     shuffled = torch.randperm(len(labels), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     place_in_class = torch.arange(len(labels), device="cpu") - (counts.cumsum(0) - counts).repeat_interleave(counts)

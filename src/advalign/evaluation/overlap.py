@@ -84,7 +84,8 @@ def _require_same_rule(dataset: Dataset, path: Path, card: Mapping[str, Any]) ->
 def _is_trained_on(dataset: Dataset, path: Path) -> bool:
     """Tell whether the run's folder says that it was trained on these very data, whose splits then are its own."""
     folder = path.resolve().parent
-    return (folder / "run.json").is_file() and Run.read(folder).setting.get("images") == dataset.digest
+    known = (dataset.training_digest, dataset.digest)  # the latter of earlier versions
+    return (folder / "run.json").is_file() and Run.read(folder).setting.get("images") in known
 
 
 def _joined(*notes: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,16 @@ class Run:
     setting: Mapping[str, Any]
 
     @classmethod
-    def at(cls, root: Path, setting: Mapping[str, Any], name: str | None = None) -> Run:
+    def at(
+        cls, root: Path, setting: Mapping[str, Any], name: str | None = None, earlier: Sequence[Mapping[str, Any]] = ()
+    ) -> Run:
         """Return the run of a setting below a root folder; nothing is written yet.
 
         Data of the user's own may have moved since the run was made, and their path may be part of an earlier version's
         id: such a run is found as well.
+
+        Args:
+            earlier: the same setting as earlier versions wrote it.
 
         Raises:
             UserError: the folder holds another setting (the first difference is named) or something else, cannot be
@@ -41,17 +46,19 @@ class Run:
         """
         plain = name is None or re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*", name)
         require(bool(plain), lambda: f"name={quoted(name)} must be one plain folder name, and not begin with a dot")
-        run = cls(root / name, setting) if name else cls._named_by_setting(root, setting)
+        known = (setting, *earlier)
+        run = cls(root / name, setting) if name else cls._named_by_setting(root, known)
         require_folder(run.path)
         if run._card.exists():
             there = _read_card(run._card)["setting"]
-            if there == _with_path(setting):
+            if there in [_with_path(each) for each in known]:
                 return cls(run.path, there)
-            difference = _difference(_identity(there), _identity(setting))
+            differences = [_difference(_identity(there), _identity(each)) for each in known]
             require(
-                difference is None,
-                lambda: f"{run.path} holds another run ({difference}); choose another --name, nothing was changed",
+                None in differences,
+                lambda: f"{run.path} holds another run ({differences[0]}); choose another --name, nothing was changed",
             )
+            return cls(run.path, known[differences.index(None)])
         elif run.path.exists():
             require(
                 all(file.name.startswith(".") and file.is_file() for file in run.path.iterdir()),  # of a killed run
@@ -60,13 +67,17 @@ class Run:
         return run
 
     @classmethod
-    def _named_by_setting(cls, root: Path, setting: Mapping[str, Any]) -> Run:
-        """Return the run in the folder that is named by its setting; where there is none yet, one of another path."""
-        run, before = cls(root / _folder_name(setting), setting), cls(root / _folder_name(_with_path(setting)), setting)
-        if data_kind(setting["data"]) == setting["data"] or run._card.exists():
+    def _named_by_setting(cls, root: Path, known: Sequence[Mapping[str, Any]]) -> Run:
+        """Return the run in the folder that is named by its setting; where there is none yet, an earlier one."""
+        run = cls(root / _folder_name(known[0]), known[0])
+        if data_kind(run.setting["data"]) == run.setting["data"] or run._card.exists():
             return run
-        moved = (cls(path, setting) for path in sorted(root.glob(f"*-{run.id}")))
-        return next((each for each in (*moved, before) if each._card.exists()), run)
+        for setting in known:
+            moved = (cls(path, setting) for path in sorted(root.glob(f"*-{run_id(setting)}")))
+            before = cls(root / _folder_name(_with_path(setting)), setting)
+            if found := next((each for each in (*moved, before) if each._card.exists()), None):
+                return found
+        return run
 
     @classmethod
     def read(cls, path: Path) -> Run:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from advalign.data import Batches, Dataset, Extra, Images, hold_out, stratified_subset
-from advalign.data.images import require_training
+from advalign.data.held_out import hold_out_validation
+from advalign.data.images import content_order, require_training, stratified_split
 from advalign.errors import UserError, require
 from advalign.objectives import Method, Objective
 from advalign.registration import source_digests
@@ -52,7 +53,7 @@ class Plan:
             "model": self.model,
             "classes": self.dataset.classes,
             "shape": self.dataset.shape,
-            "images": self.dataset.digest,
+            "images": self.dataset.training_digest if self.dataset.sources else self.dataset.digest,
             "recipe": self.recipe.setting,
             "guests": {guest: _identity(source) for guest, source in self.guests.items()},
             **self._extra_digest,
@@ -60,14 +61,22 @@ class Plan:
             **_sources_and_revisions(self.method),
             **({"class_names": self.dataset.class_names} if self.dataset.sources else {}),
         }
-        return Run.at(self.runs, json.loads(json.dumps(setting)), self.name)
+        known = [setting, *([{**setting, "images": self.dataset.digest}] if self.dataset.sources else [])]
+        setting, *earlier = json.loads(json.dumps(known))
+        return Run.at(self.runs, setting, self.name, earlier)
+
+    @property
+    def _by_content(self) -> bool:
+        """Whether draws and order follow the content of the images: the user's own, but in runs of earlier versions."""
+        return bool(self.dataset.sources) and self.run.setting["images"] == self.dataset.training_digest
 
     @cached_property
     def images(self) -> tuple[Images, Images]:
         """The training images, and the validation images, which are never of the test set.
 
         The validation images are those that the user has set apart, or as many of them as the recipe says, drawn
-        stratified; where there are none, they are held out of the training images.
+        stratified; where there are none, they are held out of the training images. What is drawn of the user's own data
+        follows their content and the seed, not their order.
 
         Raises:
             UserError: the recipe takes more images than there are.
@@ -81,7 +90,9 @@ class Plan:
                 held_out < total,
                 lambda: f"validation={held_out} must be below {total}, the training images of {name}: set --validation",
             )
-            rest, validation = hold_out(self.dataset.train, held_out, recipe.seed)
+            draw = hold_out_validation if self._by_content else hold_out
+            rest, validation = draw(self.dataset.train, held_out, recipe.seed)
+            held_out = len(validation)
         else:
             held_out, rest, validation = 0, self.dataset.train, self.dataset.validation
             if recipe.validation is not None:
@@ -92,7 +103,9 @@ class Plan:
                         f"{name}: set --validation"
                     ),
                 )
-                validation = stratified_subset(validation, recipe.validation, recipe.seed)
+                validation = self._subset(validation, recipe.validation)
+        if self._by_content:
+            validation = validation.take(content_order(validation))
         if recipe.subset is not None:
             if recipe.subset > len(rest):
                 raise UserError(
@@ -100,11 +113,18 @@ class Plan:
                     + (f" without the {held_out} held out" if held_out else "")
                     + ": set --subset"
                 )
-            rest = stratified_subset(rest, recipe.subset, recipe.seed)
+            rest = self._subset(rest, recipe.subset)
         require(
             len(rest) >= 2, lambda: f"{name} leaves {len(rest)} images to train on: hold out fewer with --validation"
         )
         return rest, validation
+
+    def _subset(self, images: Images, size: int) -> Images:
+        """Draw `size` of the images, stratified by class."""
+        if not self._by_content:
+            return stratified_subset(images, size, self.recipe.seed)
+        order = content_order(images)
+        return images.take(order[stratified_split(images.labels.cpu()[order], size, self.recipe.seed)[1]])
 
     def batches(self, images: Images) -> Batches:
         """Return the batches of the training images, on the device where these lie.
@@ -112,10 +132,11 @@ class Plan:
         Raises:
             UserError: a batch size that leaves no image of one kind to a batch.
         """
-        r = self.recipe
+        r, order = self.recipe, content_order(self.images[0]) if self._by_content else None
         return Batches(
-            images, r.batch_size, augment=r.augment, seed=r.seed, extra=self.extra, extra_share=r.extra_share
-        )
+            images, r.batch_size, augment=r.augment, seed=r.seed, extra=self.extra, extra_share=r.extra_share,
+            order=order,
+        )  # fmt: skip
 
     @property
     def card(self) -> dict[str, Any]:
@@ -127,7 +148,7 @@ class Plan:
             "model": self.model,
             "classes": self.dataset.classes,
             **self.about_data,
-            **({"images": self.dataset.digest} if self.dataset.sources else {}),
+            **({"images": self.run.setting["images"]} if self.dataset.sources else {}),
             "channels": self.dataset.shape[0],
             "shape": self.dataset.shape,
             "recipe": self.kind,
