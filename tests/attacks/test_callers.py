@@ -268,6 +268,22 @@ def test_other_images_and_labels_are_refused_in_a_line(change, words: str):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("use", [lambda net, x, y: evaluate(net, (x, y)), PGD(Linf(EPS))])
+def test_a_model_that_cannot_read_the_images_is_named_with_the_reason(use):
+    net, x, y = sample()
+    with pytest.raises(UserError, match=r"\(16, 8, 8, 3\): if they are \(N, H, W, C\), give x.permute\(0, 3, 1, 2\)"):
+        use(net, x.permute(0, 2, 3, 1), y)
+    half = copy.deepcopy(net).bfloat16()
+    with pytest.raises(UserError, match=r"reads torch.bfloat16, and the images are torch.float32: convert them in it"):
+        use(half.forward, x, y)
+    with pytest.raises(RuntimeError, match="of its own"):
+        use(fails, x, y)
+
+
+def fails(x: Tensor) -> Tensor:
+    raise RuntimeError("of its own")
+
+
 def test_pixels_outside_by_rounding_are_clamped():
     net, x, y = sample()
     above = x.where(x < x.flatten(1).amax(1).view(-1, 1, 1, 1), 1 + 2**-23)

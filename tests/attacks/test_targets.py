@@ -10,6 +10,7 @@ from tests.samples import batch
 from torch import Tensor, nn
 
 from advalign.attacks import FGSM, MIM, PGD, Attack, CarliniWagner, parse
+from advalign.attacks.targets import check_class_order
 from advalign.errors import UserError
 from advalign.evaluation.accuracy import evaluate
 from advalign.threats import Linf
@@ -101,6 +102,19 @@ def test_a_class_that_the_model_has_not_is_refused(spelling: str):
     net, x, y = sample(4)
     with pytest.raises(UserError, match=r"target=\d must be one of the classes 0 to 3"):
         parse(spelling, threat=THREAT)(net, x.round(), y)
+
+
+@pytest.mark.parametrize("spelling", ["pgd(target=0)", "cw(target=next)", "worst(fgsm, mim(target=1))"])
+def test_a_surrogate_with_its_classes_in_another_order_is_refused(spelling: str):
+    attack = parse(spelling, threat=THREAT)
+    check_class_order([attack], ["cat", "dog"], ["cat", "dog"])
+    with pytest.raises(UserError, match="aims at classes by their numbers"):
+        check_class_order([FGSM(THREAT), attack], ["cat", "dog"], ["dog", "cat"])
+
+
+@pytest.mark.parametrize("spelling", ["pgd", "pgd(target=random)", "cw(target=least-likely)"])
+def test_targets_that_no_number_decides_need_no_order(spelling: str):
+    check_class_order([parse(spelling, threat=THREAT)], ["cat", "dog"], ["dog", "cat"])
 
 
 def test_evaluation_counts_those_that_arrive():

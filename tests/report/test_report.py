@@ -16,6 +16,7 @@ from advalign.errors import UserError
 from advalign.report import report_on
 from advalign.report.figures import png
 from advalign.report.gallery import gallery
+from advalign.report.sources import find_sources
 from advalign.report.tables import accuracy_table
 from advalign.report.trade_off import trade_off_figure
 from advalign.report.training import calibration_curves, training_curves
@@ -183,3 +184,24 @@ def test_many_curves_stay_readable():
     assert min(heights) > 150
     colors = {line.get_color() for line in figure.axes[0].lines}
     assert len(colors) == 30
+
+
+def test_what_all_attacks_share_stands_in_the_caption():
+    members = [f"quantized({each}, bits=8)" for each in ("pgd(steps=20)", "fgsm")]
+    names = ["clean", *members, f"worst({', '.join(members)})"]
+    table = accuracy_table([replace(RECORD, attack=name) for name in names])
+    assert table.columns == ("method", "clean", "pgd(steps=20)", "fgsm", "worst case")
+    assert f"; worst case: {names[-1]};" in table.caption
+    assert "every attack is quantized to bits=8" in table.caption
+    some = accuracy_table([replace(RECORD, attack=name) for name in (*names[:2], "fgsm")])
+    assert some.columns == ("method", "clean", members[0], "fgsm")
+
+
+def test_data_of_one_content_are_one_scope_wherever_they_lie(tmp_path: Path):
+    (tmp_path / "moved").mkdir()
+    places = [f"folder:{tmp_path / name}" for name in ("gone", "moved")]
+    append_records(tmp_path / "r.jsonl", [replace(RECORD, run=f"r{k}", data=each) for k, each in enumerate(places)])
+    (scope,) = find_sources([tmp_path / "r.jsonl"]).scopes()
+    assert scope.data == places[1]
+    append_records(tmp_path / "r.jsonl", [replace(RECORD, run="r2", data=places[0], images="other")])
+    assert len(find_sources([tmp_path / "r.jsonl"]).scopes()) == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -31,10 +31,32 @@ def check_target_class(attack: Attack, classes: int) -> None:
     Raises:
         UserError: the target, and the classes.
     """
-    for each in (attack, *attack.members):
-        target = getattr(getattr(each, "attack", each), "target", None)
+    for name, target in _targets_of(attack):
         if isinstance(target, int) and target >= classes:
-            raise UserError(f"{each.name}: target={target} must be one of the classes 0 to {classes - 1}")
+            raise UserError(f"{name}: target={target} must be one of the classes 0 to {classes - 1}")
+
+
+def check_class_order(attacks: Sequence[Attack], surrogate: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse attacks on a surrogate that aim at classes by number, if its classes are in another order than those here.
+
+    Raises:
+        UserError: the attack.
+    """
+    for attack in attacks:
+        by_number = [each for _, each in _targets_of(attack) if isinstance(each, int) or each == "next"]
+        require(
+            not by_number or list(surrogate) == list(classes),
+            lambda: (
+                f"{attack} aims at classes by their numbers, and the surrogate has its classes in another order: "
+                "target=random and target=least-likely do not depend on it"
+            ),
+        )
+
+
+def _targets_of(attack: Attack) -> list[tuple[str, Target]]:
+    """Return what an attack, or each member of one, is aimed at, with its name."""
+    inner = [getattr(each, "attack", each) for each in (attack, *attack.members)]
+    return [(each.name, target) for each in inner if (target := getattr(each, "target", None)) is not None]
 
 
 def choose_targets(target: Target, attack: Attack, model: nn.Module, x: ImageBatch, y: Labels) -> Labels | None:

@@ -13,7 +13,7 @@ from advalign.attacks import Attack
 from advalign.attacks.names import transfer_name
 from advalign.attacks.quantized import quantize as quantized
 from advalign.attacks.spelled import parse_attacks
-from advalign.attacks.targets import check_target_class
+from advalign.attacks.targets import check_class_order, check_target_class
 from advalign.evaluation.accuracy import PrecomputedExamples, evaluate
 from advalign.evaluation.by_class import ClassOutcomes
 from advalign.evaluation.options import AttackOptions, TargetOptions
@@ -98,6 +98,7 @@ def measure(
         identity["part"] = target.part
     if surrogate_weights is not None:
         other = _load_surrogate(surrogate_weights, target, which, console)
+        check_class_order(chosen, other.classes.class_names, target.classes.class_names)
         identity |= {"surrogate": other.label, "surrogate_weights": other.digest}
         made = transfer_examples(other, chosen, how, console)
         transferred = {transfer_name(name, other.label): examples for name, examples in made.items()}

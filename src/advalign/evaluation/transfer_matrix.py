@@ -11,6 +11,7 @@ from rich.console import Console
 
 from advalign.attacks import Attack
 from advalign.attacks.spelled import parse_attacks
+from advalign.attacks.targets import check_class_order
 from advalign.data import Dataset
 from advalign.errors import require
 from advalign.evaluation.accuracy import Evaluation, evaluate
@@ -97,6 +98,9 @@ def transfer_matrix(
 
     models = {source: load_target(each, shared, keep_seen=True, console=console) for source, each in weights.items()}
     chosen = attacks[0].with_threat(threat)
+    first = next(iter(models.values()))
+    for model in models.values():
+        check_class_order([chosen], model.classes.class_names, first.classes.class_names)
     examples = {
         source: transfer_examples(model, [chosen], ATTACK_OPTIONS, console)[str(chosen)]
         for source, model in models.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import chain
 from typing import Any, final
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from advalign.errors import UserError
 from advalign.runtime.device import autocast_type
 from advalign.shapes import ImageBatch
+
+_CHANNELS = (1, 3, 4)  # of images in files
 
 
 def number_type(net: nn.Module) -> torch.dtype | None:
@@ -45,9 +48,14 @@ class Adapted(nn.Module):
         """Map images (N, C, H, W) in [0, 1] to logits (N, K).
 
         Raises:
-            UserError: the network gives something else than a tensor.
+            UserError: the network gives something else than a tensor; the images are channels last, or of another type
+                than the networks that a function calls.
         """
-        logits = self.net(x.to(self.reads or x.dtype, copy=True))
+        try:
+            logits = self.net(x.to(self.reads or x.dtype, copy=True))
+        except RuntimeError as error:
+            self._explain(x, error)
+            raise
         if not isinstance(logits, Tensor):
             raise UserError(f"the model must return logits, a tensor (N, K), not {type(logits).__name__}")
         if autocast_type(x.device) is not None:
@@ -55,6 +63,20 @@ class Adapted(nn.Module):
         if logits.dtype == torch.float16:
             return _RaisedFromFP16.apply(logits)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _explain(self, x: ImageBatch, error: RuntimeError) -> None:
+        """Name the reason why the network fails on images (N, C, H, W), if it is one of those that users meet."""
+        n, c, h, w = x.shape
+        if w in _CHANNELS and c not in _CHANNELS:
+            raise UserError(
+                f"the model cannot read images {(n, c, h, w)}: if they are (N, H, W, C), give x.permute(0, 3, 1, 2)"
+            ) from error
+        dtype = self.net.find_type(x[:1]) if isinstance(self.net, _Function) else None
+        if dtype is not None:
+            raise UserError(
+                f"the model is a function that reads {dtype}, and the images are {x.dtype}: convert them in it, as in "
+                f"lambda x: net(x.to({dtype}))"
+            ) from error
 
 
 def adapted(model: Callable[[Tensor], Any]) -> Adapted:
@@ -73,6 +95,14 @@ class _Function(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.function(x)
+
+    def find_type(self, x: ImageBatch) -> torch.dtype | None:
+        """Return another type of images (N, C, H, W) than theirs with which the function works, None without any."""
+        for dtype in {torch.float16, torch.bfloat16, torch.float32, torch.float64} - {x.dtype}:
+            with suppress(RuntimeError):
+                self.function(x.to(dtype))
+                return dtype
+        return None
 
 
 class _RaisedFromFP16(torch.autograd.Function):

@@ -41,6 +41,11 @@ class StoredResult(NamedTuple):
         """The first record; the others differ only in attack, accuracy and time."""
         return self.content["records"][0]
 
+    def with_data(self, places: Mapping[str, str]) -> StoredResult:
+        """Return the result with its data where those of their digest are found."""
+        records = [{**each, "data": places.get(each["images"], each["data"])} for each in self.content["records"]]
+        return self._replace(content={**self.content, "records": records})
+
     @property
     def scope(self) -> Scope:
         """The scope of all its records."""
@@ -127,7 +132,22 @@ def find_sources(paths: Sequence[Path]) -> ReportSources:
         first = of_model[0].first
         names.setdefault(model, f"{first['method']}, {model}" if first["run"] else model)
     diagnoses = {run.id: newest for run in runs.values() if (newest := _newest_diagnosis(run, reader)) is not None}
+    places = _places_of_data(records)
+    records = [replace(record, data=places.get(record.images, record.data)) for record in records]
+    results = {model: [result.with_data(places) for result in of_model] for model, of_model in results.items()}
     return ReportSources(records, runs, results, diagnoses, names, reader.unreadable)
+
+
+def _places_of_data(records: Iterable[Record]) -> dict[str, str]:
+    """Return one place for the user's data of each digest, which may have been moved: one that is there, if any is."""
+    names: dict[str, list[str]] = {}
+    for record in records:
+        if ":" in record.data:
+            names.setdefault(record.images, []).append(record.data)
+    return {
+        images: max(of_data, key=lambda each: Path(each.partition(":")[2]).exists())
+        for images, of_data in names.items()
+    }
 
 
 class _Reader:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from advalign.attacks.names import parse_name, worst_cases_among
+from advalign.attacks.names import parse_name, quantized_parts, worst_cases_among
 from advalign.report.noise import NOISE, CellSet, mark_best
 from advalign.report.rows import SHOWN_FIELDS, Flags, field_text, group_rows
 from advalign.runs import Record
@@ -94,14 +94,16 @@ def accuracy_table(records: Sequence[Record], flags: Flags | None = None) -> Tab
     worst = [each for each in worst_cases_among(measured) if len(parse_name(each).members) > 1]
     attacks = sorted(measured, key=lambda a: (a != "clean", a in worst))
     attacks = [each for each in attacks if not parse_name(each).is_worst_case or each in worst]  # of one attack: itself
-    names = {worst[0]: "worst case"} if len(worst) == 1 else {}
+    names = _headings(attacks, worst)
     best, faint = mark_best(rows, attacks)
     shared = [f"{label}: {field_text(records[0], key)}" for key, label in SHOWN_FIELDS.items() if label not in extras]
     seeds = ", ".join(map(str, sorted({r.seed for r in records if r.run}))) or "unknown"
     if SHOWN_FIELDS["n"] not in extras:
         share = f"{100 / records[0].n:.2g}"
         shared.append(f"one image is {share} point{'' if share == '1' else 's'}")
-    notes = ["Accuracy in %", *shared, f"seeds: {seeds}", *(f"worst case: {name}" for name in names)]
+    notes = ["Accuracy in %", *shared, f"seeds: {seeds}"]
+    notes += [f"{heading}: {name}" for name, heading in names.items() if name in worst]
+    notes += [f"every attack is quantized to {argument}" for argument in _quantization(attacks)]
     if not all(record.run for record in records):
         notes.append("unknown: weights without a training record")
     if any(len(row.accuracies(attack)) > 1 for row in rows for attack in attacks):
@@ -115,6 +117,21 @@ def accuracy_table(records: Sequence[Record], flags: Flags | None = None) -> Tab
         "; ".join(notes) + ".",
         faint=faint,
     )
+
+
+def _headings(attacks: Sequence[str], worst: Sequence[str]) -> dict[str, str]:
+    """Return short headings of the only worst case, and of attacks that all are quantized; the caption has the rest."""
+    headings = {worst[0]: "worst case"} if len(worst) == 1 else {}
+    if _quantization(attacks):
+        headings |= {name: parts[0] for name in attacks if (parts := quantized_parts(name)) is not None}
+    return headings
+
+
+def _quantization(attacks: Sequence[str]) -> list[str]:
+    """Return what all attacks are quantized to, `bits=8`; nothing if they are not all, or not alike."""
+    single = [name for name in attacks if name != "clean" and not parse_name(name).is_worst_case]
+    to = {None if (parts := quantized_parts(name)) is None else parts[1] for name in single}
+    return [each for each in to if each is not None] if len(to) == 1 else []
 
 
 def print_table(console: Console, table: Table) -> None:
