@@ -37,7 +37,7 @@ def test_a_folder_in_splits(tmp_path: Path):
         "  validation: 2 images, from val/ (cat 1, dog 1)",
         "  test: 3 images, from Test/ (cat 1, dog 2)",
         "  1 file skipped: 1 .txt",
-        "  copies: 1 of 3 test images are also train images; evaluations leave them out",
+        "  copies: 1 of 3 test images are also train images; advalign evaluate leaves them out",
         "  copies: 1 of 2 validation images are also train images",
     ]
 

@@ -51,7 +51,7 @@ def _copies(there: dict[str, Images]) -> list[str]:
     lines = []
     for a, b in pairs:
         if a in there and b in there and (copies := int(np.isin(there[a].digests, there[b].digests).sum())):
-            left_out = "; evaluations leave them out" if a == "test" else ""
+            left_out = "; advalign evaluate leaves them out" if a == "test" else ""
             lines.append(f"copies: {copies} of {len(there[a])} {a} images are also {b} images{left_out}")
     return lines
 
