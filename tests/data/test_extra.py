@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from advalign.data import Batches, Extra, Images, load_extra
+from advalign.data import extra as extra_file
 from advalign.errors import UserError
 
 SHAPE = (3, 5, 4)
@@ -340,3 +341,9 @@ def test_any_device_gives_the_same_bits():
     assert x.is_cuda
     assert torch.equal(x.cpu(), whole(make())[0])
     assert torch.equal(y.cpu(), whole(make())[1])
+
+
+def test_digests_are_those_of_the_same_images_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(extra_file, "_ROWS", 7)
+    digests = loaded(saved(tmp_path, image=COLOUR.transpose(0, 2, 3, 1), label=LABELS)).digests
+    assert np.array_equal(digests, Images(torch.from_numpy(COLOUR), torch.from_numpy(LABELS)).digests)

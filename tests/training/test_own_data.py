@@ -12,11 +12,14 @@ import torch
 
 from advalign.data import load
 from advalign.data.images import hold_out
+from advalign.evaluation.options import TargetOptions
+from advalign.evaluation.target import load_target
 from advalign.objectives import parse
 from advalign.runs import Run
 from advalign.training.plan import Plan
 from advalign.training.planning import plan
 from advalign.training.recipes import Recipe
+from advalign.training.train import train
 
 DRAW = np.random.default_rng(0)
 X, Y = DRAW.integers(0, 256, (60, 8, 8), np.uint8), np.arange(60) % 3
@@ -82,6 +85,20 @@ def test_data_that_are_built_in_keep_their_draw(tmp_path: Path):
     assert torch.equal(made.images[1].pixels, validation.pixels)
     assert made.run.setting["images"] == digits.digest
     assert made.batches(made.images[0]).order is None
+
+
+def test_generated_images_count_as_seen_and_are_not_measured(tmp_path: Path):
+    np.savez(tmp_path / "mine.npz", **arrays())
+    np.savez(tmp_path / "more.npz", image=X[37:43], label=Y[37:43])  # with three of the ten test images
+    run = train(
+        "natural", data=f"npz:{tmp_path / 'mine.npz'}", model="small-cnn(width=2)", recipe=RECIPE, runs=tmp_path,
+        extra=tmp_path / "more.npz", device="cpu",
+    )  # fmt: skip
+    measured = load_target(run.path, TargetOptions(device="cpu"))
+    assert len(measured.images) == 7
+    assert (
+        "3 of 10 test images are left out, copies of images that the model was trained or selected on" in measured.note
+    )
 
 
 @pytest.mark.parametrize("name", [None, "mine"])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from advalign.data.cache import cache_folder
-from advalign.data.images import Images, RowNumbers
+from advalign.data.images import Digests, Images, RowNumbers
 from advalign.data.npy import Header, read_header
 from advalign.errors import UserError, require
 from advalign.runtime.files import digest_of_stream, full_path, written_atomically
@@ -25,6 +25,7 @@ ARRAY_NAMES = ("image", "label"), ("x_train", "y_train")
 SAMPLED = 1024
 """Images that the digest looks at; 50 million would take minutes."""
 _CHUNK = 1 << 20
+_ROWS = 4096  # images in memory at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,12 @@ class Extra:
         at = rows[ascending].numpy()
         pixels, labels = np.array(self.pixels[at]), self.labels[at].astype(np.int64)
         return Images(torch.from_numpy(pixels)[places], torch.from_numpy(labels)[places])
+
+    @cached_property
+    def digests(self) -> Digests:
+        """Digests (N,) as `Images.digests`; every image is read for them, which takes seconds for each million."""
+        parts = [torch.arange(first, min(first + _ROWS, len(self))) for first in range(0, len(self), _ROWS)]
+        return np.concatenate([self.take(rows).digests for rows in parts])
 
     @cached_property
     def digest(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from advalign.data import Images
+from advalign.data import Extra, Images
 from advalign.data.images import Digests
 from advalign.errors import UserError, require
 from advalign.runs.run import Run
@@ -21,8 +21,8 @@ FILE = "trained_on.npy"
 _REMEDY = "fetch the run's folder again, or train again"
 
 
-def write_trained_on(run: Run, parts: Iterable[Images], others: Iterable[Weights] = ()) -> None:
-    """Write the digests of a run's training and validation images, 8 bytes each.
+def write_trained_on(run: Run, parts: Iterable[Images | Extra], others: Iterable[Weights] = ()) -> None:
+    """Write the digests of a run's training and validation images, 8 bytes each; generated images are such as well.
 
     Args:
         others: weights that the run learns from, a start or a teacher; what they are known to have seen counts as seen.

@@ -186,10 +186,14 @@ class Plan:
 
     @property
     def space(self) -> int:
-        """The bytes on disk: two weights files, the state with momentum, that once more while it is written, a log."""
+        """The bytes on disk: two weights files, the state with momentum, that once more while it is written, a log.
+
+        And 8 bytes for the digest of each generated image.
+        """
         state = self.untrained_objective().learned_state()
         tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
-        return 6 * sum(tensor.numel() * tensor.element_size() for tensor in tensors) + (1 << 20)
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return 6 * weights + 8 * (0 if self.extra is None else len(self.extra)) + (1 << 20)
 
     @property
     def _extra_digest(self) -> dict[str, str]:

@@ -161,7 +161,8 @@ def _fit(
         trained = [name for name, guest in planned.guests.items() if isinstance(guest, Plan)]
         measure_guests(planned, trained, device, bars.console, allow_weak=True)
     learned_from = [weights for weights in (planned.init, *planned.trained_guests.values()) if weights is not None]
-    write_trained_on(run, planned.images, learned_from)
+    extra = [] if planned.extra is None else [planned.extra]
+    write_trained_on(run, (*planned.images, *extra), learned_from)
     display = _Display(bars, planned, sinks(run))
     finished = fit(
         planned,
