@@ -20,6 +20,7 @@ from .objectives.bases.mtard import MTARD
 from .objectives.bases.natural import Natural
 from .objectives.bases.rslad import RSLAD
 from .objectives.bases.trades import TRADES
+from .objectives.plugins.adr import ADR
 from .objectives.plugins.afa import AFA
 from .objectives.plugins.ar_at import ARAT
 from .objectives.plugins.bgat import BGAT
@@ -33,6 +34,7 @@ from .training.recipes import Recipe
 from .training.train import train
 
 __all__ = [
+    "ADR",
     "AFA",
     "ALP",
     "ARAT",

@@ -65,6 +65,7 @@ def losses(objective: Objective, steps: int) -> list[float]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        objective.after_update()
         found.append(loss.item())
     return found
 

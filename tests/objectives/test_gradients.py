@@ -57,9 +57,11 @@ GUESTS = {
     "bgat": {("vanilla", "clean")},
     "lbgat": {("guide", "clean")},
     "vfd": {("vanilla", "clean")},
+    "adr": {("ema", "clean")},
 }
 LEARNERS = {"lbgat": "guide"}
 IN_THE_ATTACK = {"rslad": {"robust": 1}, "adaad": {"robust": 10}}  # passes of guests in an attack of 10 steps
+LABELS_IN_THE_ATTACK = {"at", "alp", "mart", "iad2"}  # bases with label terms whose attack climbs their cross entropy
 KEEPS_COUNT = {"mtard", "ar-at"}  # parts whose own buffers move in a step
 
 
@@ -165,6 +167,7 @@ def test_forwards_of_a_step(method: str, x_y, monkeypatch: pytest.MonkeyPatch):
     base, _, plugin = method.partition("+")
     expected = Counter(net for net, _ in GUESTS.get(base, set()) | GUESTS.get(plugin, set()))
     expected.update(IN_THE_ATTACK.get(base, {}))
+    expected["ema"] += plugin == "adr" and base in LABELS_IN_THE_ATTACK
     expected["student"] = FORWARDS[base] + (base in UNSEEN and plugin in ("vfd", "ar-at", "afa"))
     expected["student"] += plugin in ("part", "afa")  # a map, a second augmentation
     assert count == expected

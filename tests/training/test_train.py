@@ -148,6 +148,7 @@ def test_time_budget_stops_in_good_order_and_the_same_call_goes_on(tmp_path: Pat
         pytest.param("trades+afa", {"label_smoothing": 0.1, "augment": "flip-crop"}, marks=pytest.mark.slow),
         pytest.param("at+part(warmup=0.5)", {}, marks=pytest.mark.slow),
         pytest.param("mtard", {}, marks=pytest.mark.slow),
+        pytest.param("trades+adr", {"average": "method", "awp": 0.01}, marks=pytest.mark.slow),
         pytest.param("ikl", {}, marks=pytest.mark.slow),
         pytest.param("iad(begin=0.5)", {}, marks=pytest.mark.slow),
         pytest.param("afa", {}, marks=pytest.mark.slow),

@@ -21,6 +21,7 @@ from advalign.objectives.bases.rslad import RSLAD
 from advalign.objectives.bases.trades import TRADES
 from advalign.objectives.method import Base, Method, PlugIn
 from advalign.objectives.objective import Objective, compose, total
+from advalign.objectives.plugins.adr import ADR
 from advalign.objectives.plugins.afa import AFA
 from advalign.objectives.plugins.ar_at import ARAT
 from advalign.objectives.plugins.bgat import BGAT
@@ -69,6 +70,7 @@ PLUGINS: dict[str, type[PlugIn]] = {
     "vfd": VFD,
     "ar-at": ARAT,
     "afa": AFA,
+    "adr": ADR,
 }
 
 

@@ -17,7 +17,7 @@ T = TypeVar("T")
 class Need(NamedTuple):
     """One forward pass that a part reads: a network on a view of the batch."""
 
-    net: str  # "student", or a guest: "vanilla"
+    net: str  # "student", "ema" (an average of it that a plug-in keeps), or a guest: "vanilla"
     view: str  # "clean", "adv", "second" (another augmentation of the same images), or a view that the base makes
 
 
@@ -43,7 +43,7 @@ Terms = dict[str, Term]
 Views = Mapping[str, Tensor]  # images (N, C, H, W) by the name of the view
 Network = Callable[[Tensor], Output]
 Networks = Mapping[str, Network]
-Replaceable = Literal["labels", "attack_loss", "threat"]
+Replaceable = Literal["labels", "targets", "attack_loss", "threat", "average"]
 Calibration = Mapping[str, Mapping[str, Tensor]]  # values by layer and name
 
 CLEAN, ADV, SECOND = Need("student", "clean"), Need("student", "adv"), Need("student", "second")

@@ -25,6 +25,11 @@ def boosted_cross_entropy(logits: Logits, y: Labels) -> PerImage:
     return F.cross_entropy(logits, y, reduction="none") - torch.log(1.0001 - rival(p, y) + 1e-12)
 
 
+def soft_cross_entropy(logits: Logits, target: Logits) -> PerImage:
+    """Return -sum_k target[k] log softmax(logits)[k] for a distribution over the classes (N, K)."""
+    return F.cross_entropy(logits, target, reduction="none")
+
+
 def pairwise_gap(logits: Logits, target: Logits, weights: Logits) -> PerImage:
     """Return 1/4 sum_jk q_j q_k ((o_j - o_k) - (t_j - t_k))^2 for class weights q that sum to 1. Cui et al. 2024.
 

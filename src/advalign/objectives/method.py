@@ -27,7 +27,7 @@ from advalign.objectives.contract import (
     Views,
     union,
 )
-from advalign.shapes import ImageBatch, Labels
+from advalign.shapes import ImageBatch, Labels, Logits
 from advalign.spelling import spell
 from advalign.threats import Threat
 
@@ -76,6 +76,14 @@ class Part(nn.Module, ABC):
             progress: the share of the epochs that is done, in [0, 1).
         """
 
+    def start_step(self, progress: float) -> None:
+        """Note how far the training is before a step; called at each epoch's start as well.
+
+        Args:
+            progress: the share of all steps that is done, in [0, 1). What is kept of it is written in place into a
+                buffer, which need not be saved.
+        """
+
     @abstractmethod
     def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the named terms of the loss from the declared passes and the labels (N,)."""
@@ -87,6 +95,7 @@ class Base(Part):
     supervises: tuple[str, ...] = ()  # the views whose hard labels its terms fit
     training_attack: TrainingAttack | None = TrainingAttack(start="gaussian")  # None: no adversarial examples
     standalone_reason: str = ""  # why no plug-in joins it; any may if empty
+    cross_entropy: bool = True  # whether its terms on hard labels are cross entropies: soft ones can take their place
 
     def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:
         """Return the loss that the attack maximises; cross entropy unless the method defines another.
@@ -113,7 +122,10 @@ class PlugIn(Part):
     replaces: frozenset[Replaceable] = frozenset()
     """What it replaces of the base; at most one plug-in of a method may replace each. `labels`: `reweigh` scales or
     drops the terms that supervise hard labels. `attack_loss`: the attack maximises the plug-in's. `threat`:
-    `attack_threat` changes the threat model of the attack."""
+    `attack_threat` changes the threat model of the attack. `targets`: `soft_targets` takes the place of the hard labels
+    in every term that supervises them. `average`: it keeps an average of the student, the network `ema`."""
+    attack_needs: tuple[Need, ...] | None = None
+    """The passes on clean views that `soft_targets` reads, if the cross entropy of the attack is to read them too."""
 
     def joins(self, base: Base) -> None:
         """Refuse a base with which the plug-in makes no sense.
@@ -129,6 +141,18 @@ class PlugIn(Part):
     def attack_threat(self, student: Network, x: ImageBatch, threat: Threat) -> Threat:
         """Return the threat model for images x (N, C, H, W), for plug-ins that replace the threat."""
         return threat
+
+    def soft_targets(self, outs: Outputs, y: Labels) -> Logits:
+        """Return a distribution over the classes for each image (N, K), for plug-ins that replace the targets.
+
+        The cross entropy of every term that supervises hard labels is taken with it, and so is that of the attack, if
+        the attack has one and there are `attack_needs`. No gradient flows to it.
+        """
+        raise NotImplementedError(f"{self.name} replaces no targets")
+
+    def average_decay(self) -> float:
+        """Return what a step leaves of the average, in [0, 1], for plug-ins that keep one: 0 copies the student."""
+        raise NotImplementedError(f"{self.name} keeps no average")
 
     def views(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the views of the batch that the training passes read."""
@@ -148,6 +172,8 @@ _CLASHES: dict[Replaceable, str] = {
     "labels": "decide what supervises the labels",
     "attack_loss": "replace the loss of the attack",
     "threat": "replace the threat model of the attack",
+    "targets": "put soft targets in the place of hard labels",
+    "average": "keep an average of the student",
 }
 
 
@@ -180,9 +206,13 @@ class Method:
         for replaceable, clash in _CLASHES.items():
             rivals = [plugin.name for plugin in self.plugins if replaceable in plugin.replaces]
             require(len(rivals) <= 1, lambda: f"{self._shown}: {' and '.join(rivals)} each {clash}; take one")
-            if replaceable == "labels" and rivals and not base.supervises:
+            if replaceable in ("labels", "targets") and rivals and not base.supervises:
                 has_none = f"but {shorten(str(base))} has none"
                 raise UserError(f"{self._shown}: {rivals[0]!r} takes the place of hard labels, {has_none}")
+            require(
+                replaceable != "targets" or not rivals or base.cross_entropy,
+                lambda: f"{self._shown}: {rivals[0]!r} softens cross entropies, and {base.name!r} has none",
+            )
         for plugin in self.plugins:
             unread = sorted(set(plugin.learns) - {need.net for need in plugin.needs})
             require(not unread, lambda: f"{plugin.name}: {unread} learns, but is none of the networks that it needs")
@@ -221,13 +251,21 @@ class Method:
     @property
     def guests(self) -> tuple[str, ...]:
         """The networks beside the student, by name."""
-        run = ((need.net,) for need in self.needs if need.net != "student")
+        run = ((need.net,) for need in self.needs if need.net not in ("student", "ema"))
         return union([*run, *((part.init_from,) for part in self.parts if part.init_from)])
 
     @property
     def waiting(self) -> list[str]:
-        """The parts, by name, that look at the student or the progress before each epoch."""
-        return [part.name for part in self.parts if type(part).start_epoch is not Part.start_epoch]
+        """The parts, by name, that look at the student or the progress before each epoch or step."""
+        return [
+            part.name
+            for part in self.parts
+            if type(part).start_epoch is not Part.start_epoch or type(part).start_step is not Part.start_step
+        ]
+
+    def replacing(self, replaceable: Replaceable) -> PlugIn | None:
+        """Return the plug-in that replaces this of the base, if one does."""
+        return next((plugin for plugin in self.plugins if replaceable in plugin.replaces), None)
 
     @property
     def defends(self) -> bool:

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import Start, projected_gradient_ascent
+from advalign.attacks.ascent import AttackLoss, Start, projected_gradient_ascent
 from advalign.attacks.batches import in_type_of, widened
+from advalign.attacks.losses import cross_entropy
 from advalign.errors import UserError, require, shorten, unknown
 from advalign.models.adapted import adapted, number_type
 from advalign.models.fold import Folded
@@ -22,6 +23,7 @@ from advalign.models.modes import buffers_kept, check_parameters, evaluating, ou
 from advalign.models.split_norm import SplitNorm, using_norms
 from advalign.models.taps import Output, Tapped
 from advalign.objectives.contract import Calibration, Need, Network, Term, Terms, union
+from advalign.objectives.distances import soft_cross_entropy
 from advalign.objectives.method import Base, Method, PlugIn
 from advalign.shapes import ImageBatch, Labels
 from advalign.threats import Threat, check_images, check_step_size
@@ -49,7 +51,9 @@ class Objective(nn.Module):
             ),
         )
         require(0 <= label_smoothing < 1, lambda: f"label_smoothing={label_smoothing:g} must be in [0, 1)")
+        _check_smoothing(method, label_smoothing)
         self._images_checked = self._epoch_started = False
+        self._epochs = self._updates = 0
         self.register_load_state_dict_post_hook(_go_on)
         self.label_smoothing = label_smoothing
         self.method = method = copy.deepcopy(method)  # learnt parts belong to one objective
@@ -63,17 +67,30 @@ class Objective(nn.Module):
         self._put_parts_beside(student)
         layers = {part: part.layers(student) for part in method.parts}
         self._splits = any(isinstance(module, SplitNorm) for module in student.modules())
+        averaged = copy.deepcopy(student) if method.replacing("average") else nn.Module()  # before it is tapped
         self.nets = nn.ModuleDict({"student": Tapped(student, union(layers.values()))})
         for name in union((need.net,) for need in method.needs):
             if name != "student":
                 read = union(layers[part] for part in method.parts if any(need.net == name for need in part.needs))
-                self.nets[name] = Tapped(guests[name], read, frozen=name not in method.learners)
+                guest = averaged if name == "ema" else guests[name]
+                self.nets[name] = Tapped(guest, read, frozen=name not in method.learners)
         check_parameters(self)
 
     @property
     def student(self) -> nn.Module:
         """The network being trained, without its taps."""
         return self.nets.get_submodule("student.net")
+
+    @property
+    def average(self) -> nn.Module:
+        """The average of the student that the method keeps.
+
+        Raises:
+            UserError: it keeps none.
+        """
+        keeps = self.method.replacing("average") is not None
+        require(keeps, lambda: f"{shorten(str(self.method))} keeps no average of the student: take average=ema or swa")
+        return self.nets.get_submodule("ema.net")
 
     def exported_student(self, student: nn.Module | None = None) -> nn.Module:
         """Return the student, or an average of it, as the plain network that is evaluated and saved."""
@@ -96,10 +113,41 @@ class Objective(nn.Module):
             0 <= progress < 1,
             lambda: f"progress={progress:g} must be in [0, 1): the share of the epochs that is done, epoch / epochs",
         )
+        keeper = self.method.replacing("average")
+        require(
+            keeper is None or not self._epochs or self._updates > 0,
+            lambda: (
+                f"{shorten(str(self.method))}: {keeper and keeper.name!r} keeps an average of the student: call "
+                "objective.after_update() after each step of the optimiser"
+            ),
+        )
         self._epoch_started = True
+        self._epochs += 1
         with evaluating(self.nets["student"]), torch.no_grad():
             for part in self.method.parts:
                 part.start_epoch(self._tapped("student"), batches, progress)
+        self.start_step(progress)
+
+    def start_step(self, progress: float) -> None:
+        """Let the parts that anneal follow the training more finely than by epochs; optional in a loop of your own.
+
+        Args:
+            progress: the share of all steps that is done, `step / (epochs * steps_per_epoch)`.
+        """
+        for part in self.method.parts:
+            part.start_step(progress)
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Let the average of the student follow, if the method keeps one; call it after each step of the optimiser."""
+        self._updates += 1
+        if (keeper := self.method.replacing("average")) is None:
+            return
+        average, student = (
+            [tensor for tensor in chain(net.parameters(), net.buffers()) if tensor.is_floating_point()]
+            for net in (self.nets["ema"], self.nets["student"])
+        )
+        torch._foreach_lerp_(average, student, 1 - keeper.average_decay())
 
     def perturb(
         self,
@@ -147,10 +195,9 @@ class Objective(nn.Module):
                 nets[name] = partial(self._guest, name)
             for plugin in self.method.plugins:
                 threat = plugin.attack_threat(student, x, threat)
-            owner = next(
-                (plugin for plugin in self.method.plugins if "attack_loss" in plugin.replaces), self.method.base
-            )
-            attack_loss = owner.attack_loss(nets, self._clean_views(x, second), y)
+            owner = self.method.replacing("attack_loss") or self.method.base
+            views = self._clean_views(x, second)
+            attack_loss = self._softened_attack(owner.attack_loss(nets, views, y), views, y)
             start = start or training_attack.start
             require(
                 not (attack_loss.flat_at_clean and start == "clean"),
@@ -214,7 +261,7 @@ class Objective(nn.Module):
 
     def learned_state(self) -> dict[str, Any]:
         """Return the state dict without the frozen guests, which are files of their own."""
-        idle = tuple(f"nets.{name}." for name in self.nets if self._tapped(name).frozen)
+        idle = tuple(f"nets.{name}." for name in self.nets if self._tapped(name).frozen and name != "ema")
         return {key: value for key, value in self.state_dict().items() if not key.startswith(idle)}
 
     def _put_parts_beside(self, student: nn.Module) -> None:
@@ -239,10 +286,22 @@ class Objective(nn.Module):
             require(
                 need.view in views, lambda: f"{self.method} has no view {need.view!r}: choose from {', '.join(views)}"
             )
-            view = "clean" if need.view in ("clean", "second") else "adv"
-            with using_norms(self.nets["student"], view) if self._splits else nullcontext():
-                outs[need] = self.nets[need.net](views[need.view])
+            outs[need] = self._run(need, views)
         return outs
+
+    def _run(self, need: Need, views: Mapping[str, Tensor]) -> Output:
+        view = "clean" if need.view in ("clean", "second") else "adv"
+        with using_norms(self.nets[need.net], view) if self._splits else nullcontext():
+            return self.nets[need.net](views[need.view])
+
+    def _softened_attack(self, attack_loss: AttackLoss, views: Mapping[str, Tensor], y: Tensor) -> AttackLoss:
+        """Put soft targets in the place of the labels whose cross entropy the attack maximises, if it does."""
+        softener = self.method.replacing("targets")
+        if softener is None or softener.attack_needs is None or attack_loss.loss is not cross_entropy:
+            return attack_loss
+        with torch.no_grad():
+            outs = {need: self._run(need, views) for need in softener.attack_needs}
+            return attack_loss._replace(loss=soft_cross_entropy, target=softener.soft_targets(outs, y))
 
     def _terms(self, outs: Mapping[Need, Output], y: Tensor) -> Terms:
         terms = self.method.base.terms(outs, y)
@@ -256,19 +315,37 @@ class Objective(nn.Module):
             require(not clash, lambda: f"{self.method}: {clash} named by two parts")
             terms |= added
         require("loss" not in terms, lambda: f"{self.method}: a term is called 'loss', which is the name of their sum")
+        softener = self.method.replacing("targets")
+        if softener is not None:
+            with torch.no_grad():
+                targets = softener.soft_targets(outs, y)
+            return {name: self._softened(term, outs, y, targets) for name, term in terms.items()}
         return {name: self._smoothed(term, outs) for name, term in terms.items()}
+
+    def _softened(self, term: Term, outs: Mapping[Need, Output], y: Tensor, targets: Tensor) -> Term:
+        """Put soft targets (N, K) in the place of the hard labels of a term: its cross entropy is linear in them."""
+        if not term.supervises:
+            return term
+        log_p = F.log_softmax(self._supervised(term, outs).logits, 1)
+        moved = targets - F.one_hot(y, log_p.shape[1])
+        return term._replace(value=term.value - (moved * log_p).sum(1).mean())
 
     def _smoothed(self, term: Term, outs: Mapping[Need, Output]) -> Term:
         """Mix a uniform label into a term that supervises hard ones: Szegedy et al. 2016, for any label term."""
         if not (self.label_smoothing and term.supervises):
             return term
+        uniform = -F.log_softmax(self._supervised(term, outs).logits, 1).mean()
+        return term._replace(value=(1 - self.label_smoothing) * term.value + self.label_smoothing * uniform)
+
+    def _supervised(self, term: Term, outs: Mapping[Need, Output]) -> Output:
+        """Return the student's pass whose hard labels a term fits."""
+        assert term.supervises is not None
         need = Need("student", term.supervises)
         require(
             need in outs,
             lambda: f"{self.method}: a term supervises {term.supervises!r}, which the student does not see",
         )
-        uniform = -F.log_softmax(outs[need].logits, 1).mean()
-        return term._replace(value=(1 - self.label_smoothing) * term.value + self.label_smoothing * uniform)
+        return outs[need]
 
     def _guest(self, name: str, x: Tensor) -> Output:
         """Run a guest on images that the attack moves: with gradient to them, also through a frozen one."""
@@ -325,6 +402,22 @@ class _Outputs(dict[Need, Output]):
 def _go_on(objective: Objective, _: Any) -> None:
     """Take a loaded state, which holds what the parts kept at the epoch's start, for a start of the epoch."""
     objective._epoch_started = True
+
+
+def _check_smoothing(method: Method, label_smoothing: float) -> None:
+    """Refuse smoothed labels where no cross entropy reads them as they are."""
+    softener = method.replacing("targets")
+    reason = (
+        f"{softener.name!r} replaces the labels by soft targets"
+        if softener is not None
+        else ""
+        if method.base.cross_entropy
+        else f"{method.base.name!r} has no cross entropy"
+    )
+    require(
+        not (label_smoothing and reason),
+        lambda: f"{shorten(str(method))}: {reason}: label_smoothing={label_smoothing:g} must be 0",
+    )
 
 
 def _check(name: str, terms: Any) -> None:

@@ -29,7 +29,7 @@ class Average:
     BatchNorm's statistics from the student. It begins with the student's weights at its start. The SWA's
     statistics are estimated anew, by one pass over the epoch's clean batches (Chen et al. 2021); where clean and
     adversarial images have norms of their own, so that the adversarial ones are evaluated, by 50 adversarial batches
-    against the average itself (AR-AT).
+    against the average itself (AR-AT). `method` is the average that the method itself keeps, as it is.
     """
 
     def __init__(self, objective: Objective, recipe: Recipe, steps: int) -> None:
@@ -39,12 +39,12 @@ class Average:
         self.first = round(share * recipe.epochs) * steps
         self.every = {"swa": recipe.swa_every or steps, "ema": steps if recipe.ema_epochs else 1}.get(recipe.average, 1)
         self.count = 0
-        averages = recipe.average != "none"
+        averages = recipe.average in ("ema", "swa")
         self.weights = [p.detach().clone() for p in objective.student.parameters()] if averages else []
 
     def update(self, done: int) -> None:
         """Take the student in after `done` steps of the whole training, where it is due."""
-        if self.recipe.average == "none":
+        if not self.weights:
             return
         if done == self.first:
             for mine, parameter in zip(self.weights, self.objective.student.parameters(), strict=True):
@@ -71,6 +71,9 @@ class Average:
             The student as a plain network.
         """
         student = self.objective.student
+        if self.recipe.average == "method":
+            yield self.objective.exported_student(self.objective.average)
+            return
         if not self.count:
             yield self.objective.exported_student()
             return

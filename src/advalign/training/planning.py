@@ -83,7 +83,8 @@ def plan(
                 lambda: f"{shorten(str(method))} needs a {guest} model, which has to be given: --guest {guest}=SOURCE",
             )
             guest_method = GUEST_METHODS[guest](method)
-            sources[guest] = plan(guest_method, dataset, model, recipe, runs=runs, guests={}, extra=extra, tried=tried)
+            its = replace(recipe, average="none") if recipe.average == "method" else recipe  # a guest keeps none
+            sources[guest] = plan(guest_method, dataset, model, its, runs=runs, guests={}, extra=extra, tried=tried)
     start = None if init is None else find_weights(init, trust_model=trust_model)
     planned = Plan(method, dataset, models.canonical(model), recipe, runs, name, sources, extra, start)
     check(planned, tried)
@@ -123,6 +124,8 @@ def try_step(planned: Plan) -> None:
     """
     objective, recipe, shape = planned.untrained_objective(), planned.recipe, planned.dataset.shape
     models.check_output(objective.student, shape, planned.dataset.classes)
+    if recipe.average == "method":
+        models.check_output(objective.average, shape, planned.dataset.classes)
     require(
         any(parameter.requires_grad for parameter in objective.student.parameters()),
         lambda: f"{planned.model} has no weight to train: requires_grad is off for every parameter",

@@ -83,8 +83,9 @@ class Recipe:
     """adversarial weight perturbation: its size as a share of each layer's weights (AT: 0.01, TRADES: 0.005)"""
     awp_start: int = 0
     """epochs without weight perturbation at the beginning"""
-    average: Literal["none", "ema", "swa"] = "none"
-    """what is validated and saved: the weights, or their exponential (ema) or equal (swa) average over the steps"""
+    average: Literal["none", "ema", "swa", "method"] = "none"
+    """what is validated and saved: the weights, or their exponential (ema) or equal (swa) average over the steps;
+    method: the average that the method itself learns from (adr, rebat)"""
     average_start: float | None = None
     """share of the epochs after which averaging begins; 0 for ema and 0.5 for swa if not given"""
     ema_decay: float = 0.995
@@ -281,6 +282,11 @@ def adaad() -> Recipe:
     return Recipe(epochs=200, lr=0.01, weight_decay=5e-3, milestones=(0.5, 0.75))
 
 
+def adr() -> Recipe:
+    """ADR's code: 200 epochs, drops at 100 and 150, Nesterov, attack in train mode."""
+    return Recipe(epochs=200, milestones=(0.5, 0.75), nesterov=True, mode="train")
+
+
 def dm() -> Recipe:
     """Wang et al. 2023, for generated data: 400 epochs, batch 512, one cycle, smoothed labels, EMA, 70 % generated."""
     return Recipe(
@@ -310,5 +316,6 @@ RECIPES = {
     "iad": iad,
     "rslad": rslad,
     "adaad": adaad,
+    "adr": adr,
     "dm": dm,
 }

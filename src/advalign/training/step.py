@@ -57,7 +57,8 @@ class Step:
             each.forget()
 
     def schedule(self, at: int) -> None:
-        """Set the learning rate and momentum of step number `at`, counted over all epochs."""
+        """Set the learning rate, the momentum and the parts' progress of step number `at`, counted over all epochs."""
+        self.objective.start_step(at / (self.recipe.epochs * self.steps))
         rate = learning_rate(self.recipe, at, self.steps)
         self.optimizer.param_groups[0].update(
             lr=self.lr.fill_(rate) if self.recorded else rate, momentum=momentum(self.recipe, at, self.steps)
@@ -91,6 +92,7 @@ class Step:
             if r.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], r.clip_norm)
             self.optimizer.step()
+        self.objective.after_update()
         self.optimizer.zero_grad()
         if r.batchnorm_passes in ("pang", "rice"):
             self._show(x, "clean")

@@ -1,0 +1,191 @@
+"""Soft targets: what the loss and the attack read in the place of labels, and the averages that make them.
+
+ADR was stepped beside its authors' code (adr.py, and the loss and average of advTrainer.py) for 35 momentum steps in
+float64, on AT and on TRADES: losses and weights agree to 1e-15.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.networks import tiny
+from tests.objectives.formulas import Case, kl, softmax
+from tests.objectives.short_training import begun
+
+from advalign.data.batches import Epoch
+from advalign.errors import UserError
+from advalign.models import Output
+from advalign.objectives import Objective, compose, parse, total
+from advalign.objectives.contract import Need
+from advalign.objectives.plugins.adr import ADR
+from advalign.threats import Linf
+from advalign.training.averaging import Average
+from advalign.training.recipes import Recipe
+
+
+def adr_label(z: np.ndarray, y: int, t: float) -> np.ndarray:
+    """The soft label of one image from the average's logits, at a share t of the training."""
+    down = 0.5 * (1 + math.cos(math.pi * t))
+    q = softmax(z / (2.0 + (2.5 - 2.0) * down))
+    mix = 0.95 + (0.7 - 0.95) * down - (max(q) - q[y])
+    mix = min(max(mix, 0.0), 1.0)
+    return np.array([mix * q[k] + (1 - mix) * (k == y) for k in range(len(q))])
+
+
+def soft_ce(z: np.ndarray, target: np.ndarray) -> float:
+    return -float(sum(target * np.log(softmax(z))))
+
+
+def bound(method: str, case: Case) -> Objective:
+    return begun(compose(parse(method), student=copy.deepcopy(case.student)).double().train())
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3])
+def test_adr_softens_every_label_term(t: float):
+    case = Case()
+    average = copy.deepcopy(case.student).eval()(case.x).detach().numpy()
+    z, z_adv = case.logits(case.x), case.logits(case.x_adv)
+    labels = [adr_label(average[i], y, t) for i, y in enumerate(case.labels)]
+    n = range(len(labels))
+    boosted = [math.log(1.0001 - max(np.delete(softmax(z_adv[i]), y))) for i, y in enumerate(case.labels)]
+    unsure = [1 - softmax(z[i])[y] for i, y in enumerate(case.labels)]
+    expected = {
+        "at": np.mean([soft_ce(z_adv[i], labels[i]) for i in n]),
+        "trades": np.mean([soft_ce(z[i], labels[i]) + 6 * kl(z[i], z_adv[i]) for i in n]),
+        "mart": np.mean([soft_ce(z_adv[i], labels[i]) - boosted[i] + 5 * kl(z[i], z_adv[i]) * unsure[i] for i in n]),
+    }
+    for base, value in expected.items():
+        objective = bound(f"{base}+adr", case)
+        objective.start_step(t)
+        assert total(objective(case.x, case.x_adv, case.y)).item() == pytest.approx(value, rel=1e-5)
+
+
+def test_adr_leaves_other_terms_and_scaled_ones_have_soft_labels_too():
+    case = Case()
+    guests = {name: copy.deepcopy(getattr(case, name)) for name in ("robust", "vanilla")}
+    plain, soft = (
+        begun(compose(parse(method), student=copy.deepcopy(case.student), **copy.deepcopy(guests)).double().train())
+        for method in ("trades+kd", "trades+adr+kd")
+    )
+    hard_terms, soft_terms = plain(case.x, case.x_adv, case.y), soft(case.x, case.x_adv, case.y)
+    assert hard_terms.keys() == soft_terms.keys()
+    for name, term in hard_terms.items():
+        assert (term.value == soft_terms[name].value).item() == (not term.supervises)
+        assert term.weight == soft_terms[name].weight
+
+
+@pytest.mark.parametrize("base", ["at", "trades", "mart"])
+def test_without_mixing_the_label_is_the_hard_one_to_the_bit(base: str):
+    case = Case()
+    found = []
+    for method in (base, f"{base}+adr(mix_start=0, mix_end=0)"):
+        objective = bound(method, case)
+        torch.manual_seed(0)
+        x_adv = objective.perturb(case.x, case.y, Linf(), steps=2)
+        found.append((x_adv, total(objective(case.x, x_adv, case.y))))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-12)
+    assert torch.equal(found[1][1], found[0][1])
+
+
+def test_the_label_stays_the_likeliest_class_whatever_the_average_says():
+    draw = torch.Generator().manual_seed(0)
+    for mix in (0.0, 0.5, 0.95, 1.0):
+        part = ADR(mix_start=mix, mix_end=mix, temperature_start=1.0, temperature_end=1.0)
+        logits, y = 6 * torch.randn(5000, 10, generator=draw), torch.randint(10, (5000,), generator=draw)
+        target = part.soft_targets({ADR.EMA: Output(logits, {})}, y)
+        torch.testing.assert_close(target.sum(1), torch.ones(5000))
+        assert (target.gather(1, y[:, None]).squeeze(1) >= target.amax(1) - 1e-6).all()
+
+
+def test_the_annealing_ends_where_it_should():
+    part = ADR()
+    for progress, mix, t in ((0.0, 0.7, 2.5), (0.5, 0.825, 2.25), (1.0, 0.95, 2.0)):
+        part.start_step(progress)
+        found = part._annealed(part.mix_start, part.mix_end), part._annealed(2.5, 2.0)
+        assert [float(each) for each in found] == pytest.approx([mix, t])
+
+
+def test_the_attack_climbs_the_cross_entropy_of_the_soft_labels():
+    case = Case()
+    objective, eps = bound("at+adr", case), 8 / 255
+    torch.manual_seed(3)
+    x_adv = objective.perturb(case.x, case.y, Linf(eps), steps=4)
+    net = copy.deepcopy(objective.student).eval()
+    average = net(case.x).detach().numpy()
+    target = torch.tensor(np.stack([adr_label(average[i], y, 0.0) for i, y in enumerate(case.labels)]))
+    torch.manual_seed(3)
+    plain = (case.x + torch.empty_like(case.x).uniform_(-eps, eps)).clamp(0, 1)
+    for _ in range(4):
+        plain = plain.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(F.cross_entropy(net(plain), target), plain)
+        plain = (case.x + (plain.detach() + eps / 4 * grad.sign() - case.x).clamp(-eps, eps)).clamp(0, 1)
+    torch.testing.assert_close(x_adv, plain, atol=1e-9, rtol=0)
+
+
+def test_the_average_follows_weights_and_statistics_and_nothing_else_moves_it():
+    case = Case()
+    objective = bound("trades+adr(decay=0.9)", case)
+    average = objective.nets["ema"].get_submodule("net")
+    before = {key: value.clone() for key, value in average.state_dict().items()}
+    total(objective(case.x, case.x_adv, case.y)).backward()
+    with torch.no_grad():
+        for p in objective.student.parameters():
+            p.sub_(torch.full_like(p, 0.1) if p.grad is None else 0.1 * p.grad)
+    assert all(p.grad is None and not p.requires_grad for p in average.parameters())
+    assert not average.training
+    assert all(torch.equal(value, before[key]) for key, value in average.state_dict().items())
+    objective.after_update()
+    for key, live in objective.student.state_dict().items():
+        if live.is_floating_point():
+            torch.testing.assert_close(average.state_dict()[key], 0.9 * before[key] + 0.1 * live)
+    assert any("running_mean" in key and not torch.equal(average.state_dict()[key], before[key]) for key in before)
+
+
+def test_a_loop_that_forgets_the_average_is_told_so_and_not_trained_by_another_method():
+    case = Case()
+    objective = bound("at+adr", case)
+    objective.start_epoch([], 0.0)
+    with pytest.raises(UserError, match=r"'adr' keeps an average of the student: call objective.after_update\(\)"):
+        objective.start_epoch([], 0.5)
+    objective.after_update()
+    objective.start_epoch([], 0.5)
+
+
+def test_the_average_is_state_and_no_guest():
+    objective = compose(parse("at+adr"), student=tiny(0))
+    assert objective.method.guests == ()
+    assert any(key.startswith("nets.ema.") for key in objective.learned_state())
+    assert Need("ema", "clean") in objective.method.needs
+
+
+def test_smoothed_labels_beside_soft_ones_are_refused():
+    with pytest.raises(UserError, match=r"'adr' replaces the labels by soft targets: label_smoothing=0\.1 must be 0"):
+        compose(parse("at+adr"), student=tiny(0), label_smoothing=0.1)
+
+
+def test_refusals_of_adr():
+    for wrong, words in (
+        ("mix_end=1.5", "mix_end=1.5 must be in"),
+        ("temperature_end=0", "temperature_end=0 must be above 0"),
+        ("decay=1", "decay=1 must be in"),
+    ):
+        with pytest.raises(UserError, match=words):
+            parse(f"at+adr({wrong})")
+    with pytest.raises(UserError, match="'adr' takes the place of hard labels, but mtard has none"):
+        parse("mtard+adr")
+
+
+def test_the_average_of_the_method_is_what_is_validated_if_asked_for():
+    objective, epoch = bound("at+adr", Case()), Epoch(None, 0)  # type: ignore[arg-type]
+    with Average(objective, Recipe(average="method"), steps=4).applied(epoch) as student:
+        assert student is objective.nets.get_submodule("ema.net")
+    with (
+        pytest.raises(UserError, match="at keeps no average of the student: take average=ema or swa"),
+        Average(bound("at", Case()), Recipe(average="method"), steps=4).applied(epoch),
+    ):
+        pass
