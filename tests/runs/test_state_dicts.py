@@ -213,6 +213,18 @@ def test_the_authors_checkpoints_fit_under_their_own_names(model: str, prefix: s
     assert_loaded(net, truth)
 
 
+@pytest.mark.parametrize("width", [3, 4])
+def test_a_match_by_order_alone_is_said_and_whether_it_could_be_another(width: int):
+    ours = nn.Sequential(OrderedDict(a=nn.Linear(3, width), b=nn.Linear(width, 3)))
+    theirs = nn.Sequential(OrderedDict(x=nn.Linear(3, width), y=nn.Linear(width, 3)))
+    doubt = ", and layers of equal shape could be exchanged: look at the clean accuracy"
+    assert load_into(ours, theirs.state_dict(), "file") == (
+        "4 tensors have other names there and fit in their order, such as 'x.weight' for 'a.weight'"
+        + (doubt if width == 3 else "")
+    )
+    assert load_into(ours, ours.state_dict(), "file") == ""
+
+
 def test_names_that_contradict_the_order_are_refused():
     two = nn.Sequential(OrderedDict(a=nn.Linear(3, 3), b=nn.Linear(3, 3)))
     state = two.state_dict()

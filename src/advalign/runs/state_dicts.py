@@ -49,6 +49,16 @@ class Candidate:
         leaves = ((name, name.rpartition(".")[2].strip("_")) for name in self.left_out)
         return [name for name, leaf in leaves if leaf in _STATISTICS and self.tensors[name].numel() <= _CHANNELS]
 
+    @property
+    def _alike(self) -> bool:
+        """Whether two of the layers that are matched by their order have the same tensors in the same shapes."""
+        layers: dict[str, list[tuple[str, torch.Size]]] = {}
+        for name in self.renamed.values():
+            module, _, leaf = name.rpartition(".")
+            layers.setdefault(module, []).append((leaf, self.tensors[self.prefix + name].shape))
+        shapes = [tuple(layer) for layer in layers.values()]
+        return len(set(shapes)) < len(shapes)
+
     def of(self, name: str) -> Tensor | None:
         """Return the tensor for one of the network's names; None if there is none."""
         if not name.startswith(self.inside):
@@ -71,8 +81,9 @@ class Candidate:
         parts += [f"prefix {self.inside!r} put before"] if self.inside else []
         if changed := {ours: theirs for ours, theirs in self.renamed.items() if ours != theirs}:
             ours, theirs = next(iter(changed.items()))
+            doubt = ", and layers of equal shape could be exchanged: look at the clean accuracy" if self._alike else ""
             parts.append(f"{len(changed)} tensors have other names there and fit in their order, such as {theirs!r} "
-                         f"for {ours!r}")  # fmt: skip
+                         f"for {ours!r}{doubt}")  # fmt: skip
         if self.left_out:
             parts.append(f"{len(self.left_out)} other tensors left out, such as {self.left_out[0]!r}")
         return "; ".join(parts)
