@@ -19,6 +19,7 @@ from .objectives.bases.mart import MART
 from .objectives.bases.mtard import MTARD
 from .objectives.bases.natural import Natural
 from .objectives.bases.rslad import RSLAD
+from .objectives.bases.score import SCORE
 from .objectives.bases.trades import TRADES
 from .objectives.plugins.adr import ADR
 from .objectives.plugins.afa import AFA
@@ -27,6 +28,7 @@ from .objectives.plugins.bgat import BGAT
 from .objectives.plugins.kd import KD
 from .objectives.plugins.lbgat import LBGAT
 from .objectives.plugins.part import PART
+from .objectives.plugins.qub import QUB
 from .objectives.plugins.vfd import VFD
 from .runs import load
 from .threats import L2, Linf
@@ -52,7 +54,9 @@ __all__ = [
     "MART",
     "MTARD",
     "PART",
+    "QUB",
     "RSLAD",
+    "SCORE",
     "TRADES",
     "VFD",
     "AdaAD",

@@ -34,8 +34,9 @@ def combinations(plugins_at_once: int) -> list[str]:
 
 
 def every_part_quick(methods: Iterable[str]) -> list[Any]:
-    """Mark methods as slow, but for every base alone and every plug-in on TRADES, which are all parts once."""
-    quick = {*BASES, *(method for method in combinations(1) if method.startswith("trades+"))}
+    """Mark methods as slow, but for every base alone and every plug-in on TRADES or AT, which are all parts once."""
+    first = (next(base for base in ("trades", "at", "ard") if makes_sense(f"{base}+{name}")) for name in PLUGINS)
+    quick = {*BASES, *(f"{base}+{name}" for base, name in zip(first, PLUGINS, strict=True))}
     return [method if method in quick else pytest.param(method, marks=pytest.mark.slow) for method in methods]
 
 

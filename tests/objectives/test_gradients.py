@@ -38,6 +38,7 @@ FORWARDS = {  # of the student, with 10 steps
     "iad2": 12,
     "adaad": 11,
     "mtard": 12,
+    "score": 13,
     "contrast": 15,
     "afa": 1,
 }
@@ -168,7 +169,7 @@ def test_forwards_of_a_step(method: str, x_y, monkeypatch: pytest.MonkeyPatch):
     expected = Counter(net for net, _ in GUESTS.get(base, set()) | GUESTS.get(plugin, set()))
     expected.update(IN_THE_ATTACK.get(base, {}))
     expected["ema"] += plugin == "adr" and base in LABELS_IN_THE_ATTACK
-    expected["student"] = FORWARDS[base] + (base in UNSEEN and plugin in ("vfd", "ar-at", "afa"))
+    expected["student"] = FORWARDS[base] + (base in UNSEEN and plugin in ("vfd", "ar-at", "afa", "qub"))
     expected["student"] += plugin in ("part", "afa")  # a map, a second augmentation
     assert count == expected
 

@@ -18,6 +18,7 @@ from advalign.objectives.bases.mart import MART
 from advalign.objectives.bases.mtard import MTARD
 from advalign.objectives.bases.natural import Natural
 from advalign.objectives.bases.rslad import RSLAD
+from advalign.objectives.bases.score import SCORE
 from advalign.objectives.bases.trades import TRADES
 from advalign.objectives.method import Base, Method, PlugIn
 from advalign.objectives.objective import Objective, compose, total
@@ -28,6 +29,7 @@ from advalign.objectives.plugins.bgat import BGAT
 from advalign.objectives.plugins.kd import KD
 from advalign.objectives.plugins.lbgat import LBGAT
 from advalign.objectives.plugins.part import PART
+from advalign.objectives.plugins.qub import QUB
 from advalign.objectives.plugins.vfd import VFD
 from advalign.spelling import check_numbers, construct, parse_calls
 
@@ -59,6 +61,7 @@ BASES: dict[str, type[Base]] = {
     "iad2": IAD2,
     "adaad": AdaAD,
     "mtard": MTARD,
+    "score": SCORE,
     "contrast": Contrast,
     "afa": LinearAFA,
 }
@@ -71,6 +74,7 @@ PLUGINS: dict[str, type[PlugIn]] = {
     "ar-at": ARAT,
     "afa": AFA,
     "adr": ADR,
+    "qub": QUB,
 }
 
 

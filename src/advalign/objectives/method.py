@@ -67,6 +67,11 @@ class Part(nn.Module, ABC):
         """Return the names of the modules whose outputs the terms read, in the student and in the guests."""
         return ()
 
+    @property
+    def waits(self) -> bool:
+        """Whether it looks at the student or the progress before each epoch or step."""
+        return type(self).start_epoch is not Part.start_epoch or type(self).start_step is not Part.start_step
+
     def start_epoch(self, student: Tapped, batches: Iterable[tuple[Tensor, Tensor]], progress: float) -> None:
         """Look at the student before an epoch; what is kept must be a buffer, or a resumed run would lose it.
 
@@ -257,11 +262,7 @@ class Method:
     @property
     def waiting(self) -> list[str]:
         """The parts, by name, that look at the student or the progress before each epoch or step."""
-        return [
-            part.name
-            for part in self.parts
-            if type(part).start_epoch is not Part.start_epoch or type(part).start_step is not Part.start_step
-        ]
+        return [part.name for part in self.parts if part.waits]
 
     def replacing(self, replaceable: Replaceable) -> PlugIn | None:
         """Return the plug-in that replaces this of the base, if one does."""

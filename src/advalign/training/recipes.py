@@ -282,6 +282,11 @@ def adaad() -> Recipe:
     return Recipe(epochs=200, lr=0.01, weight_decay=5e-3, milestones=(0.5, 0.75))
 
 
+def score() -> Recipe:
+    """SCORE's code without extra data: 110 epochs from 0.05, drops at 100 and 105."""
+    return Recipe(lr=0.05)
+
+
 def adr() -> Recipe:
     """ADR's code: 200 epochs, drops at 100 and 150, Nesterov, attack in train mode."""
     return Recipe(epochs=200, milestones=(0.5, 0.75), nesterov=True, mode="train")
@@ -316,6 +321,7 @@ RECIPES = {
     "iad": iad,
     "rslad": rslad,
     "adaad": adaad,
+    "score": score,
     "adr": adr,
     "dm": dm,
 }
