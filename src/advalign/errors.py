@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from reprlib import Repr
@@ -51,6 +52,19 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     near = get_close_matches(name[:SHOWN].lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return UserError(f"unknown {what} {quoted(name)}: {hint}choose from {', '.join(known)}")
+
+
+def nearly_alike(names: Iterable[str], known: Iterable[str]) -> str:
+    """Return a hint, as the end of a message, on the first name that differs from a known one in case or spaces."""
+    plain = {plain_name(each): each for each in known}
+    pairs = ((name, plain[plain_name(name)]) for name in names if plain_name(name) in plain)
+    hints = (f"; is {quoted(name)} meant as {quoted(other)}? names count to the letter" for name, other in pairs)
+    return next(hints, "")
+
+
+def plain_name(name: str) -> str:
+    """Return a name in lower case, with one space for spaces, hyphens and underscores between its words."""
+    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", name.strip()).casefold()
 
 
 def require(condition: bool, message: str | Callable[[], str]) -> None:

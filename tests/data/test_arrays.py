@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,44 @@ def test_wrong_arrays_are_refused(tmp_path: Path, wrong: dict[str, Any], message
     with pytest.raises(UserError, match=message) as caught:
         load(saved(tmp_path, **arrays))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "instead"),
+    [
+        ({"x_train": COLOUR.astype(np.float32)}, "save x / 255"),
+        ({"x_train": COLOUR / 127.5 - 1}, "save (x + 1) / 2 if -1 is black, or undo what normalised them"),
+        (
+            {"x_train": (COLOUR - 120.0) / 60},
+            "undo what normalised them, as a normalisation belongs inside the network",
+        ),
+        ({"x_train": COLOUR.astype(np.int64)}, "save x.astype(np.uint8)"),
+        ({"x_train": COLOUR > 127}, "save x.astype(np.uint8) * 255"),
+        ({"x_train": COLOUR.astype(np.uint16) * 257}, "save x / 65535, or by what else their highest value can be"),
+        ({"x_train": np.repeat(COLOUR[:, :1], 4, 1)}, "save x[:, :3]"),
+        ({"x_train": np.repeat(COLOUR[:, 0, :, :, None], 4, 3)}, "save x[..., :3]"),
+        ({"y_train": np.eye(3)[LABELS]}, "save y.argmax(1), as they are one-hot"),
+        ({"y_train": LABELS[:, None]}, "save y[:, 0]"),
+        ({"y_train": LABELS * 1.0}, "save y.astype(int)"),
+        ({"y_train": LABELS.astype(str)}, "save class_names, y_train = np.unique(y, return_inverse=True)"),
+        ({"y_train": LABELS + 1}, "has no 0; they count from 1: save y - 1"),
+        ({"y_train": LABELS * 2}, "has no 1; np.unique(y, return_inverse=True)[1] counts them so"),
+        ({"x_train": None, "X_train": COLOUR}, "x_train missing; .* has X_train: save those under these names"),
+    ],
+)
+def test_what_to_write_instead_is_said(tmp_path: Path, wrong: dict[str, Any], instead: str):
+    arrays = {key: value for key, value in {**GOOD, **wrong}.items() if value is not None}
+    with pytest.raises(UserError) as caught:
+        load(saved(tmp_path, **arrays))
+    assert re.search(re.escape(instead).replace(r"\.\*", ".*") + "$", str(caught.value))
+
+
+def test_arrays_that_are_not_read_and_labels_from_one_are_said(tmp_path: Path):
+    data = load(saved(tmp_path, x_train=np.repeat(COLOUR, 5, 0), y_train=np.repeat(LABELS, 5), X_test=COLOUR, Y=LABELS))
+    assert data.remarks == ("arrays that are not read: X_test, Y",)
+    assert load(saved(tmp_path, **GOOD)).remarks == ()
+    alone = load(saved(tmp_path, x_test=COLOUR, y_test=LABELS + 1))
+    assert alone.remarks == ("no label is 0, and each from 1 to 3 is there: labels count from 0",)
 
 
 def test_wrong_files_are_refused(tmp_path: Path):

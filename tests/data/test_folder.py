@@ -138,7 +138,15 @@ def test_hidden_files_and_other_suffixes_are_left_out(tmp_path: Path):
     shutil.copy(root / "red" / "0.png", root / "red" / "5.PNG")
     data = load(f"folder:{root}")
     assert len(data.train) + len(data.test) == 16
-    assert data.remarks == ("2 files skipped: 1 .txt, 1 without suffix",)
+    assert data.remarks == ("3 files skipped: 1 hidden, 1 .txt, 1 without suffix", "folders skipped: 1 .thumbnails/")
+
+
+def test_a_class_that_is_named_as_a_split_is_read_with_a_hint(tmp_path: Path):
+    root = paint(tmp_path / "mine")
+    (root / "red").rename(root / "test_images")
+    hint = "test_images/ is read as a class, since images lie directly in it: if it is none, move it away"
+    assert load(f"folder:{root}", image_size=8).remarks == (hint,)
+    assert load(f"folder-classes:{root}", image_size=8).remarks == ()
 
 
 def test_the_cache_is_used_until_a_file_changes(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch):

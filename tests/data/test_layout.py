@@ -13,7 +13,7 @@ from advalign.errors import UserError
 def lay_out(root: Path, *files: str) -> Path:
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).write_bytes(b"")
+        (root / file).mkdir() if file.endswith("/") else (root / file).write_bytes(b"")
     return root
 
 
@@ -97,8 +97,35 @@ def test_what_is_not_read_is_counted(tmp_path: Path):
         )
     )  # fmt: skip
     assert shown(layout)["train"] == {"a": ["1.png"], "b": ["4.jfif", "5.gif"]}
-    assert layout.skipped == {".txt": 2, ".heic": 1, "without suffix": 1}
+    assert layout.skipped == {".txt": 2, ".heic": 1, "without suffix": 1, "hidden": 2}
     assert layout.left_out == {f"{tmp_path.name}/": 1}
+
+
+def test_folders_that_systems_make_are_passed_over_and_counted(tmp_path: Path):
+    layout = read_layout(
+        lay_out(
+            tmp_path, "a/1.png", "b/2.png", "b/.ipynb_checkpoints/2-checkpoint.png", "a/@eaDir/1.png/thumb.jpg",
+            "__MACOSX/a/._1.png", "b/@eaDir/x.jpg", "lost+found/", "a/Thumbs.db",
+        )
+    )  # fmt: skip
+    assert shown(layout)["train"] == {"a": ["1.png"], "b": ["2.png"]}
+    assert layout.skipped == {".ipynb_checkpoints/": 1, "@eaDir/": 2, "__MACOSX/": 1, "lost+found/": 1, ".db": 1}
+
+
+def test_class_folders_without_images_are_named_with_what_they_hold(tmp_path: Path):
+    lay_out(tmp_path, "a/1.png", "b/2.png", "empty/", "phone/3.heic", "phone/4.heic")
+    with pytest.raises(
+        UserError, match=r"no images in .*/empty, .*/phone: looked for \.bmp, .*\.webp, found 2 \.heic; "
+    ):
+        read_layout(tmp_path)
+
+
+def test_a_class_that_is_nearly_one_of_training_is_named(tmp_path: Path):
+    lay_out(tmp_path, "train/cat/1.png", "train/sea lion/2.png", "test/cat/3.png", "test/Sea-Lion/4.png")
+    with pytest.raises(
+        UserError, match=r"has not: Sea-Lion; .* are cat, sea lion; is 'Sea-Lion' meant as 'sea lion'\?"
+    ):
+        read_layout(tmp_path)
 
 
 AMBIGUOUS = {

@@ -50,6 +50,7 @@ def test_a_guest_of_other_classes_is_refused(tmp_path: Path):
     guest = trained("natural", animals("cat", "dog"), tmp_path)
     for names, message in [
         (("dog", "cat"), r"other classes: number 0 is 'cat' in .*, but 'dog' in animals; .* in the same order"),
+        (("cat", "Dog"), r"number 1 is 'dog' in .*, but 'Dog' in animals; .* same order; is 'Dog' meant as 'dog'\?"),
         (("cat", "wolf"), r"other classes: number 1 is 'dog' in .*, but 'wolf' in animals"),
         (("cat", "dog", "owl"), r"wrong number of classes: .* has 2, the data set animals has 3"),
     ]:

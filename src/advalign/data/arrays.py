@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from unicodedata import normalize
 
 import numpy as np
 import torch
 
+from advalign.data.array_values import hint_on_classes, to_labels, to_pixels
 from advalign.data.held_out import hold_out_by_content, note_on_test
 from advalign.data.images import Dataset, Images
 from advalign.data.npy import read_array, read_header
-from advalign.errors import UserError, require
+from advalign.errors import UserError, require, shorten
 from advalign.runtime.files import full_path
 from advalign.shapes import Labels
 
 TRAIN, VALIDATION, TEST = ("x_train", "y_train"), ("x_val", "y_val"), ("x_test", "y_test")
 CLASS_NAMES = "class_names"
-ROUNDING = 1e-6
-"""How far floats may lie outside [0, 1]: sums and products of single precision do."""
 
 
 def load_npz(path: Path | str) -> Dataset:
@@ -37,30 +37,46 @@ def load_npz(path: Path | str) -> Dataset:
         UserError: whatever of this does not hold, with the array's name and what it holds.
     """
     path = full_path(path)
-    arrays = _read(path)
+    arrays, others = _read(path)
     class_names = _class_names(arrays, path)
     trains, tests = (any(key in arrays for key in keys) for keys in (TRAIN, TEST))
-    test = _images(arrays, TEST, path) if tests else None
+    test = _images(arrays, TEST, path, others) if tests else None
     if not trains and test is not None:
         train, classes = test.take([]), len(class_names) or int(test.labels.max()) + 1
     else:
-        train = _images(arrays, TRAIN, path)
+        train = _images(arrays, TRAIN, path, others)
         classes = _count_classes(train.labels, class_names, path)
     name, named, note = f"npz:{path}", bool(class_names), ""
     class_names = class_names or tuple(map(str, range(classes)))
     sources = {"train": TRAIN[0], "test": TEST[0]}
+    rows: dict[str, Sequence[int]] = {"train": range(len(train)), "test": range(0 if test is None else len(test))}
     if held_out := test is None:
         kept, taken = hold_out_by_content(train.digests, train.labels, str(path))
+        rows = {"train": kept.tolist(), "test": taken.tolist()}
         sources["test"] = f"held out of {TRAIN[0]} by their content, about 20 %"
         note = note_on_test(len(taken), len(train))
         train, test = train.take(kept), train.take(taken)
     _require_fit(test, TEST, train, classes, path, TRAIN if trains else CLASS_NAMES)
     validation = None
     if trains and any(key in arrays for key in VALIDATION):
-        validation, sources["validation"] = _images(arrays, VALIDATION, path), VALIDATION[0]
+        validation, sources["validation"] = _images(arrays, VALIDATION, path, others), VALIDATION[0]
         _require_fit(validation, VALIDATION, train, classes, path, TRAIN)
+        rows["validation"] = range(len(validation))
+    arrays_of = {"train": TRAIN[0], "validation": VALIDATION[0], "test": TRAIN[0] if held_out else TEST[0]}
+    places = {split: [f"{arrays_of[split]}[{row}]" for row in each] for split, each in rows.items()}
     return Dataset(
-        name, train, test, class_names, note, named=named, validation=validation, held_out=held_out, sources=sources
+        name, train, test, class_names, note, named=named, validation=validation, held_out=held_out, sources=sources,
+        remarks=_remarks(others, train, test), places=places,
+    )  # fmt: skip
+
+
+def _remarks(others: list[str], train: Images, test: Images) -> tuple[str, ...]:
+    """Return lines on arrays that are not read, and on labels of test images alone that seem to count from 1."""
+    present = test.labels.unique().tolist()
+    from_one = not len(train) and len(present) > 1 and present == list(range(1, len(present) + 1))
+    return (
+        *([f"arrays that are not read: {shorten(', '.join(others))}"] if others else []),
+        *([f"no label is 0, and each from 1 to {len(present)} is there: labels count from 0"] if from_one else []),
     )
 
 
@@ -86,7 +102,10 @@ def _count_classes(labels: Labels, class_names: tuple[str, ...], path: Path) -> 
     expected = torch.arange(len(present))
     absent = expected[present != expected]
     if len(absent):
-        raise UserError(f"{path}: y_train must hold every class from 0 to its highest, but has no {int(absent[0])}")
+        raise UserError(
+            f"{path}: y_train must hold every class from 0 to its highest, but has no {int(absent[0])}"
+            f"{hint_on_classes(present.numpy())}"
+        )
     require(len(present) > 1, lambda: f"{path}: y_train has one class only; at least two are needed")
     require(
         len(class_names) in (0, len(present)),
@@ -95,33 +114,38 @@ def _count_classes(labels: Labels, class_names: tuple[str, ...], path: Path) -> 
     return len(present)
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Read the arrays that a data set consists of; return them by name, and the names of the others."""
     require(path.is_file(), lambda: f"npz:{path}: there is no such file")
     require(zipfile.is_zipfile(path), lambda: f"{path} is not an .npz file, or is cut short: write it with numpy.savez")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         with zipfile.ZipFile(path) as archive:
-            present = [key for key in (*TRAIN, *VALIDATION, *TEST, CLASS_NAMES) if f"{key}.npy" in archive.namelist()]
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            present = [key for key in (*TRAIN, *VALIDATION, *TEST, CLASS_NAMES) if key in names]
             for key in present:  # all headers before any content
                 read_header(archive, key, str(path))
-            return {key: read_array(archive, key, str(path), memory) for key in present}
+            arrays = {key: read_array(archive, key, str(path), memory) for key in present}
+            return arrays, [name for name in names if name not in present]
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def _images(arrays: dict[str, np.ndarray], keys: tuple[str, str], path: Path | str) -> Images:
+def _images(arrays: dict[str, np.ndarray], keys: tuple[str, str], path: Path | str, others: list[str]) -> Images:
     missing = [key for key in keys if key not in arrays]
+    has = f", and has {shorten(', '.join(others))}: save those under these names" if others else ""
     require(
         not missing,
         lambda: (
             f"{path}: {' and '.join(missing)} missing; it must hold x_train and y_train, x_test and y_test, or all four"
+            f"{has}"
         ),
     )
     try:
-        pixels = _pixels(arrays[keys[0]], f"{path}: {keys[0]}")
-        labels = _labels(arrays[keys[1]], f"{path}: {keys[1]}")
+        pixels = to_pixels(arrays[keys[0]], f"{path}: {keys[0]}")
+        labels = to_labels(arrays[keys[1]], f"{path}: {keys[1]}")
     except MemoryError as error:
         raise UserError(f"{path}: {keys[0]} is too large for this machine's memory: save it as uint8") from error
     require(
@@ -129,38 +153,6 @@ def _images(arrays: dict[str, np.ndarray], keys: tuple[str, str], path: Path | s
         lambda: f"{path}: {keys[0]} has {len(pixels)} images, but {keys[1]} {len(labels)} labels",
     )
     return Images(torch.from_numpy(pixels), torch.from_numpy(labels))
-
-
-def _pixels(x: np.ndarray, source: str) -> np.ndarray:
-    """Return the images (N, C, H, W), as uint8 if that holds them without loss, else as float32."""
-    shape = x.shape
-    if x.ndim == 3:
-        x = x[:, None]
-    elif x.ndim == 4 and shape[-1] in (1, 3):
-        x = np.moveaxis(x, -1, 1)
-    require(
-        x.ndim == 4 and x.shape[1] in (1, 3) and x.size > 0,
-        lambda: f"{source} has shape {shape}; images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3",
-    )
-    if x.dtype.kind == "f":
-        low, high = x.min(), x.max()  # a NaN anywhere makes both NaN, and the comparison false
-        require(
-            bool(low >= -ROUNDING and high <= 1 + ROUNDING),
-            lambda: f"{source} has floats from {low:g} to {high:g}; they must lie in [0, 1]",
-        )
-        x = _as_uint8_or_float32(x)
-    else:
-        require(x.dtype == np.uint8, lambda: f"{source} has {x.dtype} values; images are uint8, or floats in [0, 1]")
-    return np.ascontiguousarray(x)
-
-
-def _as_uint8_or_float32(x: np.ndarray) -> np.ndarray:
-    """Return floats as uint8 where each is a multiple of 1/255, as far as its type can tell; else as float32."""
-    single = x.astype(np.float32).clip(0, 1)
-    levels = np.rint(single * 255)
-    precision = np.float16 if x.dtype.itemsize < 4 else np.float32
-    whole = np.array_equal((levels / np.float32(255)).astype(precision), single.astype(precision))
-    return levels.astype(np.uint8) if whole else single
 
 
 def _class_names(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
@@ -175,14 +167,3 @@ def _class_names(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
     texts = [normalize("NFC", name) for name in names.tolist()]
     require(len(set(texts)) == len(texts), lambda: f"{path}: {CLASS_NAMES} has a name twice")
     return tuple(texts)
-
-
-def _labels(y: np.ndarray, source: str) -> np.ndarray:
-    """Return the labels as int64 (N,)."""
-    require(y.ndim == 1, lambda: f"{source} has shape {y.shape}; labels are (N,), one integer for each image")
-    require(y.dtype.kind in "iu", lambda: f"{source} has {y.dtype} values; labels are integers from 0")
-    labels = y.astype(np.int64)
-    outside = y[labels < 0]  # also of uint64, beyond what int64 holds
-    if len(outside):
-        raise UserError(f"{source} has the label {outside[0]}; labels are integers from 0")
-    return labels

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from advalign.data.images import Dataset, Images
+from advalign.errors import plain_name
 
 _NAMED = 8  # classes at most whose counts are listed
+_BRIGHT = 64 / 255  # 14 bits in 16 are darker, and photographs of one's own are not
 
 
 def describe(dataset: Dataset) -> list[str]:
@@ -30,7 +32,7 @@ def describe(dataset: Dataset) -> list[str]:
             f"  {split}: {len(images)} images, {dataset.sources[split]} ({_counts(dataset, images)})"
             for split, images in there.items()
         ),
-        *(f"  {remark}" for remark in (*dataset.remarks, *_copies(there))),
+        *(f"  {remark}" for remark in (*dataset.remarks, *_copies(there), *_doubts(dataset, there))),
     ]
 
 
@@ -54,6 +56,51 @@ def _copies(there: dict[str, Images]) -> list[str]:
             left_out = "; advalign evaluate leaves them out" if a == "test" else ""
             lines.append(f"copies: {copies} of {len(there[a])} {a} images are also {b} images{left_out}")
     return lines
+
+
+def _doubts(dataset: Dataset, there: dict[str, Images]) -> list[str]:
+    """Return lines on what is mostly a mistake: images in two classes, classes of nearly one name, dark images."""
+    return [line for line in (_in_two_classes(dataset, there), _alike(dataset.class_names), _dark(there)) if line]
+
+
+def _alike(names: tuple[str, ...]) -> str:
+    """Return a line on the first class whose name differs from another's in case or spaces alone."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(plain_name(name), name)
+        if other != name:
+            return f"classes {other!r} and {name!r} differ in case or spaces alone"
+    return ""
+
+
+def _in_two_classes(dataset: Dataset, there: dict[str, Images]) -> str:
+    """Return a line on equal images with different labels, with the first two."""
+    digests = np.concatenate([images.digests for images in there.values()])
+    labels = np.concatenate([images.labels.cpu().numpy() for images in there.values()])
+    order = np.lexsort((labels, digests))
+    ranked, classes = digests[order], labels[order]
+    twice = np.unique(ranked[1:][(ranked[1:] == ranked[:-1]) & (classes[1:] != classes[:-1])])
+    if not len(twice):
+        return ""
+    first = np.flatnonzero(np.isin(digests, twice))[0]
+    second = np.flatnonzero((digests == digests[first]) & (labels != labels[first]))[0]
+    places = [place for split in there for place in dataset.places[split]]
+    verb = "1 image is" if len(twice) == 1 else f"{len(twice)} images are"
+    return f"{verb} in two classes or more, such as {places[first]} and {places[second]}"
+
+
+def _dark(there: dict[str, Images]) -> str:
+    """Return a line on splits without a bright pixel, as of values that do not fill the range of their type."""
+    peaks = {split: float(images.pixels.max()) for split, images in there.items()}
+    scales = {split: 1 if images.pixels.is_floating_point() else 255 for split, images in there.items()}
+    dark = [split for split, peak in peaks.items() if peak <= _BRIGHT * scales[split]]
+    if not dark:
+        return ""
+    highest = ", ".join(f"{peaks[split]:.3g} of {scales[split]} in {split}" for split in dark)
+    return (
+        f"images are dark, the highest value is {highest}: scale values that do not fill the range of their type, such "
+        "as masks of 0 and 1 or 12 bits in 16"
+    )
 
 
 def _shortened(names: tuple[str, ...]) -> str:

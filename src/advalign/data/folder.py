@@ -15,7 +15,17 @@ import torch
 from advalign.data.cache import cached_array
 from advalign.data.held_out import hold_out_by_content, note_on_test
 from advalign.data.images import Dataset, Digests, Images
-from advalign.data.layout import TEST, TRAIN, VALIDATION, ClassFiles, Layout, read_layout
+from advalign.data.layout import (
+    CLASS_FOLDERS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    ClassFiles,
+    Layout,
+    counted,
+    read_layout,
+    split_of,
+)
 from advalign.errors import UserError, require, shorten
 from advalign.runtime.files import digest, full_path
 from advalign.shapes import Labels
@@ -73,10 +83,12 @@ def load_folder(path: Path | str, image_size: int, layout: str = "auto") -> Data
     elif TRAIN not in files and VALIDATION in files:
         del files[VALIDATION]  # nothing is trained, so nothing is selected
     images = _images(root, files, image_size)
+    places = {split: [file.relative_to(root).as_posix() for file in members] for split, (members, _) in files.items()}
     test = images[TEST]
     return Dataset(
         name, images.get(TRAIN, test.take([])), test, read.class_names, note, validation=images.get(VALIDATION),
-        preprocessing=_preprocessing(image_size), held_out=held_out, sources=sources, remarks=_remarks(read),
+        preprocessing=_preprocessing(image_size), held_out=held_out, sources=sources,
+        remarks=_remarks(read, guessed=layout == "auto"), places=places,
     )  # fmt: skip
 
 
@@ -97,15 +109,24 @@ def _flat(members: ClassFiles, class_names: tuple[str, ...]) -> tuple[list[Path]
     return files, torch.arange(len(class_names)).repeat_interleave(counts)
 
 
-def _remarks(layout: Layout) -> tuple[str, ...]:
-    """Return a line on the files that are no images, and one on the images that belong to no class."""
-    kinds = ", ".join(f"{count} {suffix}" for suffix, count in layout.skipped.most_common(6))
-    more = ", ..." if len(layout.skipped) > 6 else ""
-    total = layout.skipped.total()
-    skipped = [f"{total} {'file' if total == 1 else 'files'} skipped: {kinds}{more}"] if total else []
+def _remarks(layout: Layout, *, guessed: bool) -> tuple[str, ...]:
+    """Return lines on files that are no images, on images that belong to no class, and on what may be no class."""
+    files, folders = (
+        Counter({kind: count for kind, count in layout.skipped.items() if kind.endswith("/") == is_folder})
+        for is_folder in (False, True)
+    )
+    total = files.total()
+    skipped = [f"{total} {'file' if total == 1 else 'files'} skipped: {counted(files)}"] if files else []
+    skipped += [f"folders skipped: {counted(folders)}"] if folders else []
     places = ", ".join(f"{count} in {folder}" for folder, count in Counter(layout.left_out).most_common(6))
     left_out = [f"images outside of the classes left out: {places}"] if places else []
-    return (*skipped, *left_out)
+    as_classes = guessed and layout.folders.get(TRAIN) == CLASS_FOLDERS
+    doubtful = [
+        f"{name}/ is read as a class, since images lie directly in it: if it is none, move it away"
+        for name in layout.class_names
+        if as_classes and split_of(name)
+    ]
+    return (*skipped, *left_out, *doubtful)
 
 
 def _images(root: Path, files: Mapping[str, tuple[list[Path], Labels]], size: int) -> dict[str, Images]:

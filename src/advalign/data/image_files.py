@@ -16,11 +16,13 @@ from advalign.errors import UserError
 SUFFIXES = (
     ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+_OF_SYSTEMS = ("@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__")
+"""Folders that systems make; some hold thumbnails of the images beside them."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """A folder with its image files; hidden files and folders are left out."""
+    """A folder with its image files; hidden files and folders are left out, and those that systems make."""
 
     path: Path
     images: list[Path]
@@ -28,7 +30,7 @@ class ImageFolder:
     folders: list[ImageFolder]
     """Its sub-folders, in natural order."""
     skipped: Counter[str]
-    """The number of files directly in the folder that are no images, by suffix."""
+    """What lies directly in the folder and is not read: the number of files by suffix, and of folders by name."""
 
     @property
     def name(self) -> str:
@@ -59,12 +61,14 @@ def scan(path: Path) -> ImageFolder:
 def _scan(path: Path, around: tuple[str, ...]) -> ImageFolder:
     images, folders, skipped = [], [], Counter()
     try:
-        with os.scandir(path) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith((".", "__MACOSX"))]
+        with os.scandir(path) as opened:
+            entries = list(opened)
     except OSError as error:
         raise UserError(f"cannot read the folder {path}: {error.strerror}") from None
-    for entry in visible:
-        if entry.is_dir():
+    for entry in entries:
+        if entry.name.startswith((".", "__MACOSX")) or entry.name in _OF_SYSTEMS:
+            skipped[f"{entry.name}/" if entry.is_dir() else "hidden"] += 1
+        elif entry.is_dir():
             real = os.path.realpath(entry.path)
             if real not in around:
                 folders.append(_scan(path / entry.name, (*around, real)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -101,6 +101,8 @@ class Dataset:
     """Whether the test images are training images that were held out, since there was no test set."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where the images of each split were read from, for data of the user's own."""
+    places: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Where each image of a split was read from, for data of the user's own: a file, or a row of an array."""
     remarks: tuple[str, ...] = ()
     """What else was understood of the user's files, such as those that were skipped; a line each."""
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advalign.data.image_files import SUFFIXES, ImageFolder, natural, scan
-from advalign.errors import UserError, require
+from advalign.errors import UserError, nearly_alike, require
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 LAYOUTS = ("auto", "classes", "splits", "test")
+
+CLASS_FOLDERS = "class sub-folders"
+"""What images are read from that lie in no split."""
 
 ClassFiles = dict[str, list[Path]]
 """The image files of each class, by its name."""
@@ -37,7 +40,7 @@ class Layout:
     class_names: tuple[str, ...]
     """In natural order."""
     skipped: Counter[str]
-    """Files that are no images, by suffix."""
+    """Files that are no images, by suffix, and folders that are passed over, by name with a slash."""
     left_out: dict[str, int]
     """Images that belong to no class, by their folder."""
 
@@ -71,7 +74,7 @@ def read_layout(root: Path, layout: str = "auto") -> Layout:
     if layout == "splits":
         return _read_splits(top)
     split = TEST if layout == "test" else TRAIN
-    return _layout(top, {split: _class_files(top, 1 if split == TEST else 2)}, {split: "class sub-folders"}, {})
+    return _layout(top, {split: _class_files(top, 1 if split == TEST else 2)}, {split: CLASS_FOLDERS}, {})
 
 
 def _decide(top: ImageFolder) -> str:
@@ -192,8 +195,15 @@ def _class_files(folder: ImageFolder, least: int = 2) -> ClassFiles:
             f"{'two are' if least > 1 else 'one is'} needed, with images in them{hint}"
         ),
     )
-    for each in folder.folders:
-        require(bool(each.every_image), lambda: f"no images in {each.path}: looked for {', '.join(SUFFIXES)}")
+    without = [each for each in folder.folders if not each.every_image]
+    found = sum((inner.skipped for each in without for inner in each.every_folder()), Counter[str]())
+    require(
+        not without,
+        lambda: (
+            f"no images in {_some(str(each.path) for each in without)}: looked for {', '.join(SUFFIXES)}"
+            f"{', found ' + counted(found) if found else ''}; remove what is no class, as each sub-folder is one"
+        ),
+    )
     return {each.name: each.every_image for each in folder.folders}
 
 
@@ -212,7 +222,7 @@ def _layout(
             not more,
             lambda: (
                 f"{top.path}: {folders[split]} has classes that {folders[TRAIN]} has not: {_some(more)}; those of "
-                f"{folders[TRAIN]} are {_some(names)}"
+                f"{folders[TRAIN]} are {_some(names)}{nearly_alike(more, names)}"
             ),
         )
     require(
@@ -224,6 +234,11 @@ def _layout(
     skipped = sum((folder.skipped for folder in top.every_folder()), Counter[str]())
     left_out = {f"{top.name}/": len(top.images), **left_out}
     return Layout(ordered, folders, tuple(names), skipped, {name: count for name, count in left_out.items() if count})
+
+
+def counted(kinds: Counter[str]) -> str:
+    """Return what there is of each kind, of at most six kinds."""
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(6)) + (", ..." if len(kinds) > 6 else "")
 
 
 def _some(names: Iterable[str]) -> str:

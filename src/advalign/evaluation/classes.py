@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from advalign.data import Dataset, Images
-from advalign.errors import require, shorten
+from advalign.errors import nearly_alike, require, shorten
 
 _LISTED = 10
 
@@ -76,7 +76,7 @@ def match_classes(path: Path, card: Mapping[str, Any], dataset: Dataset, outputs
             not unknown,
             lambda: (
                 f"{dataset.name} has classes that {path} does not know: {_listed(unknown)}; "
-                f"those of the model are {_listed(names)}"
+                f"those of the model are {_listed(names)}{nearly_alike(unknown, names)}"
             ),
         )
         numbers = torch.tensor([names.index(name) for name in dataset.class_names])

@@ -14,7 +14,7 @@ from torch import nn
 
 from advalign import models
 from advalign.data import Dataset
-from advalign.errors import UserError, quoted, require, unknown
+from advalign.errors import UserError, nearly_alike, quoted, require, unknown
 from advalign.runs.checkpoint import FETCH_AGAIN, load_into, load_weights
 from advalign.runs.run import Run
 from advalign.runs.sizes import count_channels, count_classes
@@ -171,7 +171,7 @@ def require_classes(path: Path, card: Mapping[str, Any], dataset: Dataset) -> No
             its == ours,
             lambda: (
                 f"other classes: number {number} is {quoted(its)} in {path}, but {quoted(ours)} in {dataset.name}; "
-                "they must have the same names in the same order"
+                f"they must have the same names in the same order{nearly_alike([ours], [its])}"
             ),
         )
 
