@@ -461,3 +461,23 @@ def test_a_pipe_that_closes_early_is_no_traceback():
     )
     assert done.stdout.startswith("natural")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "report --nothing {}",
+        "report --{} x",
+        "{}",
+        "train at --schedule {}",
+        "report --x {} --y {}",
+        "report a " + "--x ab " * 9000,
+    ],
+)
+def test_what_was_typed_is_shortened_in_the_line(words: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words.format("x" * 100_000, "y" * 100_000).split())
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("advalign: error: ")
+    assert len(line) < 1200

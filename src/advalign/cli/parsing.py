@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from typing import Any
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from advalign.errors import UserError, shorten
+from advalign.errors import SHOWN, UserError, shorten
 from advalign.spelling import parse_number, spell_number
 
 
@@ -34,15 +34,24 @@ def parse_options(options: type, program: str, arguments: list[str], **defaults:
             str_from_instance=lambda value: [spell_number(value)],
         )
 
+    def parse(words: list[str]) -> Any:
+        return tyro.cli(options, prog=program, args=words, registry=registry, **defaults)
+
     shown = io.StringIO()
     try:
         with redirect_stderr(shown):
-            return tyro.cli(options, prog=program, args=arguments, registry=registry, **defaults)
+            return parse(arguments)
     except SystemExit as end:
-        if end.code:
-            raise UserError(f"{_one_line(shown.getvalue())}; see {program} --help") from None
-        raise
+        if not end.code:
+            raise
+    if any(len(word) > SHOWN for word in arguments):  # which the box would break into many lines
+        shown = io.StringIO()
+        with suppress(SystemExit), redirect_stderr(shown):
+            parse([shorten(word) for word in arguments])
+    raise UserError(f"{_one_line(shown.getvalue())}; see {program} --help")
 
+
+_LONGEST = 1000  # characters of a message, which may list all choices, and repeats all words that fit nothing
 
 # tyro's message about an option that may be left out.
 _OPTIONAL = re.compile(
@@ -52,10 +61,7 @@ _KINDS = {"NUMBER": "a number: write a decimal or a fraction, as in 8/255", "INT
 
 
 def _one_line(box: str) -> str:
-    """Return the text above the first rule of tyro's message box, and the option that it suggests.
-
-    What was typed, which the box repeats in full, is shortened.
-    """
+    """Return the text above the first rule of tyro's message box, and the option that it suggests."""
     lines = [line.strip(" │|") for line in box.splitlines()]
     texts = ["" if re.fullmatch(r"[^\w]*[─-]{8,}[^\w]*", line) else line for line in lines]
     texts = texts[1 if lines[0][:1] in "╭─" else 2 :]  # without the title, which on plain terminals has a rule below it
@@ -63,4 +69,4 @@ def _one_line(box: str) -> str:
     message = _OPTIONAL.sub(lambda match: f"{match[1]}: {match[3]!r} is not {_KINDS[match[2]]}", message)
     near = next((text.split()[0] for text in texts if text.startswith("--")), "") if "Perhaps" in box else ""
     message = message.rstrip(".") + (f"; did you mean {near}?" if near else "")
-    return " ".join(map(shorten, message.split(" ")))
+    return message if len(message) <= _LONGEST else f"{message[: _LONGEST - 53]}...{message[-50:]}"
