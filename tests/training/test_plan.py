@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from advalign.data import load
 from advalign.errors import UserError
+from advalign.models import build
 from advalign.objectives import parse
 from advalign.training import planning
+from advalign.training.announcement import guest_lines
 from advalign.training.plan import Plan
 from advalign.training.planning import plan
 from advalign.training.recipes import Recipe, digits
@@ -88,3 +91,30 @@ def test_what_cannot_be_trained_is_refused_when_planned(tmp_path: Path):
     with pytest.raises(UserError, match="at takes no vanilla model"):
         planned("at", tmp_path, guests={"vanilla": "nowhere"})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_guests_that_are_trained_first_are_announced_with_method_and_time(tmp_path: Path):
+    made = planned("hat+kd", tmp_path, replace(QUICK, epochs=6, steps=9))
+    robust, vanilla = (made.guests[name] for name in ("robust", "vanilla"))
+    assert isinstance(robust, Plan)
+    assert isinstance(vanilla, Plan)
+    needed = "model, and none is given (--guest {0}=SOURCE): first {1} is trained, with the same data, model and recipe"
+    natural, student = f"(6 epochs), in about 10% of the time of {{}}: {vanilla.run.path}", f"{robust.run.path}"
+    assert sorted(guest_lines(made)) == sorted(
+        [
+            f"hat needs a vanilla {needed.format('vanilla', 'natural')} {natural.format('hat')}",
+            f"hat+kd needs a robust {needed.format('robust', 'hat')} (6 epochs), in about as long as hat+kd: {student}",
+            f"hat+kd needs a vanilla {needed.format('vanilla', 'natural')} {natural.format('hat+kd')}",
+        ]
+    )
+    vanilla.run.write_card("finished", {}, {})
+    lines = guest_lines(made)
+    assert f"the vanilla model of hat is trained: {vanilla.run.path}" in lines
+    assert not any("needs a vanilla" in line for line in lines)
+    given = planned("at+vfd", tmp_path, guests={"vanilla": save_untrained(tmp_path)})
+    assert guest_lines(given) == guest_lines(planned("at", tmp_path)) == []
+
+
+def save_untrained(folder: Path) -> Path:
+    torch.save(build(MODEL, classes=10, channels=1).state_dict(), folder / "net.pt")
+    return folder / "net.pt"

@@ -23,6 +23,7 @@ from advalign.runtime.environment import environment
 from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.progress import progress_bars, say
 from advalign.runtime.seeds import seeded
+from advalign.training.announcement import guest_lines
 from advalign.training.loop import LogEntry, TrainState, fit
 from advalign.training.plan import Plan
 from advalign.training.planning import plan
@@ -111,6 +112,8 @@ def train(
         used, validation = map(len, planned.images)
         held_out = "" if dataset.validation is not None else ", held out of train"
         say(console, f"  used: {used} images to train on, {validation} to select the best checkpoint{held_out}")
+    for line in guest_lines(planned):
+        say(console, line)
     unfinished = planned.in_order()
     for each in unfinished:
         each.run.require_space(each.space)

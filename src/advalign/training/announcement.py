@@ -1,0 +1,41 @@
+"""What is said of the guests that are trained for a run, before the work begins."""
+
+from __future__ import annotations
+
+from advalign.errors import shorten
+from advalign.training.plan import Plan
+
+
+def guest_lines(planned: Plan) -> list[str]:
+    """Return a line for each guest that nobody has given: where it is, or how it is trained first, and how long about.
+
+    The time is that of the passes through the network; what teachers and plug-ins add is left out.
+    """
+    if planned.run.finished:
+        return []
+    method, lines = shorten(str(planned.method)), []
+    for name, guest in planned.guests.items():
+        if not isinstance(guest, Plan):
+            continue
+        if guest.run.finished:
+            lines.append(f"the {name} model of {method} is trained: {guest.run.path}")
+            continue
+        share = _passes(guest) / _passes(planned)
+        time = "as long as" if share >= 0.95 else f"{share:.0%} of the time of"
+        lines += [
+            *guest_lines(guest),
+            f"{method} needs a {name} model, and none is given (--guest {name}=SOURCE): first "
+            f"{shorten(str(guest.method))} is trained, with the same data, model and recipe ({_epochs(guest)}), "
+            f"in about {time} {method}: {guest.run.path}",
+        ]
+    return list(dict.fromkeys(lines))
+
+
+def _epochs(planned: Plan) -> str:
+    done, epochs = len(planned.run.log), planned.recipe.epochs
+    return f"{epochs} epoch{'s' * (epochs != 1)}{f', {done} done' if done else ''}"
+
+
+def _passes(planned: Plan) -> int:
+    """Return the passes through the student for each batch."""
+    return 1 + planned.recipe.steps * planned.method.defends
