@@ -117,8 +117,11 @@ def test_what_is_no_result_is_refused(tmp_path: Path):
     (tmp_path / "odd.json").write_text("[1]")
     with pytest.raises(UserError, match=r"odd\.json is damaged or not of advalign: it is no JSON object"):
         compare(a, tmp_path / "odd.json")
-    with pytest.raises(UserError, match="no evaluations in"):
+    with pytest.raises(UserError, match="no run folder or result file '.*nowhere'"):
         compare(a, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no evaluations in"):
+        compare(a, tmp_path / "empty")
 
 
 def test_the_worst_case_comes_last_where_both_hold_the_same(tmp_path: Path):

@@ -194,6 +194,21 @@ def test_whole_cards_are_read(tmp_path: Path):
         Run.at(tmp_path, {**SETTING, "recipe": {"eps": 0.1}}, "mine")
 
 
+def test_a_folder_of_runs_is_none_and_one_in_it_is_named(tmp_path: Path):
+    run = Run.at(tmp_path, SETTING)
+    with pytest.raises(UserError, match=r"is no run folder: it has no run.json$"):
+        Run.read(tmp_path)
+    run.write_card("running", {}, {})
+    with pytest.raises(
+        UserError, match=r"it has no run.json; did you mean a run in it, such as '.*trades-digits-.*'\?$"
+    ):
+        load(tmp_path)
+    with pytest.raises(
+        UserError, match=r"no run folder or weights file '.*/trades'; did you mean '.*trades-digits-.*'\?$"
+    ):
+        load(tmp_path / "trades")
+
+
 def test_weights_are_loaded_by_their_card(tmp_path: Path):
     torch.manual_seed(0)
     net = models.build(CARD["model"], classes=10, channels=1)

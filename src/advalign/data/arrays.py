@@ -17,6 +17,7 @@ from advalign.data.images import Dataset, Images
 from advalign.data.npy import read_array, read_header
 from advalign.errors import UserError, require, shorten
 from advalign.runtime.files import full_path
+from advalign.runtime.near import near_path
 from advalign.shapes import Labels
 
 TRAIN, VALIDATION, TEST = ("x_train", "y_train"), ("x_val", "y_val"), ("x_test", "y_test")
@@ -116,7 +117,7 @@ def _count_classes(labels: Labels, class_names: tuple[str, ...], path: Path) -> 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """Read the arrays that a data set consists of; return them by name, and the names of the others."""
-    require(path.is_file(), lambda: f"npz:{path}: there is no such file")
+    require(path.is_file(), lambda: f"npz:{path}: there is no such file{near_path(path)}")
     require(zipfile.is_zipfile(path), lambda: f"{path} is not an .npz file, or is cut short: write it with numpy.savez")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:

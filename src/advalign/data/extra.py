@@ -19,6 +19,7 @@ from advalign.data.images import Digests, Images, RowNumbers
 from advalign.data.npy import Header, read_header
 from advalign.errors import UserError, require
 from advalign.runtime.files import digest_of_stream, full_path, written_atomically
+from advalign.runtime.near import near_path
 
 ARRAY_NAMES = ("image", "label"), ("x_train", "y_train")
 """What the arrays may be called: as in the files of Wang et al. 2023, or as in `npz:PATH`."""
@@ -71,7 +72,7 @@ def find_npz(path: Path | str) -> Path:
         UserError: there is none.
     """
     path = full_path(path)
-    require(path.is_file(), lambda: f"extra data {path}: there is no such file")
+    require(path.is_file(), lambda: f"extra data {path}: there is no such file{near_path(path)}")
     require(zipfile.is_zipfile(path), lambda: f"extra data {path} is not an .npz file, or is cut short")
     return path
 

@@ -28,6 +28,7 @@ from advalign.data.layout import (
 )
 from advalign.errors import UserError, require, shorten
 from advalign.runtime.files import digest, full_path
+from advalign.runtime.near import near_path
 from advalign.shapes import Labels
 
 LARGEST = 100_000_000
@@ -62,7 +63,7 @@ def load_folder(path: Path | str, image_size: int, layout: str = "auto") -> Data
     """
     root = full_path(path)
     name = f"folder{'' if layout == 'auto' else f'-{layout}'}:{root}"
-    require(root.is_dir(), lambda: f"{name}: there is no such folder")
+    require(root.is_dir(), lambda: f"{name}: there is no such folder{near_path(path)}")
     require(
         1 <= image_size <= _LARGEST_SIDE,
         lambda: f"image size {image_size} must be positive, and at most {_LARGEST_SIDE}",

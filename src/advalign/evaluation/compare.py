@@ -11,6 +11,7 @@ from advalign.errors import UserError, require, unknown
 from advalign.runs.formats import ResultFile, read_checked_json
 from advalign.runs.run import data_kind
 from advalign.runtime.files import digest_of_file
+from advalign.runtime.near import near_path
 
 # What two outcomes must share to be comparable image by image.
 _SAME = ("data", "images", "threat", "n", "attack_seed", "precision", "batch_size")
@@ -187,6 +188,7 @@ def _results(source: Path, checkpoint: str, unreadable: list[str]) -> dict[Path,
     """
     if source.is_file():
         return {source: _read_result(source)}
+    require(source.is_dir(), lambda: f"no run folder or result file {str(source)!r}{near_path(source)}")
     every, files = {}, sorted((source / "evaluations").glob("*.json"))
     for file in (file for file in files if not file.name.endswith(".robustbench.json")):
         try:

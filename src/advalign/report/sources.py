@@ -12,6 +12,7 @@ from advalign.errors import UserError, require
 from advalign.runs import Record, Run, latest, read_records
 from advalign.runs.formats import DiagnosisFile, ResultFile, read_checked_json
 from advalign.runtime.files import digest_of_file
+from advalign.runtime.near import near_path
 
 # How a result file of `advalign evaluate` begins. Other JSON below the paths belongs to other programs and is not read.
 _RESULT = re.compile(rb'\s*\{\s*"records":\s*\[\s*\{\s*"method"')
@@ -109,7 +110,7 @@ def find_sources(paths: Sequence[Path]) -> ReportSources:
     """
     require(bool(paths), "name at least one run folder, folder of runs, or file of records or results")
     for path in paths:
-        require(path.exists(), lambda: f"no such file or folder: {str(path)!r}")
+        require(path.exists(), lambda: f"no such file or folder: {str(path)!r}{near_path(path)}")
     reader = _Reader()
     folders = [card.parent for path in paths for card in sorted(path.rglob("run.json"))]
     runs = {run.id: run for folder in folders if (run := reader.read(_read_run, folder)) is not None}

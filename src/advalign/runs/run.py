@@ -7,10 +7,11 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from advalign.errors import quoted, require
+from advalign.errors import UserError, quoted, require
 from advalign.runs.formats import LogRow, RunFile, read_checked_json, read_checked_lines, write_checked_json
 from advalign.runs.records import EVALUATE_AGAIN, Record, read_records
 from advalign.runtime.files import digest, remove_leftovers, require_folder
@@ -86,7 +87,10 @@ class Run:
         Raises:
             UserError: there is none, or it is damaged.
         """
-        require((path / "run.json").is_file(), lambda: f"{str(path)!r} is no run folder: it has no run.json")
+        if not (path / "run.json").is_file():
+            inside = [repr(str(card.parent)) for card in islice(path.glob("*/run.json"), 3)]
+            runs = f"; did you mean a run in it, such as {' or '.join(inside)}?" if inside else ""
+            raise UserError(f"{str(path)!r} is no run folder: it has no run.json{runs}")
         return cls(path, _read_card(path / "run.json")["setting"])
 
     @property

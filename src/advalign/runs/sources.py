@@ -18,6 +18,7 @@ from advalign.errors import UserError, nearly_alike, quoted, require, unknown
 from advalign.runs.checkpoint import FETCH_AGAIN, load_into, load_weights
 from advalign.runs.run import Run
 from advalign.runs.sizes import count_channels, count_classes
+from advalign.runtime.near import near_path
 
 _log = logging.getLogger("advalign")
 _noted: set[str] = set()  # what was taken of which file
@@ -150,7 +151,7 @@ def _file(source: str | Path, checkpoint: str) -> Path:
         weights = Run.read(path).weights(checkpoint)
         require(weights.is_file(), lambda: f"{path} has no {checkpoint} checkpoint yet: train it first")
         return weights
-    require(path.is_file(), lambda: f"no run folder or weights file {str(source)!r}")
+    require(path.is_file(), lambda: f"no run folder or weights file {str(source)!r}{near_path(path)}")
     return path
 
 
@@ -216,6 +217,9 @@ def _card_by_shapes(weights: Weights, stored: Any) -> dict[str, Any]:
     """Return what must be known to build the network of weights from elsewhere, whose model the user has named."""
     model, channels = weights.model, count_channels(stored)
     if model is None:
-        raise UserError(f"{weights.path} does not say which architecture it is: name it with --model and --data")
+        raise UserError(
+            f"{weights.path} does not say which architecture it is: write MODEL@FILE, as in resnet18@{weights.path}, "
+            "or name it with --model (model= in Python)"
+        )
     classes = count_classes(stored, model, channels)
     return {"model": model, "classes": classes or 10, "channels": channels}

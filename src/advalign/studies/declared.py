@@ -15,6 +15,7 @@ from advalign.models import user
 from advalign.objectives import parse
 from advalign.runs.sources import require_builtin
 from advalign.runtime.files import read_content
+from advalign.runtime.near import near_path
 from advalign.spelling import check_arguments, parse_number
 from advalign.studies.cells import CLEAN, Cell, Column
 from advalign.studies.figures import ROBUST, sweep_section, trade_off_section
@@ -45,7 +46,7 @@ def read_python(path: Path, scale: Scale) -> Study:
         UserError: the file cannot be read, has no such function, or the function raises an exception or returns
             something else.
     """
-    require(path.is_file(), lambda: f"no such file: {str(path)!r}")
+    require(path.is_file(), lambda: f"no such file: {str(path)!r}{near_path(path)}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
