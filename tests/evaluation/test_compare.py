@@ -117,7 +117,7 @@ def test_what_is_no_result_is_refused(tmp_path: Path):
     (tmp_path / "odd.json").write_text("[1]")
     with pytest.raises(UserError, match=r"odd\.json is damaged or not of advalign: it is no JSON object"):
         compare(a, tmp_path / "odd.json")
-    with pytest.raises(UserError, match="no run folder or result file '.*nowhere'"):
+    with pytest.raises(UserError, match=r"no run folder or result file '.*nowhere'"):
         compare(a, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no evaluations in"):
