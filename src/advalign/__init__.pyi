@@ -5,6 +5,7 @@ from .evaluation.accuracy import evaluate
 from .evaluation.diagnose import diagnose
 from .objectives import Base, Method, Objective, PlugIn, compose, parse, total
 from .objectives.bases.adaad import AdaAD
+from .objectives.bases.adaiad import AdaIAD
 from .objectives.bases.afa import LinearAFA
 from .objectives.bases.alp import ALP
 from .objectives.bases.ard import ARD
@@ -21,14 +22,17 @@ from .objectives.bases.natural import Natural
 from .objectives.bases.rslad import RSLAD
 from .objectives.bases.score import SCORE
 from .objectives.bases.trades import TRADES
+from .objectives.plugins.adaad import AdaADAttack
 from .objectives.plugins.adr import ADR
 from .objectives.plugins.afa import AFA
 from .objectives.plugins.ar_at import ARAT
 from .objectives.plugins.bgat import BGAT
+from .objectives.plugins.igdm import IGDM
 from .objectives.plugins.kd import KD
 from .objectives.plugins.lbgat import LBGAT
 from .objectives.plugins.part import PART
 from .objectives.plugins.qub import QUB
+from .objectives.plugins.rpat import RPAT
 from .objectives.plugins.vfd import VFD
 from .runs import load
 from .threats import L2, Linf
@@ -47,6 +51,7 @@ __all__ = [
     "HAT",
     "IAD",
     "IAD2",
+    "IGDM",
     "IKL",
     "KD",
     "L2",
@@ -55,11 +60,14 @@ __all__ = [
     "MTARD",
     "PART",
     "QUB",
+    "RPAT",
     "RSLAD",
     "SCORE",
     "TRADES",
     "VFD",
     "AdaAD",
+    "AdaADAttack",
+    "AdaIAD",
     "Attack",
     "Base",
     "Contrast",

@@ -112,7 +112,41 @@ def test_iad2_shares_half_of_the_loss_between_the_teacher_and_itself():
     assert case.of(after) == pytest.approx(case.over(lambda i, y: loss(i, y, True)), rel=1e-9)
 
 
-@pytest.mark.parametrize("method", ["iad", "iad2"])
+def test_adaiad_has_a_temperature_and_asks_the_teacher_about_adversarial_images_alone():
+    case = Lesson()
+    before, after = case.objective("adaiad"), case.objective("adaiad(begin=0.2, power=0.5, temperature=4)")
+    before.start_epoch([], 59 / 200)
+    after.start_epoch([], 0.2)
+
+    def soft(i: int, t: float) -> float:
+        return t**2 * kl(case.robust_adv[i] / t, case.z_adv[i] / t)
+
+    def own(i: int, y: int) -> float:
+        return (1 - softmax(case.robust_adv[i])[y] ** 0.5) * kl(case.z[i], case.z_adv[i])
+
+    assert case.of(before) == pytest.approx(case.over(lambda i, y: soft(i, 30)), rel=1e-9)
+    assert case.of(after) == pytest.approx(case.over(lambda i, y: soft(i, 4) + own(i, y)), rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["adaad", "adaiad", "rslad+adaad", "ard+adaad"])
+def test_adaads_attack_asks_the_teacher_at_each_step(method: str):
+    """Against the authors' loop (adaad_inner_loss), with gradient through both networks."""
+    case, eps = Lesson(), 8 / 255
+    objective = case.objective(method)
+    torch.manual_seed(3)
+    x_adv = objective.perturb(case.x, case.y, Linf(eps), steps=4, start="gaussian")
+    student, teacher = copy.deepcopy(objective.student).eval(), copy.deepcopy(case.robust).eval()
+    torch.manual_seed(3)
+    plain = case.x + 0.001 * torch.randn_like(case.x)
+    for _ in range(4):
+        plain = plain.detach().requires_grad_()
+        loss = nn.functional.kl_div(student(plain).log_softmax(1), teacher(plain).softmax(1), reduction="sum")
+        (grad,) = torch.autograd.grad(loss, plain)
+        plain = torch.min(torch.max(plain.detach() + eps / 4 * grad.sign(), case.x - eps), case.x + eps).clamp(0, 1)
+    torch.testing.assert_close(x_adv, plain, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["iad", "iad2", "adaiad"])
 def test_introspection_moves_the_clean_prediction_too(method: str):
     case = Lesson()
     objective = case.objective(method)

@@ -37,6 +37,7 @@ FORWARDS = {  # of the student, with 10 steps
     "iad": 12,
     "iad2": 12,
     "adaad": 11,
+    "adaiad": 12,
     "mtard": 12,
     "score": 13,
     "contrast": 15,
@@ -59,9 +60,15 @@ GUESTS = {
     "lbgat": {("guide", "clean")},
     "vfd": {("vanilla", "clean")},
     "adr": {("ema", "clean")},
+    "igdm": {("robust", "adv"), ("robust", "minus")},
+    "adaiad": {("robust", "adv")},
 }
 LEARNERS = {"lbgat": "guide"}
-IN_THE_ATTACK = {"rslad": {"robust": 1}, "adaad": {"robust": 10}}  # passes of guests in an attack of 10 steps
+IN_THE_ATTACK = {
+    "rslad": {"robust": 1},
+    "adaad": {"robust": 10},
+    "adaiad": {"robust": 10},
+}  # passes of guests in an attack of 10 steps
 LABELS_IN_THE_ATTACK = {"at", "alp", "mart", "iad2"}  # bases with label terms whose attack climbs their cross entropy
 KEEPS_COUNT = {"mtard", "ar-at"}  # parts whose own buffers move in a step
 
@@ -166,11 +173,12 @@ def test_forwards_of_a_step(method: str, x_y, monkeypatch: pytest.MonkeyPatch):
     x_adv = objective.perturb(x, y, Linf(), second=x.flip(3), steps=10)
     objective(x, x_adv, y, x.flip(3))
     base, _, plugin = method.partition("+")
-    expected = Counter(net for net, _ in GUESTS.get(base, set()) | GUESTS.get(plugin, set()))
-    expected.update(IN_THE_ATTACK.get(base, {}))
+    added = GUESTS.get(plugin, set()) if plugin != "adaad" else set()  # it has no loss of its own
+    expected = Counter(net for net, _ in GUESTS.get(base, set()) | added)
+    expected.update(IN_THE_ATTACK.get(plugin if plugin == "adaad" else base, {}))
     expected["ema"] += plugin == "adr" and base in LABELS_IN_THE_ATTACK
-    expected["student"] = FORWARDS[base] + (base in UNSEEN and plugin in ("vfd", "ar-at", "afa", "qub"))
-    expected["student"] += plugin in ("part", "afa")  # a map, a second augmentation
+    expected["student"] = FORWARDS[base] + (base in UNSEEN and plugin in ("vfd", "ar-at", "afa", "qub", "rpat"))
+    expected["student"] += plugin in ("part", "afa", "rpat", "igdm")  # a map, a second augmentation, a view of its own
     assert count == expected
 
 

@@ -31,6 +31,8 @@ PAPERS: dict[str, dict[str, Any]] = {
     "ar-at": {"epochs": 100, "lr": 0.1, "warmup": 1, "weight_decay": 5e-4, "mode": "train", "start": "uniform"},
     "part": {"epochs": 80, "lr": 0.01, "weight_decay": 2e-4, "eps": 8 / 255},
     "score": {"epochs": 110, "lr": 0.05, "weight_decay": 5e-4, "milestones": (100 / 110, 105 / 110)},
+    "adaiad": {"epochs": 200, "lr": 0.1, "weight_decay": 5e-4, "milestones": (0.5, 0.75), "mode": None},
+    "rpat": {"epochs": 200, "lr": 0.1, "weight_decay": 5e-4, "milestones": (0.5, 0.75), "mode": None},
     "adr": {"epochs": 200, "lr": 0.1, "nesterov": True, "milestones": (0.5, 0.75), "mode": "train"},
     "ikl": {"epochs": 200, "lr": 0.2, "schedule": "cosine", "weight_decay": 5e-4, "awp": 0.005, "awp_start": 9},
     "ard": {"epochs": 200, "lr": 0.1 / 10, "weight_decay": 2e-4 * 10, "mode": "train", "batchnorm_passes": "clean"},

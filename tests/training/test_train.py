@@ -370,6 +370,7 @@ def test_bf16_trains_with_finite_losses(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 def test_compiled_training_gives_the_same_losses(uninterrupted: Path, tmp_path: Path):
     process = start(tmp_path, "--compile")  # a process of its own: the shape checks under test confuse the compiler
     output, _ = process.communicate(timeout=600)

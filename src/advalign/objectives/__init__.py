@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from advalign.errors import UserError
 from advalign.objectives.bases.adaad import AdaAD
+from advalign.objectives.bases.adaiad import AdaIAD
 from advalign.objectives.bases.afa import LinearAFA
 from advalign.objectives.bases.alp import ALP
 from advalign.objectives.bases.ard import ARD
@@ -22,14 +23,17 @@ from advalign.objectives.bases.score import SCORE
 from advalign.objectives.bases.trades import TRADES
 from advalign.objectives.method import Base, Method, PlugIn
 from advalign.objectives.objective import Objective, compose, total
+from advalign.objectives.plugins.adaad import AdaADAttack
 from advalign.objectives.plugins.adr import ADR
 from advalign.objectives.plugins.afa import AFA
 from advalign.objectives.plugins.ar_at import ARAT
 from advalign.objectives.plugins.bgat import BGAT
+from advalign.objectives.plugins.igdm import IGDM
 from advalign.objectives.plugins.kd import KD
 from advalign.objectives.plugins.lbgat import LBGAT
 from advalign.objectives.plugins.part import PART
 from advalign.objectives.plugins.qub import QUB
+from advalign.objectives.plugins.rpat import RPAT
 from advalign.objectives.plugins.vfd import VFD
 from advalign.spelling import check_numbers, construct, parse_calls
 
@@ -60,6 +64,7 @@ BASES: dict[str, type[Base]] = {
     "iad": IAD,
     "iad2": IAD2,
     "adaad": AdaAD,
+    "adaiad": AdaIAD,
     "mtard": MTARD,
     "score": SCORE,
     "contrast": Contrast,
@@ -75,6 +80,9 @@ PLUGINS: dict[str, type[PlugIn]] = {
     "afa": AFA,
     "adr": ADR,
     "qub": QUB,
+    "rpat": RPAT,
+    "igdm": IGDM,
+    "adaad": AdaADAttack,
 }
 
 

@@ -292,6 +292,16 @@ def adr() -> Recipe:
     return Recipe(epochs=200, milestones=(0.5, 0.75), nesterov=True, mode="train")
 
 
+def adaiad() -> Recipe:
+    """AdaIAD's code: 200 epochs, drops at 100 and 150."""
+    return Recipe(epochs=200, milestones=(0.5, 0.75))
+
+
+def rpat() -> Recipe:
+    """RPAT's code, also for Consistency-AT: 200 epochs, drops at 100 and 150."""
+    return Recipe(epochs=200, milestones=(0.5, 0.75))
+
+
 def dm() -> Recipe:
     """Wang et al. 2023, for generated data: 400 epochs, batch 512, one cycle, smoothed labels, EMA, 70 % generated."""
     return Recipe(
@@ -323,5 +333,7 @@ RECIPES = {
     "adaad": adaad,
     "score": score,
     "adr": adr,
+    "adaiad": adaiad,
+    "rpat": rpat,
     "dm": dm,
 }

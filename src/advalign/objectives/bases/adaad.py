@@ -41,11 +41,7 @@ class AdaAD(Base):
 
     def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:
         """Return the KL divergence from the teacher's prediction of the same adversarial image."""
-
-        def both(x_adv: Tensor) -> Tensor:
-            return torch.stack([nets["student"](x_adv).logits, nets["robust"](x_adv).logits], 1)
-
-        return AttackLoss(both, lambda logits, _: kl_divergence(logits[:, 0], logits[:, 1]), y)
+        return between_networks(nets, y)
 
     def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the KLs to the teacher on the adversarial images and, with alpha below 1, on the clean ones."""
@@ -54,3 +50,12 @@ class AdaAD(Base):
             soft = kl_divergence(outs[CLEAN].logits, outs[self.TEACHER_CLEAN].logits).mean()
             terms["soft_clean"] = Term(1 - self.alpha, soft)
         return terms
+
+
+def between_networks(nets: Networks, y: Labels) -> AttackLoss:
+    """Return KL(t(x') || f(x')) of the robust teacher t and the student f, with gradient through both."""
+
+    def both(x_adv: Tensor) -> Tensor:
+        return torch.stack([nets["student"](x_adv).logits, nets["robust"](x_adv).logits], 1)
+
+    return AttackLoss(both, lambda logits, _: kl_divergence(logits[:, 0], logits[:, 1]), y)

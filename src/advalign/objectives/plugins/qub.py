@@ -16,7 +16,7 @@ from advalign.shapes import Labels
 
 @final
 class QUB(PlugIn):
-    """CE(f(x'), y) becomes CE(f(x), y) + (f(x') - f(x)).(p - 1_y) + 1/4 |f(x') - f(x)|^2, its upper bound (QUB, 2025).
+    """CE(f(x'), y) becomes CE(f(x), y) + (f(x') - f(x)).(p - 1_y) + 1/4 |f(x') - f(x)|^2, a bound. You, Lee 2025.
 
     The cross entropy is convex in the logits, and its second derivative is at most 1/2. The bound exceeds the cross
     entropy by 1/4 |f(x') - f(x)|^2 - KL(p || p'), whatever the label: this gap is the term that is added, so that it
