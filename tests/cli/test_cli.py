@@ -481,3 +481,33 @@ def test_what_was_typed_is_shortened_in_the_line(words: str, capsys: pytest.Capt
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("advalign: error: ")
     assert len(line) < 1200
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train at --data digits --epochs two", "--epochs: 'two' is not a whole number"),
+        ("train at --data digits --seed 1e3", "--seed: '1e3' is not a whole number"),
+        ("train at --data digits --validation x", "--validation: 'x' is not a whole number"),
+        ("train at --data digits --eps x", "--eps: 'x' is not a number: write a decimal or a fraction, as in 8/255"),
+        (
+            "train at --data digits --clip-norm 1,5",
+            "--clip-norm: '1,5' is not a number: write a decimal or a fraction,",
+        ),
+        ("train at --data digits --milestones 0.5 x", "--milestones: '0.5', 'x' are not numbers: write decimals or"),
+        (
+            "evaluate runs/a --mean 0.5,0.5",
+            "--mean: '0.5,0.5' are not numbers: write decimals or fractions, with spaces",
+        ),
+        ("evaluate runs/a -n many", "-n/--n: 'many' is not a whole number"),
+        ("evaluate runs/a --batch-size 1k", "--batch-size: '1k' is not a whole number"),
+        ("diagnose runs/a -n 1.0", "-n/--n: '1.0' is not a whole number"),
+        ("study demo --gpus x", "--gpus: 'x' is not a number: write a decimal or a fraction, as in 8/255"),
+        ("report runs --maps few", "--maps: 'few' is not a whole number"),
+    ],
+)
+def test_what_is_no_number_is_said_with_its_flag(words: str, said: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words.split())
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"advalign: error: {said}")

@@ -34,6 +34,18 @@ def parse_options(options: type, program: str, arguments: list[str], **defaults:
             str_from_instance=lambda value: [spell_number(value)],
         )
 
+    @registry.primitive_rule
+    def whole_numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+        if info.type is not int:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=lambda words: _whole_number(words[0]),
+            is_instance=lambda value: isinstance(value, int),
+            str_from_instance=lambda value: [str(value)],
+        )
+
     def parse(words: list[str]) -> Any:
         return tyro.cli(options, prog=program, args=words, registry=registry, **defaults)
 
@@ -51,12 +63,21 @@ def parse_options(options: type, program: str, arguments: list[str], **defaults:
     raise UserError(f"{_one_line(shown.getvalue())}; see {program} --help")
 
 
+def _whole_number(word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise UserError(f"{word!r} is not {_KINDS['INT']}") from None
+
+
 _LONGEST = 1000  # characters of a message, which may list all choices, and repeats all words that fit nothing
 
 # tyro's message about an option that may be left out.
 _OPTIONAL = re.compile(
     r"Error parsing (\S+): no type matching \{None\}\|(NUMBER|INT) could be instantiated from \['(.*)'\]"
 )
+# tyro's message about an option of several numbers.
+_SEVERAL = re.compile(r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]")
 _KINDS = {"NUMBER": "a number: write a decimal or a fraction, as in 8/255", "INT": "a whole number"}
 
 
@@ -67,6 +88,8 @@ def _one_line(box: str) -> str:
     texts = texts[1 if lines[0][:1] in "╭─" else 2 :]  # without the title, which on plain terminals has a rule below it
     message = " ".join(texts[: texts.index("")])
     message = _OPTIONAL.sub(lambda match: f"{match[1]}: {match[3]!r} is not {_KINDS[match[2]]}", message)
+    message = _SEVERAL.sub(r"\1: \2 are not numbers: write decimals or fractions, with spaces between", message)
+    message = message.removeprefix("Error parsing ")
     near = next((text.split()[0] for text in texts if text.startswith("--")), "") if "Perhaps" in box else ""
     message = message.rstrip(".") + (f"; did you mean {near}?" if near else "")
     return message if len(message) <= _LONGEST else f"{message[: _LONGEST - 53]}...{message[-50:]}"
