@@ -69,6 +69,7 @@ def test_as_strong_as_the_reference_with_many_queries(target: Target, threat: Th
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("threat", [Linf(0.2), L2(2.0)], ids=str)
 def test_as_strong_as_the_reference_on_larger_images(target: Target, threat: Threat):
     """16 pixels: the first grid of L2 then is the reference's, which leaves out pixels where there are 8."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from advalign.report.maps import feature_sections, mappable_runs
 from advalign.report.sources import ReportSources, find_sources
 from advalign.runs import Run, append_records, find_weights
 from advalign.runs import load as load_net
+from advalign.runs.checkpoint import load_weights
+from advalign.runtime.sealed import Owner, seal_safetensors
 from advalign.threats import Linf
 from advalign.training.recipes import digits
 from advalign.training.train import train
@@ -104,7 +107,10 @@ def test_a_map_is_made_once_and_again_when_the_weights_have_changed(trained: Pat
     sections_of(find_sources([tmp_path / "runs"]), tmp_path / "kept", missing)
     assert kept.stat().st_mtime_ns == stamp
     (run,) = (tmp_path / "runs").iterdir()
-    shutil.copy(run / "last.safetensors", run / "best.safetensors")
+    state, card = load_weights(run / "best.safetensors")
+    state["fc.bias"] += 1
+    changed = seal_safetensors(state, {"card": json.dumps(card)}, Owner(card["run"], ""))
+    (run / "best.safetensors").write_bytes(changed)
     sections_of(find_sources([tmp_path / "runs"]), tmp_path / "kept", missing)
     assert len(list((tmp_path / "kept").iterdir())) == 2
     assert missing == []

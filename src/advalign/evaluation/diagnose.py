@@ -43,6 +43,7 @@ from advalign.evaluation.checks import (
     share,
 )
 from advalign.evaluation.logits import check_logits, require_finite
+from advalign.evaluation.options import AttackOptions
 from advalign.evaluation.target import SUBSET_SEED
 from advalign.models.adapted import Adapted, adapted
 from advalign.models.modes import evaluating, outside_inference_mode
@@ -128,7 +129,7 @@ def diagnose(
         advance: called with the name of each step before it begins, for a progress line.
 
     Raises:
-        UserError: no image, a radius of 0, a batch size below 1, or a threat model other than Linf and L2.
+        UserError: no image, a radius of 0, a batch size that is none, or a threat model other than Linf and L2.
 
     Example:
         >>> import advalign as aa
@@ -141,17 +142,17 @@ def diagnose(
     with outside_inference_mode():
         x, y = _subset(images, n)
     require(threat.eps > 0, "eps must be above 0: there is nothing to diagnose at radius 0")
-    require(batch_size >= 1, lambda: f"batch_size={batch_size} must be at least 1")
+    options = AttackOptions(batch_size=batch_size, seed=seed)
     in_range, network = check_range(x), adapted(model)
     with (
         evaluating(network.net) as in_train_mode,
         torch.autocast(x.device.type, enabled=False),
-        seeded(seed, "diagnosis"),
+        seeded(options.seed, "diagnosis"),
     ):
         of_input = [in_range, check_mode(in_train_mode)]
         if in_range.passed == "fail":
             return Diagnosis(tuple(of_input), len(x), str(threat), {}, {}, None)
-        bench = _Bench(network, x.clamp(0, 1), y, batch_size, seed, advance)
+        bench = _Bench(network, x.clamp(0, 1), y, options.batch_size, options.seed, advance)
         return _diagnose(bench, threat, of_input, None if surrogate is None else adapted(surrogate))
 
 

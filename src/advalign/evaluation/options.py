@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advalign.errors import require
+from advalign.spelling import check_numbers
 
 if TYPE_CHECKING:  # the command line takes its defaults from here, and its help needs no torch
     from advalign.data import Dataset
@@ -18,7 +19,7 @@ class TargetOptions:
     """Which network is measured, on which images, and in which threat model.
 
     Raises:
-        UserError: `n` below 1, or `mean` and `std` that do not belong together.
+        UserError: `n` below 1, `mean` and `std` that do not belong together, or a number that no tensor can hold.
     """
 
     checkpoint: str = "best"
@@ -47,6 +48,7 @@ class TargetOptions:
     """whether a function may be called that the weights file names as its architecture"""
 
     def __post_init__(self) -> None:
+        check_numbers("evaluation", vars(self))
         mean, std = tuple(self.mean), tuple(self.std)
         require(self.n is None or self.n >= 1, lambda: f"n={self.n} must be at least 1")
         missing = "--std" if mean else "--mean"
@@ -59,7 +61,7 @@ class AttackOptions:
     """How attacks run. The outcome depends on all three: random starts are drawn batch by batch.
 
     Raises:
-        UserError: a batch size below 1.
+        UserError: a batch size below 1, or a number that no tensor can hold.
     """
 
     batch_size: int = 512
@@ -70,4 +72,5 @@ class AttackOptions:
     """seed of the random starts"""
 
     def __post_init__(self) -> None:
+        check_numbers("evaluation", vars(self))
         require(self.batch_size >= 1, lambda: f"batch_size={self.batch_size} must be at least 1")
