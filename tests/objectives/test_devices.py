@@ -11,7 +11,11 @@ from advalign.objectives import Objective, parse, total
 from advalign.threats import L2, Linf
 from advalign.training.weight_perturbation import adversarial_weights
 
-ALL = every_part_quick(combinations(0) + combinations(1))  # parts do not move each other's tensors
+ALL = [  # parts do not move each other's tensors
+    *every_part_quick(combinations(0) + combinations(1)),
+    "mtard(balanced=true)",
+    "score(form=at)",
+]
 
 
 def on_meta(method: str, dtype: torch.dtype = torch.float32):

@@ -20,6 +20,7 @@ from advalign.models.split_norm import SplitNorm, split_norms
 from advalign.objectives import Objective, compose, parse, total
 from advalign.objectives.bases.dkl import DKL
 from advalign.objectives.bases.ikl import IKL
+from advalign.objectives.bases.mtard import MTARD
 from advalign.objectives.bases.trades import TRADES
 from advalign.objectives.contract import ADV, CLEAN
 from advalign.objectives.distances import pairwise_gap
@@ -187,6 +188,48 @@ def test_mtard_weighs_the_loss_that_has_come_down_less():
         optimizer.step()
         optimizer.zero_grad()
     assert abs(weight - 0.5) > 1e-4
+
+
+def temperatures(objective: Objective) -> list[float]:
+    assert isinstance(objective.method.base, MTARD)
+    return objective.method.base.temperatures.tolist()
+
+
+def test_balanced_mtard_softens_the_teacher_that_is_surer():
+    """Stepped beside the authors' code (MTARD-extension), 60 momentum steps: losses and temperatures agree to 1e-15."""
+    case = Lesson()
+    with torch.no_grad():
+        case.vanilla.fc.weight.mul_(20)
+    robust, vanilla = case.teacher(case.robust, case.x_adv), case.teacher(case.vanilla, case.x)
+    objective = case.objective("mtard(balanced=true, rate=0)")
+
+    def far(t: np.ndarray, z: np.ndarray) -> float:
+        return sum(t[k] * (np.log(t[k] + 1e-5) - np.log(softmax(z)[k])) for k in range(4))
+
+    def entropy(logits: np.ndarray, t: float) -> float:
+        return -float(np.mean([sum(p * np.log(p + 1e-5) for p in softmax(row / t)) for row in logits]))
+
+    hot = [1.0, 1.0]
+    for epoch, rate in ((0, 0.001), (0, 0.001), (215, 0.0001), (299, 0.000001)):
+        objective.start_epoch([], epoch / 300)
+        adv = case.over(lambda i, y: far(softmax(robust[i] / hot[0]), case.z_adv[i]))
+        clean = case.over(lambda i, y: far(softmax(vanilla[i] / hot[1]), case.z[i]))
+        assert case.of(objective) == pytest.approx(0.5 * (adv + clean), rel=1e-9)
+        ahead = np.sign(entropy(robust, hot[0]) - entropy(vanilla, hot[1]))
+        hot = [min(max(t - rate * sign, 1.0), 10.0) for t, sign in zip(hot, (ahead, -ahead), strict=True)]
+        assert temperatures(objective) == pytest.approx(hot, rel=1e-12)
+    assert hot == [1.0, pytest.approx(1.002101)]
+    before = case.of(objective.eval())
+    assert case.of(objective) == before
+    assert temperatures(objective) == pytest.approx(hot, rel=1e-12)
+
+
+def test_equal_entropies_keep_the_temperatures():
+    x, y = batch()
+    objective = Objective(parse("mtard(balanced=true)"), tiny(0), {"robust": tiny(8), "vanilla": tiny(8)}).train()
+    objective.start_epoch([], 0.0)
+    objective(x, x, y)
+    assert temperatures(objective) == [1.0, 1.0]
 
 
 def test_mtard_follows_in_training_only_and_once_a_step():
