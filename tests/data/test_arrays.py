@@ -199,7 +199,7 @@ def test_arrays_that_are_not_read_and_labels_from_one_are_said(tmp_path: Path):
 def test_wrong_files_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="there is no such file"):
         load(f"npz:{tmp_path / 'absent.npz'}")
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match=f"there is no such file, but a folder: write folder:{tmp_path}"):
         load(f"npz:{tmp_path}")
 
     whole = Path(saved(tmp_path, **GOOD).removeprefix("npz:")).read_bytes()

@@ -362,8 +362,12 @@ def other_test_classes(root: Path) -> None:
         (lambda root: (root / "red").mkdir(parents=True), "has 1 class sub-folder; at least two"),
         (lambda root: empty(paint(root) / "red"), r"no images in .*red: looked for \.bmp, .*\.webp"),
         (lambda root: (paint(root) / "red" / "9.jpg").write_bytes(b"?"), r"9\.jpg cannot be read as an image"),
-        (lambda root: paint(root, each=1), "too few images to hold out a test set: 2 different ones of each class"),
-        (copies_only, "too few images to hold out a test set: 2 different ones of each class"),
+        (
+            lambda root: paint(root, each=1),
+            "too few images to hold out a test set: 2 different .*only one of blue, green, red$",
+        ),
+        (copies_only, "too few images to hold out a test set: 2 different ones of each class are .*only one of red$"),
+        (lambda root: root.write_text(""), "mine: it is a file and no folder; unpack it"),
         (
             other_test_classes,
             r"test/ has classes that train/ has not: pink; those of train/ are blue, green, red",

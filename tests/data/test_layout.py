@@ -112,6 +112,23 @@ def test_folders_that_systems_make_are_passed_over_and_counted(tmp_path: Path):
     assert layout.skipped == {".ipynb_checkpoints/": 1, "@eaDir/": 2, "__MACOSX/": 1, "lost+found/": 1, ".db": 1}
 
 
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (("set/cat/1.png", "set/dog/2.png", "readme.txt"), r"did you mean folder:.*/set\?"),
+        (("set/train/a/1.png", "set/train/b/2.png", "set/test/a/3.png"), r"did you mean folder:.*/set\?"),
+        (
+            ("train/a/1.png", "train/b/2.png", "test/images/3.png"),
+            "has not: images; .* sort the images of test/ into class sub-folders, or move it away",
+        ),
+        (("train/a/1.png", "train/b/2.png", "val/"), "no images in .*/val: looked for .*; remove it if it is no split"),
+    ],
+)
+def test_what_to_do_instead_is_said(files: tuple[str, ...], words: str, tmp_path: Path):
+    with pytest.raises(UserError, match=words):
+        read_layout(lay_out(tmp_path, *files))
+
+
 def test_class_folders_without_images_are_named_with_what_they_hold(tmp_path: Path):
     lay_out(tmp_path, "a/1.png", "b/2.png", "empty/", "phone/3.heic", "phone/4.heic")
     with pytest.raises(
@@ -151,6 +168,29 @@ def test_what_can_be_read_in_two_ways_is_refused_with_both(tmp_path: Path, files
     classes = read_layout(tmp_path, "classes")
     assert set(classes.class_names) == {file.split("/")[0] for file in files}
     assert sum(len(each) for each in classes.splits["train"].values()) == len(files)
+
+
+@pytest.mark.parametrize("names", [("entrenamiento", "prueba"), ("fold1", "fold2", "fold3"), ("Lernen", "Pr\u00fcfen")])
+def test_sub_folders_that_all_have_the_same_ones_may_be_splits_in_other_words(names: tuple[str, ...], tmp_path: Path):
+    lay_out(tmp_path, *(f"{name}/{animal}/1.png" for name in names for animal in ("cat", "dog")))
+    words = (
+        rf"the same ones in them \(cat, dog\): as {len(names)} classes \(.*\), .*, or as splits, if you name them train"
+    )
+    with pytest.raises(UserError, match=words):
+        read_layout(tmp_path)
+    assert set(read_layout(tmp_path, "classes").class_names) == set(names)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("cat/day/1.png", "cat/night/2.png", "dog/day/3.png", "dog/dusk/4.png"),
+        ("cat/images/1.png", "dog/images/2.png"),
+        ("cat/day/1.png", "cat/night/2.png", "dog/day/3.png", "dog/night/4.png", "dog/5.png"),
+    ],
+)
+def test_sub_folders_that_differ_are_parts_of_classes(files: tuple[str, ...], tmp_path: Path):
+    assert read_layout(lay_out(tmp_path, *files)).class_names == ("cat", "dog")
 
 
 def test_read_as_splits_the_others_are_left_out_and_counted(tmp_path: Path):

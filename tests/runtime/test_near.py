@@ -42,4 +42,4 @@ def test_names_that_go_on_are_all_meant(here: Path):
 
 @pytest.mark.parametrize("typed", ["nowhere", "runs/xyz", "", ".", "runs/natural/best.safetensors/x", "a" * 300, "\0"])
 def test_nothing_is_near(typed: str, here: Path):
-    assert near_path(typed) in ("", "; did you mean '.'?")
+    assert near_path(typed) == ""

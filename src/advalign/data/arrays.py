@@ -52,7 +52,7 @@ def load_npz(path: Path | str) -> Dataset:
     sources = {"train": TRAIN[0], "test": TEST[0]}
     rows: dict[str, Sequence[int]] = {"train": range(len(train)), "test": range(0 if test is None else len(test))}
     if held_out := test is None:
-        kept, taken = hold_out_by_content(train.digests, train.labels, str(path))
+        kept, taken = hold_out_by_content(train.digests, train.labels, str(path), class_names)
         rows = {"train": kept.tolist(), "test": taken.tolist()}
         sources["test"] = f"held out of {TRAIN[0]} by their content, about 20 %"
         note = note_on_test(len(taken), len(train))
@@ -117,6 +117,7 @@ def _count_classes(labels: Labels, class_names: tuple[str, ...], path: Path) -> 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """Read the arrays that a data set consists of; return them by name, and the names of the others."""
+    require(not path.is_dir(), lambda: f"npz:{path}: there is no such file, but a folder: write folder:{path}")
     require(path.is_file(), lambda: f"npz:{path}: there is no such file{near_path(path)}")
     require(zipfile.is_zipfile(path), lambda: f"{path} is not an .npz file, or is cut short: write it with numpy.savez")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

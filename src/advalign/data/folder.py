@@ -63,6 +63,8 @@ def load_folder(path: Path | str, image_size: int, layout: str = "auto") -> Data
     """
     root = full_path(path)
     name = f"folder{'' if layout == 'auto' else f'-{layout}'}:{root}"
+    instead = f"write npz:{path}" if root.suffix == ".npz" else "unpack it if it is an archive"
+    require(not root.is_file(), lambda: f"{name}: it is a file and no folder; {instead}")
     require(root.is_dir(), lambda: f"{name}: there is no such folder{near_path(path)}")
     require(
         1 <= image_size <= _LARGEST_SIDE,
@@ -75,7 +77,7 @@ def load_folder(path: Path | str, image_size: int, layout: str = "auto") -> Data
     held_out = TRAIN in files and TEST not in files
     if held_out:
         train, labels = files[TRAIN]
-        rows = hold_out_by_content(_file_digests(root, train), labels, name)
+        rows = hold_out_by_content(_file_digests(root, train), labels, name, read.class_names)
         files[TRAIN], files[TEST] = (([train[row] for row in part.tolist()], labels[part]) for part in rows)
         sources[TEST] = f"held out of {read.folders[TRAIN]} by their content, about 20 %"
         note = note_on_test(len(rows[1]), len(train))
@@ -127,7 +129,20 @@ def _remarks(layout: Layout, *, guessed: bool) -> tuple[str, ...]:
         for name in layout.class_names
         if as_classes and split_of(name)
     ]
-    return (*skipped, *left_out, *doubtful)
+    return (*skipped, *left_out, *_nested(layout), *doubtful)
+
+
+def _nested(layout: Layout) -> list[str]:
+    """Return a line on the sub-folders of classes, whose images count to the class."""
+    folders: dict[str, None] = {}
+    for split, members in layout.splits.items():
+        depth = 1 if layout.folders[split] == CLASS_FOLDERS else 2
+        for file in (file for files in members.values() for file in files):
+            parts = file.relative_to(layout.root).parts[:-1]
+            if len(parts) > depth:
+                folders["/".join(parts)] = None
+    shown = ", ".join(list(folders)[:6]) + ", ..." * (len(folders) > 6)
+    return [f"images in sub-folders of a class belong to it: {shown}"] if folders else []
 
 
 def _images(root: Path, files: Mapping[str, tuple[list[Path], Labels]], size: int) -> dict[str, Images]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
 
 import numpy as np
@@ -15,7 +16,9 @@ SHARE = 0.2
 """Of the images that are held out, on average."""
 
 
-def hold_out_by_content(contents: Digests, labels: Labels, source: str) -> tuple[RowNumbers, RowNumbers]:
+def hold_out_by_content(
+    contents: Digests, labels: Labels, source: str, class_names: Sequence[str] = ()
+) -> tuple[RowNumbers, RowNumbers]:
     """Hold out an image if the SHA-256 of its content and a fixed seed, read as a fraction, is below 0.2.
 
     So images stay on their side when others are added, removed or renamed, and copies of an image are on one side. The
@@ -26,6 +29,7 @@ def hold_out_by_content(contents: Digests, labels: Labels, source: str) -> tuple
         contents: equal where images are.
         labels: (N,) int64, each class from 0 present.
         source: the name of the data in the error.
+        class_names: of the classes in the error; their numbers if empty.
 
     Returns:
         Row numbers (train, test), each ascending.
@@ -41,8 +45,15 @@ def hold_out_by_content(contents: Digests, labels: Labels, source: str) -> tuple
         for extreme, side in ((ranked[0], True), (ranked[-1], False)):
             if not (test[rows] == side).any():
                 test[contents == contents[extreme]] = side
-    both = all(0 < test[rows].sum() < len(rows) for rows in members)
-    require(both, lambda: f"{source}: too few images to hold out a test set: 2 different ones of each class are needed")
+    small = [label for label, rows in enumerate(members) if not 0 < test[rows].sum() < len(rows)]
+    names = [class_names[label] if class_names else str(label) for label in small[:6]]
+    require(
+        not small,
+        lambda: (
+            f"{source}: too few images to hold out a test set: 2 different ones of each class are needed, and there is "
+            f"only one of {', '.join(names)}{', ...' * (len(small) > len(names))}"
+        ),
+    )
     return torch.from_numpy(np.flatnonzero(~test)), torch.from_numpy(np.flatnonzero(test))
 
 

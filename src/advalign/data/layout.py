@@ -33,6 +33,7 @@ _SPLIT_OF_WORD = {word + end: split for split, words in _WORDS.items() for word 
 class Layout:
     """The image files of each split that a folder has, by class, and what was left out."""
 
+    root: Path
     splits: dict[str, ClassFiles]
     """By `train`, `validation` and `test`; classes without images in a split are left out there."""
     folders: dict[str, str]
@@ -83,9 +84,17 @@ def _decide(top: ImageFolder) -> str:
     others = [folder for folder in top.folders if folder.name not in splits and folder.every_image]
     named = [folder for folder in top.folders if folder.name in splits]
     if not named:
+        if len(others) < 2:  # a single class is none, and the error says so
+            return "classes"
+        if shared := _shared_sub_folders(others):
+            raise UserError(
+                f"{top.path} can be read in two ways, since its sub-folders have the same ones in them "
+                f"({_some(shared)}): as {len(others)} classes ({_some(folder.name for folder in others)}), with --data "
+                f"folder-classes:{top.path}, or as splits, if you name them train, val and test"
+            )
         if not any(_may_hold_splits(folder) for folder in others):
             return "classes"
-        if len(others) > 1 and all(_is_split_below(folder) for folder in others):
+        if all(_is_split_below(folder) for folder in others):
             return "splits"
         raise _ambiguous(top, "some sub-folders of classes are named as splits are")
     clean = all(_classes_in(folder) and not folder.images for folder in named if folder.every_image)
@@ -104,6 +113,16 @@ def _decide(top: ImageFolder) -> str:
 
 def _classes_in(folder: ImageFolder) -> list[ImageFolder]:
     return [each for each in folder.folders if each.every_image]
+
+
+def _shared_sub_folders(folders: list[ImageFolder]) -> list[str]:
+    """Return the sub-folders that all have, where these could be the classes: at least two, and no image beside them.
+
+    Those that are named as splits are none, as they are read so below each class.
+    """
+    inner = [[each.name for each in _classes_in(folder)] for folder in folders if not folder.images]
+    shared = [name for name in inner[0] if all(name in each for each in inner)] if len(inner) == len(folders) else []
+    return shared if len(shared) > 1 and not any(map(split_of, shared)) else []
 
 
 def _may_hold_splits(folder: ImageFolder) -> bool:
@@ -137,7 +156,10 @@ def _read_splits(top: ImageFolder) -> Layout:
         split = split_of(folder.name)
         if split is None or (folder.images and not _classes_in(folder)):
             continue
-        require(bool(folder.every_image), lambda: f"no images in {folder.path}: looked for {', '.join(SUFFIXES)}")
+        require(
+            bool(folder.every_image),
+            lambda: f"no images in {folder.path}: looked for {', '.join(SUFFIXES)}; remove it if it is no split",
+        )
         require(
             split not in folders,
             lambda: (
@@ -218,11 +240,13 @@ def _layout(
     names = sorted(files.get(TRAIN) or {name for split in files.values() for name in split}, key=natural)
     for split, members in files.items():
         more = sorted(members.keys() - set(names), key=natural)
+        unsorted = f"; sort the images of {folders[split]} into class sub-folders, or move it away"
         require(
             not more,
             lambda: (
                 f"{top.path}: {folders[split]} has classes that {folders[TRAIN]} has not: {_some(more)}; those of "
-                f"{folders[TRAIN]} are {_some(names)}{nearly_alike(more, names)}"
+                f"{folders[TRAIN]} are {_some(names)}"
+                f"{nearly_alike(more, names) or (unsorted if len(members) == 1 else '')}"
             ),
         )
     require(
@@ -233,7 +257,9 @@ def _layout(
     ordered = {split: {name: files[split][name] for name in names if name in files[split]} for split in there}
     skipped = sum((folder.skipped for folder in top.every_folder()), Counter[str]())
     left_out = {f"{top.name}/": len(top.images), **left_out}
-    return Layout(ordered, folders, tuple(names), skipped, {name: count for name, count in left_out.items() if count})
+    return Layout(
+        top.path, ordered, folders, tuple(names), skipped, {name: count for name, count in left_out.items() if count}
+    )
 
 
 def counted(kinds: Counter[str]) -> str:

@@ -16,6 +16,8 @@ def near_path(path: Path | str) -> str:
 
     A name that others continue, as those of runs do with a digest, stands for them.
     """
+    if os.path.exists(Path(path)):
+        return ""
     found, *parts = Path(path).parts or (".",)
     if not Path(path).is_absolute():
         found, parts = "", [found, *parts]
