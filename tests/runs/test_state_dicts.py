@@ -273,6 +273,44 @@ def test_a_misfit_is_named_with_its_likely_cause(name: str):
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda value: value * float("nan"), "has values in 'conv.weight' that are not a number, as after a training"),
+        (lambda value: value.to(torch.int8), r"has 'conv.weight' in torch.int8, as quantised networks do: floats are"),
+    ],
+)
+def test_weights_of_the_right_shapes_that_are_none_are_refused(change: Callable[[Tensor], Tensor], words: str):
+    net = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4)))
+    state = net.state_dict()
+    with pytest.raises(UserError, match=words):
+        load_into(net, {**state, "conv.weight": change(state["conv.weight"])}, "file")
+    load_into(net, {**state, "norm.running_mean": state["norm.running_mean"] - torch.inf}, "file")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n",
+            r"holds no tensors: .* Git LFS, .* lfs pull",
+        ),
+        (b"\n<!DOCTYPE html><html>404", "holds no tensors: it is a web page, as after a download that failed"),
+        (b"", "is empty$"),
+    ],
+)
+def test_files_that_are_something_else_are_named(content: bytes, words: str, tmp_path: Path):
+    (tmp_path / "net.pt").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        load_weights(tmp_path / "net.pt")
+
+
+def test_what_fits_no_number_of_classes_is_compared_at_its_own(tmp_path: Path):
+    torch.save(changed("resnet34(width=4)"), tmp_path / "deep.pt")
+    with pytest.raises(UserError, match=r"which has no 'layer1.2.* a deeper network, or another architecture"):
+        aa.load(tmp_path / "deep.pt", model="resnet18(width=4)")
+
+
 def test_a_file_without_tensors_is_none(tmp_path: Path):
     torch.save({"epoch": 3, "optimizer": [1, 2]}, tmp_path / "a.pt")
     with pytest.raises(UserError, match="is not a state dict"):

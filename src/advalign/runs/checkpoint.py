@@ -26,6 +26,11 @@ from advalign.runtime.sealed import Owner, check_sealed, note_unsealed, seal_saf
 
 Kind = TypeVar("Kind")
 
+_NO_WEIGHTS = {
+    b"version https://git-lfs": "a pointer of Git LFS, to be replaced by its file with: git lfs pull",
+    b"<": "a web page, as after a download that failed",
+}
+"""What files are instead, by how they begin."""
 FETCH_AGAIN = "fetch it again, or train it again"
 
 
@@ -109,8 +114,30 @@ def load_into(net: nn.Module, stored: Any, source: str, *, part: str = "", norma
     chosen = fitting[names.index(part)] if part else fitting[0]
     if chosen.normalisation and not (normalized or chosen.inside):
         raise UserError(f"{source} normalises its images, and the model does not: {_normalisation(chosen)}")
+    _require_numbers(net, chosen, source)
     net.load_state_dict(chosen.state(net))
     return chosen.note()
+
+
+def _require_numbers(net: nn.Module, chosen: Candidate, source: str) -> None:
+    """Refuse weights that have the right shapes and cannot be a trained network's: whole numbers, or not a number.
+
+    Raises:
+        UserError: the first such tensor.
+    """
+    for name, parameter in net.named_parameters():
+        found = chosen.of(name)
+        if found is None or not parameter.is_floating_point():
+            continue
+        kind = found.dtype
+        require(
+            kind.is_floating_point,
+            lambda: f"{source} has {name!r} in {kind}, as quantised networks do: floats are needed",
+        )
+        require(
+            not bool(found.isnan().any()),
+            lambda: f"{source} has values in {name!r} that are not a number, as after a training that has diverged",
+        )
 
 
 def _normalisation(chosen: Candidate) -> str:
@@ -169,6 +196,9 @@ def _load_tensors(content: bytes, path: Path, advice: str = "") -> Any:
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen kinds for a damaged or foreign file, and advises to unpickle
+        if kind := next((kind for start, kind in _NO_WEIGHTS.items() if content.lstrip().startswith(start)), ""):
+            raise UserError(f"{path} holds no tensors: it is {kind}") from None
+        require(bool(content), lambda: f"{path} is empty")
         program = re.search(r"GLOBAL ([\w.]+)", str(error))
         named = f" ({program[1]})" if program else ""
         raise UserError(f"{path} is damaged or holds more than tensors{named}{advice}") from None

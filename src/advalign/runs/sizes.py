@@ -29,6 +29,12 @@ def count_classes(stored: Any, model: str, channels: int) -> int | None:
     return next(fits, None)
 
 
+def likely_classes(stored: Any) -> int:
+    """Return the number of classes that the last linear layer in a file is for, which may fit no network; else 10."""
+    counts = [len(tensor) for tensor in _tensors(stored) if tensor.ndim == 2 and len(tensor) > 1]
+    return counts[-1] if counts else 10
+
+
 def count_channels(stored: Any) -> int:
     """Return the number of channels that the first convolution in a file takes; 3 if there is none."""
     return next((tensor.shape[1] for tensor in _tensors(stored) if tensor.ndim == 4), 3)

@@ -17,7 +17,7 @@ from advalign.data import Dataset
 from advalign.errors import UserError, nearly_alike, quoted, require, unknown
 from advalign.runs.checkpoint import FETCH_AGAIN, load_into, load_weights
 from advalign.runs.run import Run
-from advalign.runs.sizes import count_channels, count_classes
+from advalign.runs.sizes import count_channels, count_classes, likely_classes
 from advalign.runtime.near import near_path
 
 _log = logging.getLogger("advalign")
@@ -221,5 +221,5 @@ def _card_by_shapes(weights: Weights, stored: Any) -> dict[str, Any]:
             f"{weights.path} does not say which architecture it is: write MODEL@FILE, as in resnet18@{weights.path}, "
             "or name it with --model (model= in Python)"
         )
-    classes = count_classes(stored, model, channels)
-    return {"model": model, "classes": classes or 10, "channels": channels}
+    classes = count_classes(stored, model, channels) or likely_classes(stored)
+    return {"model": model, "classes": classes, "channels": channels}
