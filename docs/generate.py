@@ -157,8 +157,9 @@ def _arguments(attack: type[Attack]) -> str:
 
 def _learning_rate(recipe: Recipe) -> str:
     drops = [str(round(share * recipe.epochs)) for share in recipe.milestones]
+    left = "a tenth" if recipe.lr_factor == Recipe().lr_factor else "less"
     return {
-        "piecewise": f"{recipe.lr:g}, a tenth after epoch{'s' * (len(drops) > 1)} {', '.join(drops)}",
+        "piecewise": f"{recipe.lr:g}, {left} after epoch{'s' * (len(drops) > 1)} {', '.join(drops)}",
         "cosine": f"{recipe.lr:g}, cosine to 0",
         "onecycle": f"one cycle to {recipe.lr:g}",
         "constant": f"{recipe.lr:g}",

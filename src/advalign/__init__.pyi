@@ -32,6 +32,7 @@ from .objectives.plugins.kd import KD
 from .objectives.plugins.lbgat import LBGAT
 from .objectives.plugins.part import PART
 from .objectives.plugins.qub import QUB
+from .objectives.plugins.rebat import ReBAT
 from .objectives.plugins.rpat import RPAT
 from .objectives.plugins.vfd import VFD
 from .runs import load
@@ -77,6 +78,7 @@ __all__ = [
     "Natural",
     "Objective",
     "PlugIn",
+    "ReBAT",
     "Recipe",
     "TrainingError",
     "UserError",

@@ -78,6 +78,7 @@ def test_the_order_of_plug_ins_does_not_matter(method: str):
         ("adaad+bgat", "'bgat' takes the place of hard labels, but adaad has none"),
         ("score+adr", "'adr' softens cross entropies, and 'score' has none"),
         ("trades+qub", "it bounds the cross entropy of adversarial images, and trades has none"),
+        ("trades+adr+rebat", "adr and rebat each keep an average of the student; take one"),
         ("trades+adaad", "its attack asks a robust teacher, and trades has none"),
         ("ard+adaad+afa(attack=contrast)", "adaad and afa each replace the loss of the attack; take one"),
         ("adaad+adaad", "adaad has this attack itself"),

@@ -60,6 +60,7 @@ GUESTS = {
     "lbgat": {("guide", "clean")},
     "vfd": {("vanilla", "clean")},
     "adr": {("ema", "clean")},
+    "rebat": {("ema", "adv")},
     "igdm": {("robust", "adv"), ("robust", "minus")},
     "adaiad": {("robust", "adv")},
 }

@@ -33,6 +33,7 @@ from advalign.objectives.plugins.kd import KD
 from advalign.objectives.plugins.lbgat import LBGAT
 from advalign.objectives.plugins.part import PART
 from advalign.objectives.plugins.qub import QUB
+from advalign.objectives.plugins.rebat import ReBAT
 from advalign.objectives.plugins.rpat import RPAT
 from advalign.objectives.plugins.vfd import VFD
 from advalign.spelling import check_numbers, construct, parse_calls
@@ -81,6 +82,7 @@ PLUGINS: dict[str, type[PlugIn]] = {
     "adr": ADR,
     "qub": QUB,
     "rpat": RPAT,
+    "rebat": ReBAT,
     "igdm": IGDM,
     "adaad": AdaADAttack,
 }

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from advalign.threats import Threat
 
 LINF_EPS = 8 / 255
-ADDED = frozenset({"batchnorm_passes", "ema_epochs"})
+ADDED = frozenset({"batchnorm_passes", "ema_epochs", "lr_factor"})
 """Fields that came later: they name a run only where they differ from their default, so that older runs keep theirs."""
 
 
@@ -36,9 +36,11 @@ class Recipe:
     lr: float = 0.1
     """learning rate, the highest one of the schedule"""
     schedule: Literal["piecewise", "cosine", "onecycle", "constant"] = "piecewise"
-    """piecewise: a tenth from each milestone on; cosine to 0; onecycle: up from lr/25 and down again, each step"""
+    """piecewise: lower by lr_factor from each milestone on; cosine to 0; onecycle: up from lr/25 and down, each step"""
     milestones: tuple[float, ...] = (100 / 110, 105 / 110)
     """where piecewise drops, as shares of the epochs"""
+    lr_factor: float = 10.0
+    """what piecewise divides the learning rate by at each milestone"""
     peak: float = 0.25
     """share of the epochs after which onecycle turns"""
     cycle_momentum: bool = False
@@ -127,6 +129,7 @@ class Recipe:
         require(
             all(0 < m <= 1 for m in self.milestones), lambda: f"milestones={self.milestones} must be shares in (0, 1]"
         )
+        require(self.lr_factor >= 1, lambda: f"lr_factor={self.lr_factor:g} must be at least 1")
         require(self.step_size is None or self.step_size > 0, lambda: f"step_size={self.step_size} must be above 0")
         smoothing = self.label_smoothing
         require(0 <= smoothing < 1, lambda: f"label_smoothing={smoothing:g} must be at least 0 and below 1")
@@ -302,6 +305,14 @@ def rpat() -> Recipe:
     return Recipe(epochs=200, milestones=(0.5, 0.75))
 
 
+def rebat() -> Recipe:
+    """ReBAT's code for PreActResNet-18: 200 epochs, the rate falls by 1.5 at 100 and 150, the average is the model."""
+    return Recipe(
+        epochs=200, milestones=(0.5, 0.75), lr_factor=1.5, mode="train", start="uniform", batchnorm_passes="rice",
+        average="method",
+    )  # fmt: skip
+
+
 def dm() -> Recipe:
     """Wang et al. 2023, for generated data: 400 epochs, batch 512, one cycle, smoothed labels, EMA, 70 % generated."""
     return Recipe(
@@ -335,5 +346,6 @@ RECIPES = {
     "adr": adr,
     "adaiad": adaiad,
     "rpat": rpat,
+    "rebat": rebat,
     "dm": dm,
 }

@@ -16,7 +16,7 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
         return r.lr / 5
     if r.schedule == "piecewise":
         # The tiny tolerance keeps a milestone such as 74/76 from slipping by an epoch through rounding.
-        return r.lr * 0.1 ** sum(epoch + 1e-6 >= milestone * r.epochs for milestone in r.milestones)
+        return r.lr * (1 / r.lr_factor) ** sum(epoch + 1e-6 >= milestone * r.epochs for milestone in r.milestones)
     if r.schedule == "cosine":
         return r.lr * (1 + math.cos(math.pi * step / (r.epochs * steps_per_epoch))) / 2
     if r.schedule == "onecycle":

@@ -92,10 +92,10 @@ class Step:
             if r.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], r.clip_norm)
             self.optimizer.step()
-        self.objective.after_update()
         self.optimizer.zero_grad()
         if r.batchnorm_passes in ("pang", "rice"):
             self._show(x, "clean")
+        self.objective.after_update()
         return loss, terms
 
     @torch.no_grad()
