@@ -143,3 +143,13 @@ def test_digest_notices_any_change_and_nothing_else():
     assert len({data.digest, *(other.digest for other in others)}) == 6
     assert data.classes == 3
     assert data.shape == (1, 1, 2)
+
+
+def test_a_part_of_images_keeps_their_digests(monkeypatch: pytest.MonkeyPatch):
+    images = Images(torch.arange(48, dtype=torch.uint8).reshape(4, 3, 2, 2), torch.arange(4))
+    expected = images.take([3, 1]).digests
+    whole = images.digests
+    assert expected.tolist() == whole[[3, 1]].tolist()
+    part = images.take(torch.tensor([3, 1]))
+    monkeypatch.setattr("advalign.data.images.sha256", None)  # to hash anything again would fail
+    assert part.digests.tolist() == part.take([0, 1]).digests.tolist() == expected.tolist()

@@ -84,7 +84,8 @@ def _in_two_classes(dataset: Dataset, there: dict[str, Images]) -> str:
         return ""
     first = np.flatnonzero(np.isin(digests, twice))[0]
     second = np.flatnonzero((digests == digests[first]) & (labels != labels[first]))[0]
-    places = [place for split in there for place in dataset.places[split]]
+    root = f"{dataset.name.partition(':')[2]}/"
+    places = [str(place).removeprefix(root) for split in there for place in dataset.places[split]]
     verb = "1 image is" if len(twice) == 1 else f"{len(twice)} images are"
     return f"{verb} in two classes or more, such as {places[first]} and {places[second]}"
 

@@ -86,7 +86,7 @@ def load_folder(path: Path | str, image_size: int, layout: str = "auto") -> Data
     elif TRAIN not in files and VALIDATION in files:
         del files[VALIDATION]  # nothing is trained, so nothing is selected
     images = _images(root, files, image_size)
-    places = {split: [file.relative_to(root).as_posix() for file in members] for split, (members, _) in files.items()}
+    places = {split: members for split, (members, _) in files.items()}
     test = images[TEST]
     return Dataset(
         name, images.get(TRAIN, test.take([])), test, read.class_names, note, validation=images.get(VALIDATION),
@@ -137,8 +137,8 @@ def _nested(layout: Layout) -> list[str]:
     folders: dict[str, None] = {}
     for split, members in layout.splits.items():
         depth = 1 if layout.folders[split] == CLASS_FOLDERS else 2
-        for file in (file for files in members.values() for file in files):
-            parts = file.relative_to(layout.root).parts[:-1]
+        for folder in dict.fromkeys(file.parent for files in members.values() for file in files):
+            parts = folder.relative_to(layout.root).parts
             if len(parts) > depth:
                 folders["/".join(parts)] = None
     shown = ", ".join(list(folders)[:6]) + ", ..." * (len(folders) > 6)

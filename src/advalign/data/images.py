@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -56,7 +57,10 @@ class Images:
     def take(self, rows: RowNumbers | list[int]) -> Images:
         """Return a copy of the images with these row numbers, in this order."""
         rows = torch.as_tensor(rows, dtype=torch.int64, device=self.labels.device)
-        return Images(self.pixels[rows], self.labels[rows])
+        taken = Images(self.pixels[rows], self.labels[rows])
+        if "digests" in vars(self):  # which take seconds for each gigabyte
+            vars(taken)["digests"] = self.digests[rows.cpu().numpy()]
+        return taken
 
     def to(self, device: torch.device | str) -> Images:
         """Return the images on a device; nothing is copied if they are there."""
@@ -101,7 +105,7 @@ class Dataset:
     """Whether the test images are training images that were held out, since there was no test set."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where the images of each split were read from, for data of the user's own."""
-    places: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    places: Mapping[str, Sequence[str | Path]] = field(default_factory=dict)
     """Where each image of a split was read from, for data of the user's own: a file, or a row of an array."""
     remarks: tuple[str, ...] = ()
     """What else was understood of the user's files, such as those that were skipped; a line each."""
