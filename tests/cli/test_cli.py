@@ -168,7 +168,7 @@ REFUSALS = {
     "guest with a foreign card": ([*method("trades+vfd"), "--vanilla", "cardless.safetensors"], "no JSON object"),
     "guest of a damaged run": ([*method("trades+vfd"), "--vanilla", "broken/list"], "list/run.json is damaged"),
     "name that leads elsewhere": ([*TRAIN, "--name", "../up"], "name='../up' must be one plain folder name"),
-    "name that is no name": ([*TRAIN, "--name", ""], "name='' must be one plain folder name"),
+    "name that is no name": ([*TRAIN, "--name", "."], "name='.' must be one plain folder name"),
     "runs in a file": ([*TRAIN, "--runs", "linear.pt"], "linear.pt is not a folder"),
     "runs below a file": ([*TRAIN, "--runs", "linear.pt/deep/runs"], "linear.pt is not a folder"),
     "run that is a file": ([*TRAIN, "--runs", ".", "--name", "linear.pt"], "linear.pt is not a folder"),
@@ -413,7 +413,7 @@ def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
         "--label-smoothing", "--awp", "--awp-start", "--average", "--average-start",
         "--batchnorm-passes", "--ema-decay", "--ema-epochs", "--swa-every", "--extra", "--extra-share",
         "--image-size", "--device", "--time-budget", "--checkpoint-seconds", "--cuda-graphs", "--tensorboard",
-        "--epochs", "--batch-size", "--lr", "--schedule", "--milestones", "--peak", "--cycle-momentum", "--warmup",
+        "--epochs", "--batch-size", "--lr", "--lr-factor", "--schedule", "--milestones", "--peak", "--cycle-momentum", "--warmup",
         "--momentum", "--nesterov", "--weight-decay", "--clip-norm", "--augment", "--norm", "--eps", "--steps",
         "--step-size", "--start", "--mode", "--validation", "--validate-every", "--subset", "--precision", "--compile",
         "--seed",
@@ -511,3 +511,11 @@ def test_what_is_no_number_is_said_with_its_flag(words: str, said: str, capsys: 
         cli.main(words.split())
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith(f"advalign: error: {said}")
+
+
+@pytest.mark.parametrize("words", [["demo", "--time-budget", ""], ["evaluate", ""], ["train", "at", "--name", " "]])
+def test_empty_words_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2
+    assert f"{words[-2]} is followed by an empty word: name a value" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from typing import Any
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from advalign.errors import SHOWN, UserError, shorten
+from advalign.errors import SHOWN, UserError, require, shorten
 from advalign.spelling import parse_number, spell_number
 
 
@@ -20,6 +20,9 @@ def parse_options(options: type, program: str, arguments: list[str], **defaults:
     Raises:
         UserError: what is wrong with them, in one line.
     """
+    for before, word in zip(("", *arguments), arguments, strict=False):
+        # None of the values may be empty, and many of them would count as not given.
+        require(bool(word.strip()), lambda: f"{before or program} is followed by an empty word: name a value")
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
