@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,13 @@ def test_wrong_arrays_are_refused(tmp_path: Path, wrong: dict[str, Any], message
         ({"y_train": np.eye(3)[LABELS]}, "save y.argmax(1), as they are one-hot"),
         ({"y_train": LABELS[:, None]}, "save y[:, 0]"),
         ({"y_train": LABELS * 1.0}, "save y.astype(int)"),
+        ({"y_train": LABELS > 0}, "save y.astype(int)"),
+        ({"class_names": np.array([b"a", b"b", b"c"])}, "save class_names.astype(str)"),
+        (
+            {"class_names": np.array(["a", "b", "c"], object)},
+            "save numbers, of one shape each, or texts as with .astype(str)",
+        ),
+        ({"x_val": COLOUR}, "y_val missing; x_val and y_val belong together"),
         ({"y_train": LABELS.astype(str)}, "save class_names, y_train = np.unique(y, return_inverse=True)"),
         ({"y_train": LABELS + 1}, "has no 0; they count from 1: save y - 1"),
         ({"y_train": LABELS * 2}, "has no 1; np.unique(y, return_inverse=True)[1] counts them so"),
@@ -202,6 +210,10 @@ def test_wrong_files_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match=f"there is no such file, but a folder: write folder:{tmp_path}"):
         load(f"npz:{tmp_path}")
 
+    with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
+        archive.writestr("net/data.pkl", "")
+    with pytest.raises(UserError, match=r"is a zip archive without arrays: write it with numpy\.savez"):
+        load(f"npz:{tmp_path / 'net.pt'}")
     whole = Path(saved(tmp_path, **GOOD).removeprefix("npz:")).read_bytes()
     middle = len(whole) // 4
     np.save(tmp_path / "array.npy", GREY)

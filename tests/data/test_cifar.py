@@ -28,6 +28,7 @@ def nothing_of_this_computer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setenv("ADVALIGN_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "classes", "first_label", "mean", "deviation"),
     [

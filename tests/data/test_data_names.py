@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,12 @@ def test_unknown_names(name: str, message: str):
         load(name)
     for known in NAMES:
         assert known in str(caught.value)
+
+
+def test_a_file_or_folder_without_its_kind_is_told_how_to_be_named(tmp_path: Path):
+    for path, kind in ((tmp_path, "folder"), (tmp_path / "mine.npz", "npz")):
+        with pytest.raises(UserError, match=rf"unknown data set '{path}': for .* write {kind}:{path}$"):
+            load(str(path))
 
 
 @pytest.mark.slow

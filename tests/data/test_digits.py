@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn import datasets
 
 from advalign.data import load
 
@@ -20,6 +19,8 @@ def test_split_is_fixed_complete_and_stratified():
 
 
 def test_values_are_scikit_learns():
+    from sklearn import datasets  # takes seconds, which the collection of the tests would pay
+
     data = load("digits")
     values, labels = datasets.load_digits(return_X_y=True)
     expected = {(tuple(np.rint(v * 255 / 16).astype(int)), int(label)) for v, label in zip(values, labels, strict=True)}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from advalign.data.layout import Layout, read_layout, split_of
+from advalign.data.layout import Layout, read_layout
+from advalign.data.split_names import split_of
 from advalign.errors import UserError
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from advalign.cli.commands import main
 from advalign.data import NAMES
 from advalign.data.image_files import SUFFIXES
-from advalign.data.layout import split_of
+from advalign.data.split_names import split_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "own-images.md").read_text()
 QUICK = shlex.split("--model small-cnn --width 2 --epochs 1 --steps 1 --batch-size 16 --device cpu")

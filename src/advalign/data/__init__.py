@@ -67,5 +67,7 @@ def load(name: str, *, directory: Path | str | None = None, image_size: int = 32
             return load_folder(path, image_size, kind.removeprefix("folder").removeprefix("-") or "auto")
         case [path] if path and Path(path).is_dir():
             raise UserError(f"unknown data set {quoted(name)}: for images in a folder write folder:{name}")
+        case [path] if Path(path).suffix == ".npz":
+            raise UserError(f"unknown data set {quoted(name)}: for arrays in a file write npz:{name}")
         case _:
             raise unknown("data set", name, NAMES)

@@ -112,6 +112,6 @@ def _hint_on_labels(y: np.ndarray) -> str:
         return ": save y.argmax(1), as they are one-hot"
     if y.ndim == 1 and y.dtype.kind in "US":
         return ": save class_names, y_train = np.unique(y, return_inverse=True)"
-    if y.ndim == 1 and y.dtype.kind == "f" and (y == np.rint(y)).all():
+    if y.ndim == 1 and (y.dtype == bool or (y.dtype.kind == "f" and (y == np.rint(y)).all())):
         return ": save y.astype(int)"
     return ""

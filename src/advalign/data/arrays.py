@@ -123,7 +123,11 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            require(
+                bool(names) or not archive.namelist(),
+                lambda: f"{path} is a zip archive without arrays: write it with numpy.savez",
+            )
             present = [key for key in (*TRAIN, *VALIDATION, *TEST, CLASS_NAMES) if key in names]
             for key in present:  # all headers before any content
                 read_header(archive, key, str(path))
@@ -137,6 +141,8 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
 
 def _images(arrays: dict[str, np.ndarray], keys: tuple[str, str], path: Path | str, others: list[str]) -> Images:
     missing = [key for key in keys if key not in arrays]
+    if keys == VALIDATION and missing:
+        raise UserError(f"{path}: {missing[0]} missing; x_val and y_val belong together")
     has = f", and has {shorten(', '.join(others))}: save those under these names" if others else ""
     require(
         not missing,
@@ -164,7 +170,10 @@ def _class_names(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
     names = arrays[CLASS_NAMES]
     require(
         names.ndim == 1 and names.dtype.kind == "U",
-        lambda: f"{path}: {CLASS_NAMES} has {names.dtype} values of shape {names.shape}; it must be texts (K,)",
+        lambda: (
+            f"{path}: {CLASS_NAMES} has {names.dtype} values of shape {names.shape}; it must be texts (K,)"
+            + (": save class_names.astype(str)" if names.dtype.kind == "S" else "")
+        ),
     )
     texts = [normalize("NFC", name) for name in names.tolist()]
     require(len(set(texts)) == len(texts), lambda: f"{path}: {CLASS_NAMES} has a name twice")

@@ -15,17 +15,8 @@ import torch
 from advalign.data.cache import cached_array
 from advalign.data.held_out import hold_out_by_content, note_on_test
 from advalign.data.images import Dataset, Digests, Images
-from advalign.data.layout import (
-    CLASS_FOLDERS,
-    TEST,
-    TRAIN,
-    VALIDATION,
-    ClassFiles,
-    Layout,
-    counted,
-    read_layout,
-    split_of,
-)
+from advalign.data.layout import CLASS_FOLDERS, ClassFiles, Layout, counted, read_layout
+from advalign.data.split_names import TEST, TRAIN, VALIDATION, split_of
 from advalign.errors import UserError, require, shorten
 from advalign.runtime.files import digest, full_path
 from advalign.runtime.near import near_path

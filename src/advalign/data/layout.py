@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from advalign.data.image_files import SUFFIXES, ImageFolder, natural, scan
-from advalign.errors import UserError, nearly_alike, require
+from advalign.data.split_names import SPLITS, TEST, TRAIN, classes_in, decide, some, split_of
+from advalign.errors import nearly_alike, require
 
-TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 LAYOUTS = ("auto", "classes", "splits", "test")
 
 CLASS_FOLDERS = "class sub-folders"
@@ -19,14 +17,6 @@ CLASS_FOLDERS = "class sub-folders"
 
 ClassFiles = dict[str, list[Path]]
 """The image files of each class, by its name."""
-
-_WORDS = {
-    TRAIN: ("train", "trains", "training", "trainings"),
-    VALIDATION: ("val", "vals", "valid", "validation", "validations", "dev", "devs"),
-    TEST: ("test", "tests", "testing", "eval", "evals", "evaluation", "evaluations"),
-}
-_ENDINGS = ("", "set", "sets", "data", "images", "split")  # trainset is written as often as train_set
-_SPLIT_OF_WORD = {word + end: split for split, words in _WORDS.items() for word in words for end in _ENDINGS}
 
 
 @dataclass(frozen=True)
@@ -46,16 +36,6 @@ class Layout:
     """Images that belong to no class, by their folder."""
 
 
-def split_of(name: str) -> str | None:
-    """Return the split that a folder's name says it is, by a whole word: `train_set` and `MyTrain`, but not `trainers`.
-
-    A name that says two splits, such as `train_test`, says none.
-    """
-    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
-    named = {_SPLIT_OF_WORD[word.lower()] for word in words if word.lower() in _SPLIT_OF_WORD}
-    return named.pop() if len(named) == 1 else None
-
-
 def read_layout(root: Path, layout: str = "auto") -> Layout:
     """Read what lies below a folder, as classes or as splits.
 
@@ -71,82 +51,11 @@ def read_layout(root: Path, layout: str = "auto") -> Layout:
     """
     top = scan(root)
     if layout == "auto":
-        layout = _decide(top)
+        layout = decide(top)
     if layout == "splits":
         return _read_splits(top)
     split = TEST if layout == "test" else TRAIN
     return _layout(top, {split: _class_files(top, 1 if split == TEST else 2)}, {split: CLASS_FOLDERS}, {})
-
-
-def _decide(top: ImageFolder) -> str:
-    """Return `classes` or `splits`, if only one of them makes sense."""
-    splits = {folder.name: split for folder in top.folders if (split := split_of(folder.name))}
-    others = [folder for folder in top.folders if folder.name not in splits and folder.every_image]
-    named = [folder for folder in top.folders if folder.name in splits]
-    if not named:
-        if len(others) < 2:  # a single class is none, and the error says so
-            return "classes"
-        if shared := _shared_sub_folders(others):
-            raise UserError(
-                f"{top.path} can be read in two ways, since its sub-folders have the same ones in them "
-                f"({_some(shared)}): as {len(others)} classes ({_some(folder.name for folder in others)}), with --data "
-                f"folder-classes:{top.path}, or as splits, if you name them train, val and test"
-            )
-        if not any(_may_hold_splits(folder) for folder in others):
-            return "classes"
-        if all(_is_split_below(folder) for folder in others):
-            return "splits"
-        raise _ambiguous(top, "some sub-folders of classes are named as splits are")
-    clean = all(_classes_in(folder) and not folder.images for folder in named if folder.every_image)
-    if len(named) == 1 and not others:  # a single class is none
-        return "splits" if _classes_in(named[0]) else "classes"
-    if not others and clean and len(set(splits.values())) == len(splits):
-        return "splits"
-    if others and len(named) == 1 and not _classes_in(named[0]):
-        return "classes"
-    if not others and len(set(splits.values())) < len(splits):
-        raise _ambiguous(top, "two sub-folders are named as the same split")
-    if not others:
-        raise _ambiguous(top, "sub-folders that are named as splits have images outside of class sub-folders")
-    raise _ambiguous(top, "some sub-folders are named as splits, others are not")
-
-
-def _classes_in(folder: ImageFolder) -> list[ImageFolder]:
-    return [each for each in folder.folders if each.every_image]
-
-
-def _shared_sub_folders(folders: list[ImageFolder]) -> list[str]:
-    """Return the sub-folders that all have, where these could be the classes: at least two, and no image beside them.
-
-    Those that are named as splits are none, as they are read so below each class.
-    """
-    inner = [[each.name for each in _classes_in(folder)] for folder in folders if not folder.images]
-    shared = [name for name in inner[0] if all(name in each for each in inner)] if len(inner) == len(folders) else []
-    return shared if len(shared) > 1 and not any(map(split_of, shared)) else []
-
-
-def _may_hold_splits(folder: ImageFolder) -> bool:
-    """Tell whether sub-folders of a class could be splits; one named so among others is none."""
-    inner = [split_of(each.name) for each in _classes_in(folder)]
-    return bool(inner) and (None not in inner or len(set(inner) - {None}) > 1)
-
-
-def _is_split_below(folder: ImageFolder) -> bool:
-    """Tell whether all images of a class lie in sub-folders named as splits, each split once."""
-    inner = [split_of(each.name) for each in _classes_in(folder)]
-    return bool(inner) and None not in inner and len(set(inner)) == len(inner) and not folder.images
-
-
-def _ambiguous(top: ImageFolder, reason: str) -> UserError:
-    """Return the error that shows both readings and how to choose one."""
-    named = [f"{each.name}/" for each in top.folders if split_of(each.name) and _classes_in(each)]
-    classes = [folder.name for folder in top.folders if folder.every_image]
-    inner = any(map(_may_hold_splits, top.folders))
-    as_splits = " and ".join(named) or ("the sub-folders of each class" if inner else "nothing that has classes")
-    return UserError(
-        f"{top.path} can be read in two ways, since {reason}: as {len(classes)} classes ({_some(classes)}), with "
-        f"--data folder-classes:{top.path}, or {as_splits} as splits, with --data folder-splits:{top.path}"
-    )
 
 
 def _read_splits(top: ImageFolder) -> Layout:
@@ -154,7 +63,7 @@ def _read_splits(top: ImageFolder) -> Layout:
     folders: dict[str, ImageFolder] = {}
     for folder in top.folders:
         split = split_of(folder.name)
-        if split is None or (folder.images and not _classes_in(folder)):
+        if split is None or (folder.images and not classes_in(folder)):
             continue
         require(
             bool(folder.every_image),
@@ -169,7 +78,7 @@ def _read_splits(top: ImageFolder) -> Layout:
         folders[split] = folder
     if not folders:
         return _read_splits_below(top)
-    files = {split: {each.name: each.every_image for each in _classes_in(folder)} for split, folder in folders.items()}
+    files = {split: {each.name: each.every_image for each in classes_in(folder)} for split, folder in folders.items()}
     if TRAIN in folders:
         _class_files(folders[TRAIN])
     left_out = {f"{folder.name}/": len(folder.images) for folder in folders.values()}
@@ -184,7 +93,7 @@ def _read_splits_below(top: ImageFolder) -> Layout:
     folders: dict[str, str] = {}
     left_out: dict[str, int] = {}
     for folder in top.folders:
-        for inner in _classes_in(folder):
+        for inner in classes_in(folder):
             split, name = split_of(inner.name), f"{folder.name}/{inner.name}/"
             if split is None:
                 left_out[name] = len(inner.every_image)
@@ -208,7 +117,7 @@ def _class_files(folder: ImageFolder, least: int = 2) -> ClassFiles:
     """
     count = len(folder.folders)
     inner = folder.folders[0] if count == 1 else None
-    hint = f"; did you mean folder:{inner.path}?" if inner and len(_classes_in(inner)) > 1 else ""
+    hint = f"; did you mean folder:{inner.path}?" if inner and len(classes_in(inner)) > 1 else ""
     direct = f" ({len(folder.images)} images lie directly in it)" if folder.images else ""
     require(
         count >= least,
@@ -222,7 +131,7 @@ def _class_files(folder: ImageFolder, least: int = 2) -> ClassFiles:
     require(
         not without,
         lambda: (
-            f"no images in {_some(str(each.path) for each in without)}: looked for {', '.join(SUFFIXES)}"
+            f"no images in {some(str(each.path) for each in without)}: looked for {', '.join(SUFFIXES)}"
             f"{', found ' + counted(found) if found else ''}; remove what is no class, as each sub-folder is one"
         ),
     )
@@ -244,8 +153,8 @@ def _layout(
         require(
             not more,
             lambda: (
-                f"{top.path}: {folders[split]} has classes that {folders[TRAIN]} has not: {_some(more)}; those of "
-                f"{folders[TRAIN]} are {_some(names)}"
+                f"{top.path}: {folders[split]} has classes that {folders[TRAIN]} has not: {some(more)}; those of "
+                f"{folders[TRAIN]} are {some(names)}"
                 f"{nearly_alike(more, names) or (unsorted if len(members) == 1 else '')}"
             ),
         )
@@ -265,9 +174,3 @@ def _layout(
 def counted(kinds: Counter[str]) -> str:
     """Return what there is of each kind, of at most six kinds."""
     return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(6)) + (", ..." if len(kinds) > 6 else "")
-
-
-def _some(names: Iterable[str]) -> str:
-    """Return the names, at most six of them."""
-    names = list(names)
-    return ", ".join(names if len(names) <= 6 else [*names[:5], f"... {names[-1]}"])

@@ -51,7 +51,10 @@ def read_header(archive: zipfile.ZipFile, name: str, source: str) -> Header:
         raise UserError(f"{source} cannot be read: {name} is no array, or is damaged: {reason}") from error
     require(
         not header.dtype.hasobject,
-        lambda: f"{source} cannot be read: {name} has object values, which need allow_pickle: save numbers",
+        lambda: (
+            f"{source} cannot be read: {name} has object values, which need allow_pickle: save numbers, of one "
+            "shape each, or texts as with .astype(str)"
+        ),
     )
     require(
         all(length >= 0 for length in header.shape)
