@@ -27,6 +27,7 @@ from .objectives.plugins.adr import ADR
 from .objectives.plugins.afa import AFA
 from .objectives.plugins.ar_at import ARAT
 from .objectives.plugins.bgat import BGAT
+from .objectives.plugins.consistency import Consistency
 from .objectives.plugins.igdm import IGDM
 from .objectives.plugins.kd import KD
 from .objectives.plugins.lbgat import LBGAT
@@ -71,6 +72,7 @@ __all__ = [
     "AdaIAD",
     "Attack",
     "Base",
+    "Consistency",
     "Contrast",
     "LinearAFA",
     "Linf",

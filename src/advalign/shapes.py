@@ -6,6 +6,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 ImageBatch = Float[Tensor, "N C H W"]
+Attacked = Float[Tensor, "M C H W"]
+"""Adversarial images: N, or 2 N where two augmentations are attacked."""
 Labels = Int[Tensor, "N"]
 Logits = Float[Tensor, "N K"]
 Features = Float[Tensor, "N *features"]

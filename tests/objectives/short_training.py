@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from tests.networks import tiny
 from tests.samples import batch
+
+from torch import Tensor
 
 from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, Objective, parse, total
@@ -25,6 +28,7 @@ def makes_sense(method: str) -> bool:
     return True
 
 
+@cache
 def combinations(plugins_at_once: int) -> list[str]:
     """Every base with so many plug-ins, as far as they make sense together."""
     names: list[tuple[str, ...]] = [()]
@@ -49,6 +53,11 @@ def begun(objective: Objective) -> Objective:
     """Let it train as one that goes on within its first epoch: parts that look at each epoch's start have seen none."""
     objective.load_state_dict(objective.state_dict())
     return objective
+
+
+def views_of(objective: Objective, x: Tensor) -> Tensor:
+    """Return images in place of adversarial ones: twice if the method attacks two augmentations."""
+    return torch.cat([x, x]) if objective.method.doubles else x
 
 
 def losses(objective: Objective, steps: int) -> list[float]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.objectives.short_training import bound, combinations, every_part_quick, losses, step
+from tests.objectives.short_training import bound, combinations, every_part_quick, losses, step, views_of
 from tests.objectives.two_processes import gradients, half
 from tests.samples import batch
 
@@ -50,7 +50,7 @@ def test_each_declared_pass_runs_once(method: str):
     for name, net in objective.nets.items():
         net.register_forward_hook(lambda *_, name=name: count.update([name]))
     x, y = batch()
-    objective(x, x.flip(2), y, x.flip(3))
+    objective(x, views_of(objective, x.flip(2)), y, x.flip(3))
     assert count == Counter(need.net for need in objective.method.needs)
     assert len(set(objective.method.needs)) == len(objective.method.needs)
 
@@ -65,7 +65,7 @@ def test_the_order_of_plug_ins_does_not_matter(method: str):
     for reverse in (False, True):
         objective = bound(method).double()
         objective.method.plugins = tuple(sorted(objective.method.plugins, key=lambda p: p.name, reverse=reverse))
-        found.append(total(objective(x.double(), x_adv, y, x.flip(3).double())).item())
+        found.append(total(objective(x.double(), views_of(objective, x_adv), y, x.flip(3).double())).item())
     assert found[0] == pytest.approx(found[1], rel=1e-12)
 
 
@@ -79,6 +79,7 @@ def test_the_order_of_plug_ins_does_not_matter(method: str):
         ("score+adr", "'adr' softens cross entropies, and 'score' has none"),
         ("trades+qub", "it bounds the cross entropy of adversarial images, and trades has none"),
         ("trades+adr+rebat", "adr and rebat each keep an average of the student; take one"),
+        ("at+afa+consistency", "'afa' reads the second augmentation, which is attacked as well; take one"),
         ("trades+adaad", "its attack asks a robust teacher, and trades has none"),
         ("ard+adaad+afa(attack=contrast)", "adaad and afa each replace the loss of the attack; take one"),
         ("adaad+adaad", "adaad has this attack itself"),

@@ -72,7 +72,16 @@ def trained(method: str, *, cuda_graphs: bool) -> tuple[list[float], list[Tensor
     return losses, [parameter.detach().clone() for parameter in objective.parameters()]
 
 
-@pytest.mark.parametrize("method", ["at", "trades+vfd", "mart+lbgat", "hat+kd", "at+ar-at", "mtard", "at+part"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("at", "mart+lbgat"),
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ("trades+vfd", "hat+kd", "at+ar-at", "mtard", "at+part")
+        ),
+    ],
+)
 def test_recorded_steps_give_the_same_bits(method: str, recordings: list[int]):
     losses, weights = trained(method, cuda_graphs=False)
     assert not recordings

@@ -28,6 +28,7 @@ from advalign.objectives.plugins.adr import ADR
 from advalign.objectives.plugins.afa import AFA
 from advalign.objectives.plugins.ar_at import ARAT
 from advalign.objectives.plugins.bgat import BGAT
+from advalign.objectives.plugins.consistency import Consistency
 from advalign.objectives.plugins.igdm import IGDM
 from advalign.objectives.plugins.kd import KD
 from advalign.objectives.plugins.lbgat import LBGAT
@@ -83,6 +84,7 @@ PLUGINS: dict[str, type[PlugIn]] = {
     "qub": QUB,
     "rpat": RPAT,
     "rebat": ReBAT,
+    "consistency": Consistency,
     "igdm": IGDM,
     "adaad": AdaADAttack,
 }

@@ -129,6 +129,9 @@ class PlugIn(Part):
     drops the terms that supervise hard labels. `attack_loss`: the attack maximises the plug-in's. `threat`:
     `attack_threat` changes the threat model of the attack. `targets`: `soft_targets` takes the place of the hard labels
     in every term that supervises them. `average`: it keeps an average of the student, the network `ema`."""
+    doubles: bool = False
+    """Whether a second augmentation of the batch is attacked as well, and the loss taken over both: first all images in
+    the first, then all in the second."""
     attack_needs: tuple[Need, ...] | None = None
     """The passes on clean views that `soft_targets` reads, if the cross entropy of the attack is to read them too."""
 
@@ -218,6 +221,11 @@ class Method:
                 replaceable != "targets" or not rivals or base.cross_entropy,
                 lambda: f"{self._shown}: {rivals[0]!r} softens cross entropies, and {base.name!r} has none",
             )
+        readers = [part.name for part in self.parts if any(need.view == "second" for need in part.needs)]
+        require(
+            not (self.doubles and readers),
+            lambda: f"{self._shown}: {readers[0]!r} reads the second augmentation, which is attacked as well; take one",
+        )
         for plugin in self.plugins:
             unread = sorted(set(plugin.learns) - {need.net for need in plugin.needs})
             require(not unread, lambda: f"{plugin.name}: {unread} learns, but is none of the networks that it needs")
@@ -276,4 +284,9 @@ class Method:
     @property
     def second(self) -> bool:
         """Whether a step needs the batch in a second augmentation."""
-        return any(need.view == "second" for need in self.needs)
+        return self.doubles or any(need.view == "second" for need in self.needs)
+
+    @property
+    def doubles(self) -> bool:
+        """Whether the second augmentation is attacked as well, and the loss taken over both."""
+        return any(plugin.doubles for plugin in self.plugins)

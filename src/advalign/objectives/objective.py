@@ -25,7 +25,7 @@ from advalign.models.taps import Output, Tapped
 from advalign.objectives.contract import Calibration, Need, Network, Term, Terms, union
 from advalign.objectives.distances import soft_cross_entropy
 from advalign.objectives.method import Base, Method, PlugIn
-from advalign.shapes import ImageBatch, Labels
+from advalign.shapes import Attacked, ImageBatch, Labels
 from advalign.threats import Threat, check_images, check_step_size
 
 
@@ -160,12 +160,13 @@ class Objective(nn.Module):
         step_size: float | None = None,
         start: Start | None = None,
         mode: Literal["eval", "train"] | None = None,
-    ) -> ImageBatch:
+    ) -> Attacked:
         """Make the method's adversarial examples for images x (N, C, H, W) in [0, 1] with labels y (N,).
 
         Arguments that are None take the method's defaults; of the step size, a quarter of the radius. Inputs, modes and
         gradients are left as they were; in train mode the student's BatchNorm statistics move, as in Rice et al. 2020.
-        A base without adversarial examples returns x. The caller's autograd mode does not matter.
+        A base without adversarial examples returns x. The caller's autograd mode does not matter. Where the second
+        augmentation is attacked as well (`method.doubles`), it returns 2 N images, those of x first.
 
         Args:
             second: another augmentation of the same images, for methods that ask for one (`method.second`).
@@ -180,6 +181,7 @@ class Objective(nn.Module):
         if not self._images_checked:  # once: it synchronises with the device
             check_images(x)
             self._images_checked = True
+        x, y, second = self._doubled(x, y, second)
         if mode not in (None, "eval", "train"):
             raise unknown("mode", mode, ("eval", "train"))
         if step_size is not None:
@@ -216,7 +218,7 @@ class Objective(nn.Module):
             )
             return in_type_of(given, x_adv, threat)
 
-    def forward(self, x: ImageBatch, x_adv: ImageBatch, y: Labels, second: ImageBatch | None = None) -> Terms:
+    def forward(self, x: ImageBatch, x_adv: Attacked, y: Labels, second: ImageBatch | None = None) -> Terms:
         """Run every declared pass once and return the named terms of the loss; `total` sums them.
 
         Args:
@@ -237,10 +239,11 @@ class Objective(nn.Module):
                 "objective.start_epoch(batches, epoch / epochs) before each"
             ),
         )
+        x, y, second = self._doubled(x, y, second)
         return self._terms(self._passes(x, x_adv, second), y.long())
 
     def calibrate(
-        self, x: ImageBatch, x_adv: ImageBatch, y: Labels, second: ImageBatch | None = None
+        self, x: ImageBatch, x_adv: Attacked, y: Labels, second: ImageBatch | None = None
     ) -> dict[str, Calibration]:
         """Return what the log records of each plug-in on one batch, by layer and name; nothing is changed.
 
@@ -249,6 +252,7 @@ class Objective(nn.Module):
         calibrated = [plugin for plugin in self.method.plugins if type(plugin).calibrate is not PlugIn.calibrate]
         if not calibrated:
             return {}
+        x, y, second = self._doubled(x, y, second)
         with buffers_kept(self):
             outs = self._passes(x, x_adv, second)
             terms = self._terms(outs, y.long())
@@ -270,9 +274,18 @@ class Objective(nn.Module):
         if weight is not None:
             self.parts.to(weight.device, torch.promote_types(number_type(student) or torch.float32, torch.float32))
 
+    def _doubled(self, x: Tensor, y: Tensor, second: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Put both augmentations into one batch, if both are to be attacked."""
+        if not self.method.doubles:
+            return x, y, second
+        if second is None:
+            raise UserError(f"{self.method} attacks a second augmentation of the batch: give second=")
+        return torch.cat([x, second]), torch.cat([y, y]), None
+
     def _clean_views(self, x: Tensor, second: Tensor | None) -> dict[str, Tensor]:
+        reads = any(need.view == "second" for need in self.method.needs)
         require(
-            second is not None or not self.method.second,
+            second is not None or not reads,
             lambda: f"{self.method} reads a second augmentation of the batch: give second=",
         )
         return {"clean": x} if second is None else {"clean": x, "second": second}
