@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -60,7 +61,12 @@ def imports_of(path: Path, known: dict[str, Path]) -> set[str]:
 
 
 MODULES = modules()
-IMPORTS = {name: imports_of(path, MODULES) for name, path in MODULES.items()}
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """What each module imports."""
+    return {name: imports_of(path, MODULES) for name, path in MODULES.items()}
 
 
 def test_every_room_has_its_floor():
@@ -81,7 +87,7 @@ def test_the_maps_show_the_rooms_from_the_top_to_the_ground(page: str):
 def test_imports_go_one_way_between_rooms(room: str):
     upward = [
         f"{name} -> {imported}"
-        for name, others in IMPORTS.items()
+        for name, others in imports().items()
         for imported in others
         if name.split(".")[1] == room != imported.split(".")[1]
         and FLOOR_OF[imported.split(".")[1]] >= FLOOR_OF[room]
@@ -91,7 +97,7 @@ def test_imports_go_one_way_between_rooms(room: str):
 
 def test_no_file_imports_itself_in_a_circle():
     try:
-        TopologicalSorter(IMPORTS).prepare()
+        TopologicalSorter(imports()).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(reversed(error.args[1])))
 

@@ -126,7 +126,8 @@ def test_a_file_runs_no_function(name: str, model: str, here: Path, plain: Run, 
     assert_silent(here)
 
 
-@pytest.mark.parametrize("model", [OWN, *(pytest.param(each, marks=pytest.mark.slow) for each in SPELLINGS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", SPELLINGS)
 def test_reports_and_python_run_none_either(model: str, here: Path, plain: Run, capsys: pytest.CaptureFixture[str]):
     evil = plant(plain, here / "evil", model, in_setting=False)
     for source in (evil, evil / "best.safetensors"):

@@ -413,8 +413,8 @@ def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
         "--label-smoothing", "--awp", "--awp-start", "--average", "--average-start",
         "--batchnorm-passes", "--ema-decay", "--ema-epochs", "--swa-every", "--extra", "--extra-share",
         "--image-size", "--device", "--time-budget", "--checkpoint-seconds", "--cuda-graphs", "--tensorboard",
-        "--epochs", "--batch-size", "--lr", "--lr-factor", "--schedule", "--milestones", "--peak", "--cycle-momentum", "--warmup",
-        "--momentum", "--nesterov", "--weight-decay", "--clip-norm", "--augment", "--norm", "--eps", "--steps",
+        "--epochs", "--batch-size", "--lr", "--lr-factor", "--schedule", "--milestones", "--peak", "--cycle-momentum",
+        "--warmup", "--momentum", "--nesterov", "--weight-decay", "--clip-norm", "--augment", "--norm", "--eps", "--steps",
         "--step-size", "--start", "--mode", "--validation", "--validate-every", "--subset", "--precision", "--compile",
         "--seed",
     }  # fmt: skip

@@ -45,9 +45,8 @@ def write_arrays(file: Path, sizes: tuple[int, ...]) -> None:
     np.savez(file, x_train=x, y_train=y, x_test=x + 1, y_test=y, class_names=list(NAMES[: len(sizes)]))
 
 
-@pytest.mark.parametrize(
-    ("sizes", "shown"), [((60, 20, 10), True), pytest.param((30, 30, 30), False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("sizes", "shown"), [((60, 20, 10), True), ((30, 30, 30), False)])
 def test_what_is_shown_of_classes_of_unequal_size(
     sizes: tuple[int, ...], shown: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

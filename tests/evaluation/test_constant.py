@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from advalign.evaluation.checks import NO_BETTER, beats_constant, check_clean
@@ -16,6 +15,8 @@ def labels_of(*sizes: int) -> Tensor:
 
 @pytest.mark.parametrize("sizes", [(34, 33, 33), (90, 10), (60, 25, 15), (500, 500), (10,) * 10])
 def test_the_verdict_is_that_of_the_exact_one_sided_test_with_the_share_of_the_largest_class(sizes: tuple[int, ...]):
+    from scipy.stats import binomtest  # takes seconds, which the collection of the tests would pay
+
     labels, n, largest = labels_of(*sizes), sum(sizes), max(sizes)
     for right in {0, largest - 1, largest, largest + 1, largest + n // 20, largest + n // 10, n - 1, n}:
         p = binomtest(right, n, largest / n, alternative="greater").pvalue

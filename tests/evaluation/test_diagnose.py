@@ -69,10 +69,11 @@ def _look(net: nn.Module, images: Images, **options) -> Diagnosis:
     return diagnose(net.eval(), images, Linf(0.2), n=N, **options)
 
 
-def test_honest_networks_pass(target, natural: nn.Module, test_images: Images):
-    for net, threat in ((target.model, Linf(0.2)), (natural, Linf(0.2))):
-        diagnosis = diagnose(net, test_images, threat, n=N)
-        assert not diagnosis.failed, [v.sentence for v in diagnosis.verdicts if v.passed == "fail"]
+@pytest.mark.parametrize("robust", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_honest_networks_pass(robust: bool, request: pytest.FixtureRequest, natural: nn.Module, test_images: Images):
+    net = request.getfixturevalue("target").model if robust else natural
+    diagnosis = diagnose(net, test_images, Linf(0.2), n=N)
+    assert not diagnosis.failed, [v.sentence for v in diagnosis.verdicts if v.passed == "fail"]
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train("natural", data="digits", model="small-cnn(width=4)", recipe=QUICK, runs=folder, device="cpu")
 
 
+@pytest.mark.slow
 def test_success_stands_beside_accuracy(run: Run, tmp_path: Path):
     options = replace(ON_40, norm="linf", eps=0.3)
     measured = measure(run.path, ["pgd(target=3)", "fgsm"], options)

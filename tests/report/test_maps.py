@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from sklearn import manifold
 from tests.samples import RECORD
 from torch import nn
 
@@ -57,7 +56,7 @@ class FirstTwo:
 def test_mapped_is_what_the_last_layer_reads_of_clean_images_and_of_attacked_ones(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(manifold, "TSNE", FirstTwo)
+    monkeypatch.setattr("sklearn.manifold.TSNE", FirstTwo)
     (folder,), images = trained.iterdir(), first_of_each_class(load("digits").test, 5, 50)
     found = feature_map(find_weights(folder), images, Linf(0.2), CPU, tmp_path / "kept.npz")
     assert images.labels.bincount().tolist() == [
@@ -135,7 +134,7 @@ def test_what_cannot_be_mapped_is_said(trained: Path, tmp_path: Path, monkeypatc
 
 @pytest.mark.slow
 def test_the_page_says_it(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(manifold, "TSNE", FirstTwo)
+    monkeypatch.setattr("sklearn.manifold.TSNE", FirstTwo)
     cli.main(["report", str(trained), "--out", str(tmp_path / "page.html")])
     text = (tmp_path / "page.html").read_text()
     assert "<h2>Features: digits, Linf(0.2)</h2>" in text
