@@ -414,9 +414,9 @@ def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
         "--batchnorm-passes", "--ema-decay", "--ema-epochs", "--swa-every", "--extra", "--extra-share",
         "--image-size", "--device", "--time-budget", "--checkpoint-seconds", "--cuda-graphs", "--tensorboard",
         "--epochs", "--batch-size", "--lr", "--lr-factor", "--schedule", "--milestones", "--peak", "--cycle-momentum",
-        "--warmup", "--momentum", "--nesterov", "--weight-decay", "--clip-norm", "--augment", "--norm", "--eps", "--steps",
-        "--step-size", "--start", "--mode", "--validation", "--validate-every", "--subset", "--precision", "--compile",
-        "--seed",
+        "--warmup", "--momentum", "--nesterov", "--weight-decay", "--clip-norm", "--augment", "--norm", "--eps",
+        "--steps", "--step-size", "--start", "--mode", "--validation", "--validate-every", "--subset", "--precision",
+        "--compile", "--seed",
     }  # fmt: skip
 
 
