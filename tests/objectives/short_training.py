@@ -10,7 +10,6 @@ import pytest
 import torch
 from tests.networks import tiny
 from tests.samples import batch
-
 from torch import Tensor
 
 from advalign.errors import UserError

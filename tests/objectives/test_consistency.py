@@ -1,7 +1,7 @@
 """Consistency: both augmentations attacked, the base's loss over both, and the divergence of the pairs, in numpy.
 
-Run beside the authors' code (adv_train_consistency.py, adv_trades_consistency.py) on the same tensors in float64: losses
-and gradients agree to 1e-15, and the examples to 1e-15.
+Run beside the authors' code (adv_train_consistency.py, adv_trades_consistency.py) on the same tensors in float64:
+losses and gradients agree to 1e-15, and the examples to the bit.
 """
 
 from __future__ import annotations

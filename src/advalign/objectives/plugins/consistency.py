@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
+import torch
 from torch import Tensor
 
 from advalign.errors import require
@@ -17,8 +18,8 @@ class Consistency(PlugIn):
     """weight JS(softmax(f(x1') / T), softmax(f(x2') / T)) of two augmentations x1, x2, both attacked. Tack et al. 2022.
 
     The base's loss is taken over both, one batch of 2 N images, as every other plug-in's is. JS(a, b) is the mean of
-    KL(a || m) and KL(b || m), m = (a + b) / 2, averaged over the N pairs; gradient flows through both sides. What a step
-    costs is doubled.
+    KL(a || m) and KL(b || m), m = (a + b) / 2, averaged over the N pairs; gradient flows through both sides. The cost
+    of a step is doubled.
 
     Args:
         weight: lambda.
@@ -46,5 +47,6 @@ class Consistency(PlugIn):
 
 def jensen_shannon(*log_ps: Tensor) -> Tensor:
     """Return the mean of KL(p || m) over several predictions p, given as logarithms (N, K), and their mean m."""
-    log_mean = (sum(log_p.exp() for log_p in log_ps) / len(log_ps)).clamp_min(1e-8).log()
-    return sum((log_p.exp() * (log_p - log_mean)).sum(1).mean() for log_p in log_ps) / len(log_ps)
+    log_p = torch.stack(log_ps)
+    log_mean = log_p.exp().mean(0).clamp_min(1e-8).log()
+    return (log_p.exp() * (log_p - log_mean)).sum(2).mean()
