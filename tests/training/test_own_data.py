@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from advalign.data import load
+from advalign.data import Dataset, load
 from advalign.data.images import hold_out
 from advalign.evaluation.options import TargetOptions
 from advalign.evaluation.target import load_target
@@ -116,3 +116,20 @@ def test_a_run_of_an_earlier_version_is_found_and_goes_on_with_its_draws(name: s
     assert found.card["images"] == found.dataset.digest
     if name is None:  # for which a run is made anew, since the earlier version counted the test images
         assert planned(tmp_path, arrays(test=9)).run.id == new.run.id
+
+
+def test_data_sets_made_in_python_are_the_users_own(tmp_path: Path):
+    np.savez(tmp_path / "mine.npz", **arrays())
+    loaded = load(f"npz:{tmp_path / 'mine.npz'}")
+    mine = Dataset("mine", loaded.train, loaded.test, loaded.class_names)
+    shuffled = replace(mine, train=mine.train.take(torch.from_numpy(DRAW.permutation(40))), test=mine.test.take([0]))
+
+    def of(data: Dataset) -> Plan:
+        return plan(parse("natural"), data, "small-cnn(width=2)", RECIPE, runs=tmp_path, guests={})
+
+    assert of(mine).run.id == of(shuffled).run.id != of(replace(mine, name="other")).run.id
+    assert torch.equal(of(mine).images[1].pixels, of(shuffled).images[1].pixels)
+    before = Run.at(tmp_path, {**of(mine).run.setting, "images": mine.digest})
+    before.write_card("finished", {}, {})
+    assert (of(mine).run.id, of(mine).run.path) == (before.id, before.path)
+    assert of(shuffled).run.id != before.id

@@ -71,7 +71,8 @@ class Run:
     def _named_by_setting(cls, root: Path, known: Sequence[Mapping[str, Any]]) -> Run:
         """Return the run in the folder that is named by its setting; where there is none yet, an earlier one."""
         run = cls(root / _folder_name(known[0]), known[0])
-        if data_kind(run.setting["data"]) == run.setting["data"] or run._card.exists():
+        built_in = len(known) == 1 and data_kind(run.setting["data"]) == run.setting["data"]
+        if built_in or run._card.exists():
             return run
         for setting in known:
             moved = (cls(path, setting) for path in sorted(root.glob(f"*-{run_id(setting)}")))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from advalign.data import Batches, Dataset, Extra, Images, hold_out, stratified_subset
+from advalign.data import NAMES, Batches, Dataset, Extra, Images, hold_out, stratified_subset
 from advalign.data.held_out import hold_out_validation
 from advalign.data.images import content_order, require_training, stratified_split
 from advalign.errors import UserError, require
@@ -53,7 +53,7 @@ class Plan:
             "model": self.model,
             "classes": self.dataset.classes,
             "shape": self.dataset.shape,
-            "images": self.dataset.training_digest if self.dataset.sources else self.dataset.digest,
+            "images": self.dataset.digest if self.dataset.name in NAMES else self.dataset.training_digest,
             "recipe": self.recipe.setting,
             "guests": {guest: _identity(source) for guest, source in self.guests.items()},
             **self._extra_digest,
@@ -61,14 +61,14 @@ class Plan:
             **_sources_and_revisions(self.method),
             **({"class_names": self.dataset.class_names} if self.dataset.sources else {}),
         }
-        known = [setting, *([{**setting, "images": self.dataset.digest}] if self.dataset.sources else [])]
+        known = [setting, *([] if self.dataset.name in NAMES else [{**setting, "images": self.dataset.digest}])]
         setting, *earlier = json.loads(json.dumps(known))
         return Run.at(self.runs, setting, self.name, earlier)
 
     @property
     def _by_content(self) -> bool:
         """Whether draws and order follow the content of the images: the user's own, but in runs of earlier versions."""
-        return bool(self.dataset.sources) and self.run.setting["images"] == self.dataset.training_digest
+        return self.dataset.name not in NAMES and self.run.setting["images"] == self.dataset.training_digest
 
     @cached_property
     def images(self) -> tuple[Images, Images]:
