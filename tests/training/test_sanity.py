@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from advalign.runs import Run
 from advalign.runs import load as load_run
 from advalign.training.planning import plan
 from advalign.training.recipes import Recipe, digits
+from advalign.training.sanity import judge
 from advalign.training.train import train
 
 MODEL = "small-cnn(width=4)"
@@ -137,6 +140,31 @@ def test_a_student_that_is_no_better_than_one_answer_is_said_to_be(tmp_path: Pat
     assert "finished before" in said
     assert "warning" in said
     assert "Trained: " not in said
+
+
+def rows(*accuracies: float, loss: float = 1.0) -> list[dict[str, Any]]:
+    return [{"loss": loss, "validation": {"robust": each / 2, "clean": each}} for each in accuracies]
+
+
+@pytest.mark.parametrize(
+    ("log", "warning", "diverged"),
+    [
+        (rows(0.2, 0.8), "", False),
+        ([*rows(0.8), {"loss": 1.0}, *rows(0.3)], "", False),  # the best checkpoint is what everything reads
+        (rows(0.3, 0.2), "the best checkpoint has a clean accuracy of 30.0 % on 40 validation images", False),
+        (rows(0.8, 0.2, loss=1e13), "the training diverged: loss 1e+13, clean accuracy 20.0 %", True),
+        (rows(0.2, 0.8, loss=1e13), "", False),
+    ],
+)
+def test_a_training_is_judged_by_its_best_checkpoint_and_its_end(log: Any, warning: str, diverged: bool):
+    labels = torch.arange(40) % 4
+    plan: Any = SimpleNamespace(
+        run=SimpleNamespace(log=log), images=(None, SimpleNamespace(labels=labels)), dataset=SimpleNamespace(classes=4)
+    )
+    outcome = judge(plan)
+    assert outcome.warning.startswith(warning)
+    assert bool(outcome.warning) == bool(warning)
+    assert outcome.diverged == diverged
 
 
 def test_a_good_student_has_no_warning(good: Run):

@@ -136,7 +136,7 @@ def _quantization(attacks: Sequence[str]) -> list[str]:
 
 def print_table(console: Console, table: Table) -> None:
     """Print the table: the best in bold, what is inside its noise dimmed; into a pipe or a log at its full width."""
-    shown = RichTable(caption=table.caption, caption_justify="left")
+    shown = RichTable()
     for j, column in enumerate(table.columns):
         justify = "left" if j == 0 or table.prose else "right"
         shown.add_column(column, justify=justify, overflow="fold", no_wrap=j == 0 and not table.prose)
@@ -145,3 +145,4 @@ def print_table(console: Console, table: Table) -> None:
         shown.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))
     width = None if console.is_terminal else max(console.width, _PIPE_WIDTH)
     console.print(shown, highlight=False, width=width, crop=False)
+    console.print(Text(table.caption, "italic"), width=width)

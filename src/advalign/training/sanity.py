@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from advalign import models
 from advalign.data import Images
@@ -38,16 +38,27 @@ class Outcome:
 
 
 def judge(plan: Plan) -> Outcome:
-    """Judge a training whose last epoch is done, by its last loss and its last clean accuracy on validation images."""
-    row, labels = plan.run.log[-1], plan.images[1].labels
-    right = round(row["validation"]["clean"] * len(labels))
-    if beats_constant(right, labels):
+    """Judge a training whose last epoch is done by clean accuracies on validation images.
+
+    It has diverged if the last loss has exploded and the last student is no better than a constant prediction; it is
+    doubtful if the best checkpoint is not.
+    """
+    rows, labels = [row for row in plan.run.log if "validation" in row], plan.images[1].labels
+    last, best = rows[-1], max(rows, key=lambda row: tuple(row["validation"].values()))
+    last_right, best_right = (round(row["validation"]["clean"] * len(labels)) for row in (last, best))
+    exploded = last["loss"] > EXPLODED * math.log(plan.dataset.classes)
+    if exploded and not beats_constant(last_right, labels):
+        reason = f"the training diverged: loss {last['loss']:.3g}, clean accuracy {_of(last_right, labels)}"
+        return Outcome(f"{reason}. {CALMER}", diverged=True)
+    if beats_constant(best_right, labels):
         return Outcome()
-    accuracy = f"{100 * right / len(labels):.1f} % on {len(labels)} validation images, {no_better(right, labels)}"
-    diverged = row["loss"] > EXPLODED * math.log(plan.dataset.classes)
-    if diverged:
-        return Outcome(f"the training diverged: loss {row['loss']:.3g}, clean accuracy {accuracy}. {CALMER}", True)
-    return Outcome(f"clean accuracy is {accuracy}. Train longer, or look at the loss. {CALMER}")
+    reason = f"the best checkpoint has a clean accuracy of {_of(best_right, labels)}"
+    return Outcome(f"{reason}. Train longer, or look at the loss. {CALMER}")
+
+
+def _of(right: int, labels: Tensor) -> str:
+    """Say how many images with labels (N,) are classified correctly, and that it is no better than one answer."""
+    return f"{100 * right / len(labels):.1f} % on {len(labels)} validation images, {no_better(right, labels)}"
 
 
 def measure_guests(
