@@ -113,6 +113,16 @@ def test_removing_and_adding_images_moves_none_to_the_other_side(made: tuple[Pat
     assert "left out" not in note
 
 
+def test_a_folder_of_images_that_are_all_new_can_be_measured_whole(made: tuple[Path, Run], tmp_path: Path):
+    run, new = made[1], photos(tmp_path / "new", range(200, 240))
+    n, _, printed = evaluated(run.path, f"folder:{new}")
+    assert n < 20
+    assert f"measured: the {n} held-out images; --data folder-test:{new} takes all" in printed
+    assert evaluated(run.path, f"folder-test:{new}")[0] == 40
+    assert "folder-test" not in evaluated(run.path)[2]
+    assert "folder-test" not in evaluated(run.path, f"folder:{made[0]}")[2]
+
+
 def test_training_images_in_the_test_folder_are_left_out_and_it_is_said(made: tuple[Path, Run], tmp_path: Path):
     run = made[1]
     trained = load(f"folder:{made[0]}", image_size=8)

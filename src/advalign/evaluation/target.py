@@ -151,6 +151,8 @@ def load_dataset(options: TargetOptions, path: Path, card: dict[str, Any], conso
         dataset = load(str(dataset), directory=options.data_dir, image_size=size)
         for line in describe(dataset):
             say(console, line)
+        if dataset.held_out and kind == "folder" and dataset.name != card.get("data"):
+            say(console, f"  measured: the {len(dataset.test)} held-out images; --data folder-test:{place} takes all")
     require(
         not shape or shape == dataset.shape,
         lambda: f"images of {dataset.name} have shape {dataset.shape}, but {path} was trained on {shape}",
