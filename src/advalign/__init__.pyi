@@ -35,6 +35,7 @@ from .objectives.plugins.part import PART
 from .objectives.plugins.qub import QUB
 from .objectives.plugins.rebat import ReBAT
 from .objectives.plugins.rpat import RPAT
+from .objectives.plugins.sglr import SGLR
 from .objectives.plugins.vfd import VFD
 from .runs import load
 from .threats import L2, Linf
@@ -65,6 +66,7 @@ __all__ = [
     "RPAT",
     "RSLAD",
     "SCORE",
+    "SGLR",
     "TRADES",
     "VFD",
     "AdaAD",

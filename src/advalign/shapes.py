@@ -9,6 +9,8 @@ ImageBatch = Float[Tensor, "N C H W"]
 Attacked = Float[Tensor, "M C H W"]
 """Adversarial images: N, or 2 N where two augmentations are attacked."""
 Labels = Int[Tensor, "N"]
+Rows = Int[Tensor, "N"]
+"""The numbers of images in the training set."""
 Logits = Float[Tensor, "N K"]
 Features = Float[Tensor, "N *features"]
 """What a layer gives for each image, of any shape."""

@@ -45,7 +45,7 @@ def every_part_quick(methods: Iterable[str]) -> list[Any]:
 
 def bound(method: str, seed: int = 0) -> Objective:
     guests = {name: tiny(k) for k, name in enumerate(GUESTS, start=7)}
-    return begun(Objective(parse(method), tiny(seed), guests).train())
+    return begun(Objective(parse(method), tiny(seed), guests, images=64).train())
 
 
 def begun(objective: Objective) -> Objective:
@@ -70,7 +70,7 @@ def losses(objective: Objective, steps: int) -> list[float]:
     for step in range(steps):
         torch.manual_seed(step)
         x_adv = objective.perturb(x, y, Linf(), second=x.flip(3), steps=2)
-        loss = total(objective(x, x_adv, y, x.flip(3)))
+        loss = total(objective(x, x_adv, y, x.flip(3), torch.arange(len(x))))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

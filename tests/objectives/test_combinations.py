@@ -80,6 +80,8 @@ def test_the_order_of_plug_ins_does_not_matter(method: str):
         ("trades+qub", "it bounds the cross entropy of adversarial images, and trades has none"),
         ("trades+adr+rebat", "adr and rebat each keep an average of the student; take one"),
         ("at+afa+consistency", "'afa' reads the second augmentation, which is attacked as well; take one"),
+        ("at+adr+sglr", "adr and sglr each put soft targets in the place of hard labels; take one"),
+        ("at+consistency+sglr", "each image comes twice a step, and one label would be kept for both"),
         ("trades+adaad", "its attack asks a robust teacher, and trades has none"),
         ("ard+adaad+afa(attack=contrast)", "adaad and afa each replace the loss of the attack; take one"),
         ("adaad+adaad", "adaad has this attack itself"),
@@ -97,13 +99,13 @@ def test_what_makes_no_sense_is_refused_with_the_reason(method: str, reason: str
     assert reason in str(caught.value)
 
 
-OF_CROSS_ENTROPIES = {"adr", "qub"}  # plug-ins that change the cross entropies of a base
+OF_CROSS_ENTROPIES = {"adr", "qub", "sglr"}  # plug-ins that change the cross entropies of a base
 
 
 def test_what_is_allowed_is_no_accident():
     """The table of combinations: who joins whom. A new part changes it knowingly."""
     joins = {base: {name for name in PLUGINS if f"{base}+{name}" in SINGLE} for base in BASES}
-    about_labels = {"adr", "ar-at", "bgat", "kd", "lbgat"}
+    about_labels = {"adr", "sglr", "ar-at", "bgat", "kd", "lbgat"}
     for base, names in joins.items():
         part, refused = BASES[base](), set[str]()
         if not part.supervises:

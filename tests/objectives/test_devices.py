@@ -21,7 +21,7 @@ ALL = [  # parts do not move each other's tensors
 def on_meta(method: str, dtype: torch.dtype = torch.float32):
     """Bind a method to networks that are on the device already, as `compose(..., student=net.cuda())` does."""
     guests = {name: tiny(k).to("meta", dtype) for k, name in enumerate(GUESTS, start=7)}
-    objective = Objective(parse(method), tiny(0).to("meta", dtype), guests).train()
+    objective = Objective(parse(method), tiny(0).to("meta", dtype), guests, images=64).train()
     x = torch.empty(8, 3, 8, 8, device="meta", dtype=dtype)
     y = torch.empty(8, device="meta", dtype=torch.long)
     objective.start_epoch([(x, y)], progress=0.5)
@@ -32,7 +32,7 @@ def on_meta(method: str, dtype: torch.dtype = torch.float32):
 def test_a_step_stays_on_the_students_device_and_reads_no_value(method: str):
     objective, x, y = on_meta(method)
     x_adv = objective.perturb(x, y, Linf(), second=x.flip(3), steps=1)
-    terms = objective(x, x_adv, y, x.flip(3))
+    terms = objective(x, x_adv, y, x.flip(3), y)
     total(terms).backward()
     assert all(term.value.is_meta for term in terms.values())
     assert all(p.grad is not None and p.grad.is_meta for p in objective.parameters() if p.requires_grad)

@@ -17,12 +17,14 @@ from tests.networks import tiny
 from tests.objectives.formulas import Case, kl, softmax
 from tests.objectives.short_training import begun
 
-from advalign.data.batches import Epoch
+from advalign.data import Images
+from advalign.data.batches import Batches, Epoch
 from advalign.errors import UserError
 from advalign.models import Output
 from advalign.objectives import Objective, compose, parse, total
 from advalign.objectives.contract import Need
 from advalign.objectives.plugins.adr import ADR
+from advalign.objectives.plugins.sglr import SGLR
 from advalign.threats import Linf
 from advalign.training.averaging import Average
 from advalign.training.recipes import Recipe
@@ -97,7 +99,7 @@ def test_the_label_stays_the_likeliest_class_whatever_the_average_says():
     for mix in (0.0, 0.5, 0.95, 1.0):
         part = ADR(mix_start=mix, mix_end=mix, temperature_start=1.0, temperature_end=1.0)
         logits, y = 6 * torch.randn(5000, 10, generator=draw), torch.randint(10, (5000,), generator=draw)
-        target = part.soft_targets({ADR.EMA: Output(logits, {})}, y)
+        target = part.soft_targets({ADR.EMA: Output(logits, {})}, y, None)
         torch.testing.assert_close(target.sum(1), torch.ones(5000))
         assert (target.gather(1, y[:, None]).squeeze(1) >= target.amax(1) - 1e-6).all()
 
@@ -235,3 +237,64 @@ def test_refusals_of_rebat():
     ):
         with pytest.raises(UserError, match=words):
             parse(f"at+rebat({wrong})")
+
+
+def test_sglr_moves_each_images_label_to_the_answers_of_its_visits():
+    """Stepped beside the authors' class (losses/loss.py, SGLS) across its begin: loss, table and BatchNorm to 1e-15."""
+    case = Case()
+    objective = compose(parse("at+sglr"), student=copy.deepcopy(case.student), images=20).double().train()
+    objective.start_epoch([], 90 / 200)
+    z, q = case.logits(case.x), case.logits(case.x_adv)
+    rows = torch.tensor([3, 19, 0, 7, 11, 12, 5, 6])
+    labels = [np.eye(4)[y] for y in case.labels]
+    for _ in range(2):  # two visits with the same weights, the statistics of BatchNorm aside
+        labels = [0.9 * s + 0.1 * (0.2 * softmax(z[i]) + 0.8 * softmax(q[i])) for i, s in enumerate(labels)]
+        expected = np.mean([soft_ce(q[i], s) for i, s in enumerate(labels)])
+        found = total(objective(case.x, case.x_adv, case.y, None, rows))
+        assert found.item() == pytest.approx(expected, rel=1e-9)
+    plugin = objective.method.plugins[0]
+    assert isinstance(plugin, SGLR)
+    assert plugin.table is not None
+    np.testing.assert_allclose(plugin.table[rows].numpy(), labels, rtol=1e-12)
+    torch.testing.assert_close(plugin.table[rows].sum(1), torch.ones(8, dtype=torch.double))
+    assert plugin.table.sum().item() == pytest.approx(8)  # the other rows are untouched
+    kept = plugin.table.clone()
+    objective.eval()(case.x, case.x_adv, case.y, None, rows)
+    assert torch.equal(plugin.table, kept)
+    resumed = compose(parse("at+sglr"), student=copy.deepcopy(case.student), images=20).double().train()
+    resumed.load_state_dict(objective.state_dict())
+    assert torch.equal(resumed.method.plugins[0].get_extra_state(), kept)
+    assert resumed.method.needs == objective.method.needs
+
+
+def test_before_it_begins_sglr_is_the_base_to_the_bit_and_the_attack_keeps_hard_labels():
+    case = Case()
+    objective = compose(parse("at+sglr"), student=copy.deepcopy(case.student), images=20).double().train()
+    plain = bound("at", case)
+    objective.start_epoch([], 89 / 200)
+    made = []
+    for each in (objective, plain):
+        torch.manual_seed(0)
+        x_adv = each.perturb(case.x, case.y, Linf(), steps=2)
+        made.append((x_adv, total(each(case.x, x_adv, case.y))))
+    assert all(map(torch.equal, *made))
+    assert all(map(torch.equal, objective.student.buffers(), plain.student.buffers()))
+
+
+def test_what_sglr_needs_is_named():
+    case = Case()
+    objective = compose(parse("at+sglr(begin=0)"), student=copy.deepcopy(case.student)).double().train()
+    objective.start_epoch([], 0.0)
+    with pytest.raises(UserError, match="give their numbers, rows="):
+        objective(case.x, case.x_adv, case.y)
+    with pytest.raises(UserError, match="give their number, images="):
+        objective(case.x, case.x_adv, case.y, None, torch.arange(8))
+
+
+def test_rows_are_the_places_of_a_batchs_images():
+    images = Images(torch.arange(40).view(40, 1, 1, 1).to(torch.uint8), torch.arange(40) % 4)
+    batches = Batches(images, 12, augment="none", seed=3)
+    for epoch, start in ((0, 0), (2, 1)):
+        for rows, (x, y) in zip(batches.rows(epoch, start), batches.epoch(epoch, start), strict=True):
+            assert torch.equal((255 * x).round().long().flatten(), rows)
+            assert torch.equal(y, rows % 4)

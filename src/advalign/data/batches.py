@@ -121,6 +121,17 @@ class Batches:
             moved = _flip_and_crop(batch.pixels, flipped[mine], corners[mine], self._pad)
             yield Images(moved, batch.labels).floats(), batch.labels
 
+    def rows(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
+        """Yield, as `epoch` yields batches, where their images stand in the set, (B,) int64.
+
+        Raises:
+            UserError: there are extra data, whose images have no such number.
+        """
+        require(self.extra is None, "the method keeps a label for each training image, and extra data have none")
+        order = self._draw(epoch, second=False)[0].to(self.images.labels.device)
+        for step in range(start, self.steps):
+            yield order[self._mine(step, self.real)]
+
     def _mine(self, step: int, size: int) -> slice:
         """Return this process's share of a step in a list that holds `size` for each step."""
         share = size // self.world

@@ -36,6 +36,7 @@ from advalign.objectives.plugins.part import PART
 from advalign.objectives.plugins.qub import QUB
 from advalign.objectives.plugins.rebat import ReBAT
 from advalign.objectives.plugins.rpat import RPAT
+from advalign.objectives.plugins.sglr import SGLR
 from advalign.objectives.plugins.vfd import VFD
 from advalign.spelling import check_numbers, construct, parse_calls
 
@@ -85,6 +86,7 @@ PLUGINS: dict[str, type[PlugIn]] = {
     "rpat": RPAT,
     "rebat": ReBAT,
     "consistency": Consistency,
+    "sglr": SGLR,
     "igdm": IGDM,
     "adaad": AdaADAttack,
 }

@@ -27,7 +27,7 @@ from advalign.objectives.contract import (
     Views,
     union,
 )
-from advalign.shapes import ImageBatch, Labels, Logits
+from advalign.shapes import ImageBatch, Labels, Logits, Rows
 from advalign.spelling import spell
 from advalign.threats import Threat
 
@@ -132,6 +132,8 @@ class PlugIn(Part):
     doubles: bool = False
     """Whether a second augmentation of the batch is attacked as well, and the loss taken over both: first all images in
     the first, then all in the second."""
+    reads_rows: bool = False  # whether it keeps something for each training image
+    images: int = 0  # in the training set, at most; set for parts with `reads_rows`
     attack_needs: tuple[Need, ...] | None = None
     """The passes on clean views that `soft_targets` reads, if the cross entropy of the attack is to read them too."""
 
@@ -150,11 +152,15 @@ class PlugIn(Part):
         """Return the threat model for images x (N, C, H, W), for plug-ins that replace the threat."""
         return threat
 
-    def soft_targets(self, outs: Outputs, y: Labels) -> Logits:
+    def soft_targets(self, outs: Outputs, y: Labels, rows: Rows | None) -> Logits:
         """Return a distribution over the classes for each image (N, K), for plug-ins that replace the targets.
 
         The cross entropy of every term that supervises hard labels is taken with it, and so is that of the attack, if
         the attack has one and there are `attack_needs`. No gradient flows to it.
+
+        Args:
+            rows: the numbers of the images in the training set (N,), below `images`, for parts with `reads_rows`; None
+                in the attack, and where a loop of one's own gives none.
         """
         raise NotImplementedError(f"{self.name} replaces no targets")
 
@@ -226,6 +232,10 @@ class Method:
             not (self.doubles and readers),
             lambda: f"{self._shown}: {readers[0]!r} reads the second augmentation, which is attacked as well; take one",
         )
+        require(
+            not (self.doubles and self.reads_rows),
+            lambda: f"{self._shown}: each image comes twice a step, and one label would be kept for both",
+        )
         for plugin in self.plugins:
             unread = sorted(set(plugin.learns) - {need.net for need in plugin.needs})
             require(not unread, lambda: f"{plugin.name}: {unread} learns, but is none of the networks that it needs")
@@ -290,3 +300,8 @@ class Method:
     def doubles(self) -> bool:
         """Whether the second augmentation is attacked as well, and the loss taken over both."""
         return any(plugin.doubles for plugin in self.plugins)
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether a step needs the numbers of its images in the training set."""
+        return any(plugin.reads_rows for plugin in self.plugins)

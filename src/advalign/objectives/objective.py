@@ -25,7 +25,7 @@ from advalign.models.taps import Output, Tapped
 from advalign.objectives.contract import Calibration, Need, Network, Term, Terms, union
 from advalign.objectives.distances import soft_cross_entropy
 from advalign.objectives.method import Base, Method, PlugIn
-from advalign.shapes import Attacked, ImageBatch, Labels
+from advalign.shapes import Attacked, ImageBatch, Labels, Rows
 from advalign.threats import Threat, check_images, check_step_size
 
 
@@ -40,7 +40,12 @@ class Objective(nn.Module):
     nets: nn.ModuleDict
 
     def __init__(
-        self, method: Method, student: nn.Module, guests: Mapping[str, nn.Module], label_smoothing: float = 0.0
+        self,
+        method: Method,
+        student: nn.Module,
+        guests: Mapping[str, nn.Module],
+        label_smoothing: float = 0.0,
+        images: int = 0,
     ) -> None:
         super().__init__()
         missing = [name for name in method.guests if guests.get(name) is None]
@@ -58,6 +63,8 @@ class Objective(nn.Module):
         self.label_smoothing = label_smoothing
         self.method = method = copy.deepcopy(method)  # learnt parts belong to one objective
         self.parts = nn.ModuleList(method.parts)
+        for plugin in method.plugins:
+            plugin.images = images if plugin.reads_rows else 0
         for part in method.parts:
             if part.init_from:
                 purpose = f"{shorten(str(method))}: the {part.init_from} initialises the student"
@@ -218,7 +225,14 @@ class Objective(nn.Module):
             )
             return in_type_of(given, x_adv, threat)
 
-    def forward(self, x: ImageBatch, x_adv: Attacked, y: Labels, second: ImageBatch | None = None) -> Terms:
+    def forward(
+        self,
+        x: ImageBatch,
+        x_adv: Attacked,
+        y: Labels,
+        second: ImageBatch | None = None,
+        rows: Rows | None = None,
+    ) -> Terms:
         """Run every declared pass once and return the named terms of the loss; `total` sums them.
 
         Args:
@@ -226,6 +240,8 @@ class Objective(nn.Module):
             x_adv: what `perturb` has made of them.
             y: labels (N,).
             second: another augmentation of the same images, for methods that ask for one (`method.second`).
+            rows: the numbers of the images in the training set (N,), for methods that ask for them
+                (`method.reads_rows`).
 
         Raises:
             UserError: a second augmentation is missing, or two parts name the same term; in train mode, a part waits
@@ -240,10 +256,15 @@ class Objective(nn.Module):
             ),
         )
         x, y, second = self._doubled(x, y, second)
-        return self._terms(self._passes(x, x_adv, second), y.long())
+        return self._terms(self._passes(x, x_adv, second), y.long(), rows)
 
     def calibrate(
-        self, x: ImageBatch, x_adv: Attacked, y: Labels, second: ImageBatch | None = None
+        self,
+        x: ImageBatch,
+        x_adv: Attacked,
+        y: Labels,
+        second: ImageBatch | None = None,
+        rows: Rows | None = None,
     ) -> dict[str, Calibration]:
         """Return what the log records of each plug-in on one batch, by layer and name; nothing is changed.
 
@@ -255,7 +276,7 @@ class Objective(nn.Module):
         x, y, second = self._doubled(x, y, second)
         with buffers_kept(self):
             outs = self._passes(x, x_adv, second)
-            terms = self._terms(outs, y.long())
+            terms = self._terms(outs, y.long(), rows)
             return {plugin.name: plugin.calibrate(outs, terms) for plugin in calibrated}
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -314,9 +335,9 @@ class Objective(nn.Module):
             return attack_loss
         with torch.no_grad():
             outs = {need: self._run(need, views) for need in softener.attack_needs}
-            return attack_loss._replace(loss=soft_cross_entropy, target=softener.soft_targets(outs, y))
+            return attack_loss._replace(loss=soft_cross_entropy, target=softener.soft_targets(outs, y, None))
 
-    def _terms(self, outs: Mapping[Need, Output], y: Tensor) -> Terms:
+    def _terms(self, outs: Mapping[Need, Output], y: Tensor, rows: Tensor | None) -> Terms:
         terms = self.method.base.terms(outs, y)
         _check(self.method.base.name, terms)
         for plugin in self.method.plugins:
@@ -331,7 +352,7 @@ class Objective(nn.Module):
         softener = self.method.replacing("targets")
         if softener is not None:
             with torch.no_grad():
-                targets = softener.soft_targets(outs, y)
+                targets = softener.soft_targets(outs, y, rows)
             return {name: self._softened(term, outs, y, targets) for name, term in terms.items()}
         return {name: self._smoothed(term, outs) for name, term in terms.items()}
 
@@ -455,6 +476,7 @@ def compose(
     *plugins: PlugIn,
     student: nn.Module,
     label_smoothing: float = 0.0,
+    images: int = 0,
     **guests: nn.Module | None,
 ) -> Objective:
     """Bind a method, or a base and plug-ins, to its networks: `compose(TRADES(), VFD(), student=net, vanilla=other)`.
@@ -469,6 +491,7 @@ def compose(
             (by a part that adapts it) are reached through `objective.student`; `objective.exported_student()` is the
             plain network again.
         label_smoothing: share of a uniform label in every term that supervises hard ones.
+        images: their number in the training set, for methods that keep something for each (`method.reads_rows`).
         guests: `vanilla=`, and whatever else the method needs, as networks of the same input and output. They are
             frozen, in eval mode, unless the method trains them.
 
@@ -482,7 +505,7 @@ def compose(
     require(
         all(net is not student for net in networks.values()), "the student cannot be its own guest: copy.deepcopy it"
     )
-    return Objective(method, student, networks, label_smoothing)
+    return Objective(method, student, networks, label_smoothing, images)
 
 
 def _copy_weights(source: nn.Module, student: nn.Module, what: str) -> None:

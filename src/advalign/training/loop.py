@@ -83,8 +83,8 @@ def fit(
     on_step(state, steps)
     while state.epoch < plan.recipe.epochs:
         trainer.start_epoch()
-        for x, y, second in trainer.remaining_batches():
-            trainer.train_step(x, y, second)
+        for x, y, second, rows in trainer.remaining_batches():
+            trainer.train_step(x, y, second, rows)
             on_step(state, steps)
             stop = bool(interrupts.reason)
             if stop or time.monotonic() - trainer.saved > checkpoint_seconds:
@@ -126,15 +126,16 @@ class _Trainer:
             self.objective.start_epoch(Epoch(self.batches, epoch), epoch / self.recipe.epochs)
         self.step.start_epoch(epoch)
 
-    def remaining_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Yield the epoch's batches still to come: x, y, and x in a second augmentation if the method reads one."""
+    def remaining_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
+        """Yield the batches still to come: x, y, and where the method reads them, x in a second augmentation, and rows."""
         epoch, step = self.state.epoch, self.state.step
         reads_second = self.objective.method.second
         augmented_again = self.batches.epoch(epoch, step, second=True) if reads_second else repeat((None, None))
-        for (x, y), (second, _) in zip(self.batches.epoch(epoch, step), augmented_again, strict=False):
-            yield x, y, second
+        rows = self.batches.rows(epoch, step) if self.objective.method.reads_rows else repeat(None)
+        for (x, y), (second, _), its in zip(self.batches.epoch(epoch, step), augmented_again, rows, strict=False):
+            yield x, y, second, its
 
-    def train_step(self, x: Tensor, y: Tensor, second: Tensor | None) -> None:
+    def train_step(self, x: Tensor, y: Tensor, second: Tensor | None, rows: Tensor | None) -> None:
         """Make the adversarial images of a batch and update all that learns."""
         state = self.state
         count = state.epoch * self.batches.steps + state.step
@@ -142,9 +143,9 @@ class _Trainer:
         self.step.schedule(count)
         x_adv = self.step.perturb(x, y, second)
         if state.step == 0:
-            calibration = self.objective.calibrate(x, x_adv, y, second)
+            calibration = self.objective.calibrate(x, x_adv, y, second, rows)
             state.calibration = {name: _floats(values) for name, values in calibration.items()}
-        state.add(*self.step.update(x, x_adv, y, second))
+        state.add(*self.step.update(x, x_adv, y, second, rows))
         if self.recipe.compile and self.compile_seconds is None:  # it happens within the process's first step
             self.compile_seconds = time.monotonic() - self.saved
         self.average.update(count + 1)

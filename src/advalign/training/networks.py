@@ -43,7 +43,8 @@ def build_objective(
     student = _network("student", model, dataset, recipe)
     if init is not None:
         start_from(student, init, model, dataset)
-    return Objective(method, student, networks, recipe.label_smoothing).eval()
+    images = len(dataset.train) if method.reads_rows else 0
+    return Objective(method, student, networks, recipe.label_smoothing, images).eval()
 
 
 def _network(role: str, model: str, dataset: Dataset, recipe: Recipe) -> nn.Module:

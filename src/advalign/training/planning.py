@@ -106,7 +106,9 @@ def check(planned: Plan, tried: set[object]) -> None:
     check_radius(threat, dataset.shape)
     if recipe.step_size is not None:
         check_step_size("recipe", recipe.step_size, threat)
-    planned.batches(planned.images[0])
+    batches = planned.batches(planned.images[0])
+    if planned.method.reads_rows:
+        next(batches.rows(0))
     parts = tuple((type(part), str(part)) for part in planned.method.parts)
     trial = (parts, planned.model, dataset.shape, dataset.classes, replace(recipe, seed=0))
     files = [*planned.guests.values(), planned.init]  # which may change on the disk
@@ -133,12 +135,13 @@ def try_step(planned: Plan) -> None:
     size = min(2, recipe.batch_size)
     x, y = torch.zeros(size, *shape), torch.zeros(size, dtype=torch.long)
     second = x if planned.method.second else None
+    rows = torch.arange(size) if planned.method.reads_rows else None
     objective.train()
     try:
         with seeded(0):
             objective.start_epoch([(x, y)], progress=0.99)  # when everything that begins late has begun
             x_adv = objective.perturb(x, y, recipe.threat, second=second, steps=1, start=recipe.start)
-            total(objective(x, x_adv, y, second)).backward()
+            total(objective(x, x_adv, y, second, rows)).backward()
     except UserError:
         raise
     except Exception as error:  # a user's forward may raise anything

@@ -72,7 +72,9 @@ class Step:
                 x, y, self.threat, second=second, steps=r.steps, step_size=r.step_size, start=r.start, mode=r.mode
             )
 
-    def _update(self, x: Tensor, x_adv: Tensor, y: Tensor, second: Tensor | None) -> tuple[Tensor, Terms]:
+    def _update(
+        self, x: Tensor, x_adv: Tensor, y: Tensor, second: Tensor | None, rows: Tensor | None = None
+    ) -> tuple[Tensor, Terms]:
         """Make one step of the optimiser; return the loss and its terms."""
         r = self.recipe
         if r.batchnorm_passes == "rice":
@@ -80,7 +82,7 @@ class Step:
 
         def terms_of_batch() -> Terms:
             with autocast(self.device, r.precision):
-                return self.objective(x, x_adv, y, second)
+                return self.objective(x, x_adv, y, second, rows)
 
         perturb = r.awp > 0 and self.epoch >= r.awp_start
         with adversarial_weights(self.objective, r.awp, terms_of_batch) if perturb else nullcontext():

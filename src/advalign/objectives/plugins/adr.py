@@ -12,7 +12,7 @@ from torch import Tensor
 from advalign.errors import require
 from advalign.objectives.contract import ADV, Need, Outputs, Terms
 from advalign.objectives.method import PlugIn
-from advalign.shapes import Labels, Logits
+from advalign.shapes import Labels, Logits, Rows
 
 
 @final
@@ -70,7 +70,7 @@ class ADR(PlugIn):
         """Return the decay, the same from the first step on."""
         return self.decay
 
-    def soft_targets(self, outs: Outputs, y: Labels) -> Logits:
+    def soft_targets(self, outs: Outputs, y: Labels, rows: Rows | None) -> Logits:
         """Return the softened labels."""
         q = (outs[self.EMA].logits / self._annealed(self.temperature_start, self.temperature_end)).softmax(1)
         mix = self._annealed(self.mix_start, self.mix_end) - (q.amax(1) - q.gather(1, y[:, None]).squeeze(1))
