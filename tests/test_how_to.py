@@ -13,7 +13,7 @@ from PIL import Image
 
 PAGES = sorted((Path(__file__).parent.parent / "docs" / "how-to").glob("*.md"))
 BLOCK = re.compile(r"^```(?P<language>\w+)\n(?P<content>.*?)^```$", re.MULTILINE | re.DOTALL)
-MINUTES = ("which-numbers",)  # AutoAttack on six runs
+MINUTES = ("which-numbers", "trouble", "cluster", "own-network")
 SHORT = " --epochs 1 --steps 1 --batch-size 16 --validation 8 --subset 32"  # the last of two equal flags counts
 
 

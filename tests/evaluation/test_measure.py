@@ -265,6 +265,7 @@ def test_kill_9_and_the_same_command_gives_the_same_outcome_of_every_image(run: 
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 def test_kill_9_while_the_surrogates_examples_are_made(run: Run, tmp_path: Path):
     """The second process makes only what is left; its examples are those of one that was never stopped."""
     attack = ["--attacks", "pgd(steps=40)", "--surrogate"]

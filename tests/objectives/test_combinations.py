@@ -151,6 +151,7 @@ for method in sys.argv[1:]:
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 def test_compiled_gives_the_same_to_the_bit():
     methods = ("hat+ar-at", "trades+afa", "at+part", "mtard", "ikl", "adaad", "mart+kd")
     done = subprocess.run([sys.executable, "-c", COMPILED, *methods], **PROCESS, check=False)
