@@ -17,7 +17,7 @@ from advalign.data.extra import find_npz
 from advalign.errors import Busy, TrainingError, UserError, require
 from advalign.objectives import Base, Method, as_method
 from advalign.runs import Run, Weights, find_weights
-from advalign.runs.trained_on import write_trained_on
+from advalign.runs.trained_on import FILE, write_trained_on
 from advalign.runtime.device import pick_device
 from advalign.runtime.environment import environment
 from advalign.runtime.interrupts import Interrupts
@@ -163,9 +163,10 @@ def _fit(
         run.write_card("running", environment(), planned.about_data)
         trained = [name for name, guest in planned.guests.items() if isinstance(guest, Plan)]
         measure_guests(planned, trained, device, bars.console, allow_weak=True)
-    learned_from = [weights for weights in (planned.init, *planned.trained_guests.values()) if weights is not None]
-    extra = [] if planned.extra is None else [planned.extra]
-    write_trained_on(run, (*planned.images, *extra), learned_from)
+    if not (run.state.exists() and (run.path / FILE).is_file()):  # the extra images may be many to read
+        learned_from = [weights for weights in (planned.init, *planned.trained_guests.values()) if weights is not None]
+        extra = [] if planned.extra is None else [planned.extra]
+        write_trained_on(run, (*planned.images, *extra), learned_from)
     display = _Display(bars, planned, sinks(run))
     finished = fit(
         planned,
