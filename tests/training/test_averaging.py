@@ -144,3 +144,13 @@ def test_without_an_average_the_student_itself_is_applied():
     assert average.weights == []
     with average.applied(epoch()) as student:
         assert student is of.student
+
+
+def test_ema_of_a_constant_decay_has_it_from_its_first_step_on():
+    of = objective()
+    expected = [p.detach().clone() for p in of.student.parameters()]
+    average = Average(of, replace(RECIPE, average="ema", ema_decay=0.75, ema_constant=True), steps=4)
+    for weights in walk(of, average, 5):
+        expected = [0.75 * mine + 0.25 * live for mine, live in zip(expected, weights, strict=True)]
+    for mine, theirs in zip(average.weights, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)

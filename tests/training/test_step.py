@@ -181,3 +181,21 @@ def test_passes_beside_the_loss_move_statistics_alone():
         weights.append([parameter.detach().clone() for parameter in objective.parameters()])
     for others in weights[1:]:
         assert all(torch.equal(one, other) for one, other in zip(weights[0], others, strict=True))
+
+
+def test_a_radius_that_grows_is_that_of_acats_code():
+    """Their epochs are counted from 1: varepsilon = epsilon * (epoch / epochs), and the step is as long."""
+    objective = bound("trades")
+    recipe = Recipe(epochs=4, steps=2, step_size=8 / 255, eps_ramp=True)
+    step = Step(objective, recipe, 1, torch.device("cpu"))
+    x, y = 0.2 + 0.6 * torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+    for epoch, share in ((0, 1 / 4), (1, 1 / 2), (3, 1.0)):
+        step.start_epoch(epoch)
+        moved = (step.perturb(x, y, None) - x).abs().max().item()
+        assert moved == pytest.approx(share * 8 / 255, rel=1e-4)
+        assert step.threat.eps == pytest.approx(share * 8 / 255)
+    assert step.step_size == recipe.step_size
+    step.start_epoch(0)
+    again = Step(objective, replace(recipe, step_size=None), 1, torch.device("cpu"))
+    again.start_epoch(0)
+    assert again.step_size is None  # a quarter of the radius that it has grown to

@@ -25,9 +25,9 @@ ADVERSARIAL_BATCHES = 50
 class Average:
     """An exponential (EMA, Gowal et al. 2020) or equal (SWA, Izmailov et al. 2018) average of the student's parameters.
 
-    The EMA's decay is min(decay, (1 + t) / (10 + t)), over epochs the decay itself (Cui et al. 2024), and it takes
-    BatchNorm's statistics from the student. It begins with the student's weights at its start. The SWA's
-    statistics are estimated anew, by one pass over the epoch's clean batches (Chen et al. 2021); where clean and
+    The EMA's decay is min(decay, (1 + t) / (10 + t)), over epochs the decay itself (Cui et al. 2024), as it is over the
+    steps if the recipe says so. It takes BatchNorm's statistics from the student, and begins with its weights. The
+    SWA's statistics are estimated anew, by one pass over the epoch's clean batches (Chen et al. 2021); where clean and
     adversarial images have norms of their own, so that the adversarial ones are evaluated, by 50 adversarial batches
     against the average itself (AR-AT). `method` is the average that the method itself keeps, as it is.
     """
@@ -61,6 +61,8 @@ class Average:
             return 1 / (t + 1)
         if self.recipe.ema_epochs:
             return 1 - decay if t else 1.0
+        if self.recipe.ema_constant:
+            return 1 - decay
         return 1 - min(decay, (1 + t) / (10 + t))
 
     @contextmanager

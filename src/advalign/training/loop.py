@@ -127,7 +127,7 @@ class _Trainer:
         self.step.start_epoch(epoch)
 
     def remaining_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
-        """Yield the batches still to come: x, y, and where the method reads them, x in a second augmentation, and rows."""
+        """Yield the batches still to come: x, y, and where the method reads them, x in a second augmentation, rows."""
         epoch, step = self.state.epoch, self.state.step
         reads_second = self.objective.method.second
         augmented_again = self.batches.epoch(epoch, step, second=True) if reads_second else repeat((None, None))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from advalign.threats import Threat
 
 LINF_EPS = 8 / 255
-ADDED = frozenset({"batchnorm_passes", "ema_epochs", "lr_factor"})
+ADDED = frozenset({"batchnorm_passes", "ema_constant", "ema_epochs", "eps_ramp", "lr_factor"})
 """Fields that came later: they name a run only where they differ from their default, so that older runs keep theirs."""
 
 
@@ -61,6 +61,8 @@ class Recipe:
     """norm of the threat model"""
     eps: float = LINF_EPS
     """radius of the threat model for images in [0, 1]"""
+    eps_ramp: bool = False
+    """radius and step of the training attack grow from epoch to epoch, linearly from eps / epochs to eps"""
     steps: int = 10
     """steps of the training attack"""
     step_size: float | None = None
@@ -92,6 +94,8 @@ class Recipe:
     """share of the epochs after which averaging begins; 0 for ema and 0.5 for swa if not given"""
     ema_decay: float = 0.995
     """decay of the exponential average a step, approached from below: min(decay, (1 + t) / (10 + t))"""
+    ema_constant: bool = False
+    """the exponential average has its decay from its first step on"""
     ema_epochs: bool = False
     """the exponential average takes the weights in once an epoch, each with 1 - decay, and not in each step"""
     swa_every: int | None = None
@@ -143,8 +147,8 @@ class Recipe:
         unused = [name for name in ("average_start", "swa_every") if getattr(self, name) is not None]
         require(self.average != "none" or not unused, lambda: f"{unused[:1]} is given, but average=none")
         require(0 < self.ema_decay < 1, lambda: f"ema_decay={self.ema_decay:g} must be between 0 and 1")
-        epochs = self.ema_epochs and self.average != "ema"
-        require(not epochs, lambda: f"ema_epochs is given, but average={self.average}")
+        of_ema = [name for name in ("ema_constant", "ema_epochs") if getattr(self, name)]
+        require(self.average == "ema" or not of_ema, lambda: f"{of_ema[0]} is given, but average={self.average}")
         require(self.swa_every is None or self.swa_every >= 1, lambda: f"swa_every={self.swa_every} must be at least 1")
         require(0 < self.extra_share < 1, lambda: f"extra_share={self.extra_share:g} must be above 0 and below 1")
         require(0 <= self.seed < 2**63, lambda: f"seed={self.seed} must be at least 0 and below 2**63")
@@ -313,6 +317,14 @@ def rebat() -> Recipe:
     )  # fmt: skip
 
 
+def acat() -> Recipe:
+    """ACAT's code, for trades: 110 epochs, two steps in a radius that grows, AWP from epoch 10, EMA from epoch 83."""
+    return Recipe(
+        epochs=110, schedule="cosine", lr=0.2, steps=2, step_size=LINF_EPS, eps_ramp=True, awp=0.005, awp_start=9,
+        average="ema", ema_decay=0.9996, ema_constant=True, average_start=82 / 110,
+    )  # fmt: skip
+
+
 def dm() -> Recipe:
     """Wang et al. 2023, for generated data: 400 epochs, batch 512, one cycle, smoothed labels, EMA, 70 % generated."""
     return Recipe(
@@ -347,5 +359,6 @@ RECIPES = {
     "adaiad": adaiad,
     "rpat": rpat,
     "rebat": rebat,
+    "acat": acat,
     "dm": dm,
 }

@@ -14,6 +14,7 @@ from advalign.objectives import Objective, total
 from advalign.objectives.contract import Terms
 from advalign.runtime.cuda_graphs import CudaGraphed
 from advalign.runtime.device import autocast
+from advalign.threats import make_threat
 from advalign.training.recipes import Recipe
 from advalign.training.schedule import learning_rate, momentum
 from advalign.training.weight_perturbation import adversarial_weights
@@ -33,7 +34,7 @@ class Step:
         self, objective: Objective, recipe: Recipe, steps: int, device: torch.device, *, cuda_graphs: bool = False
     ) -> None:
         self.objective, self.recipe, self.steps, self.device = objective, recipe, steps, device
-        self.threat = recipe.threat
+        self.threat, self.step_size = recipe.threat, recipe.step_size
         self.optimizer = torch.optim.SGD(
             [parameter for parameter in objective.parameters() if parameter.requires_grad],
             recipe.lr,
@@ -52,7 +53,11 @@ class Step:
 
     def start_epoch(self, epoch: int) -> None:
         """Go by this epoch's number, from 0."""
-        self.epoch = epoch
+        self.epoch, r = epoch, self.recipe
+        if r.eps_ramp:
+            share = (epoch + 1) / r.epochs
+            self.threat = make_threat(r.norm, share * r.eps)
+            self.step_size = None if r.step_size is None else share * r.step_size
         for each in self.recorded:
             each.forget()
 
@@ -69,7 +74,7 @@ class Step:
         r = self.recipe
         with autocast(self.device, r.precision):
             return self.objective.perturb(
-                x, y, self.threat, second=second, steps=r.steps, step_size=r.step_size, start=r.start, mode=r.mode
+                x, y, self.threat, second=second, steps=r.steps, step_size=self.step_size, start=r.start, mode=r.mode
             )
 
     def _update(
