@@ -5,18 +5,49 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from advalign.errors import UserError
+
 if TYPE_CHECKING:
     from advalign.attacks import Attack
+    from advalign.objectives import Method
 
 Listing = list[tuple[str, str]]
 
 
 def methods() -> Listing:
-    """List bases and plug-ins with their loss."""
-    from advalign.objectives import BASES, PLUGINS
+    """List bases and plug-ins with their loss, what they need, and what a step costs in passes through the student."""
+    from advalign.objectives import BASES, PLUGINS, parse
+    from advalign.objectives.passes import count_passes
 
-    bases = [(name, _first_line(part)) for name, part in BASES.items()]
-    return bases + [(f"+{name}", _first_line(part)) for name, part in PLUGINS.items()]
+    bases = {name: parse(name) for name in BASES}
+    costs = {name: count_passes(method) for name, method in bases.items()}
+    rows = []
+    for name, part in BASES.items():
+        forward, backward = costs[name]
+        rows.append((name, _described(part, [*_needs(bases[name]), f"{forward} forward, {backward} backward passes"])))
+    for name, part in PLUGINS.items():
+        base, method = next(pair for base in ("trades", "at", "ard") for pair in _joined(base, name))
+        forward, backward = (a - b for a, b in zip(count_passes(method), costs[base], strict=True))
+        needs = [each for each in _needs(method) if each not in _needs(bases[base])]
+        rows.append((f"+{name}", _described(part, [*needs, f"on {base} {forward:+} forward, {backward:+} backward"])))
+    return rows
+
+
+def _joined(base: str, plugin: str) -> list[tuple[str, Method]]:
+    """Return a base with its method with the plug-in; nothing if they make no sense together."""
+    from advalign.objectives import parse
+
+    try:
+        return [(base, parse(f"{base}+{plugin}"))]
+    except UserError:
+        return []
+
+
+def _needs(method: Method) -> list[str]:
+    """Return what a method needs beside the student and a batch, in words."""
+    guests = [f"{name} model" for name in method.guests]
+    second = ["second view"] if method.second else []
+    return [*guests, *second, *(["no extra data"] if method.reads_rows else [])]
 
 
 def attacks() -> Listing:
@@ -24,7 +55,7 @@ def attacks() -> Listing:
     from advalign.attacks import ATTACKS
     from advalign.attacks.spelled import WORDS
 
-    rows = [(name, f"{_first_line(attack)} [{', '.join(_properties(attack))}]") for name, attack in ATTACKS.items()]
+    rows = [(name, _described(attack, _properties(attack))) for name, attack in ATTACKS.items()]
     return [*rows, *WORDS.items()]
 
 
@@ -79,6 +110,10 @@ LISTS: dict[str, Callable[[], Listing]] = {
     "recipes": recipes,
     "studies": studies,
 }
+
+
+def _described(thing: object, properties: list[str]) -> str:
+    return f"{_first_line(thing)} [{', '.join(properties)}]"
 
 
 def _first_line(thing: object) -> str:

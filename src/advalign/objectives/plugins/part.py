@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import final
 
 import torch
@@ -95,7 +97,8 @@ class PART(PlugIn):
     def _map(self, student: Network, x: Tensor) -> Tensor:
         """Return Grad-CAM for the predicted class, (N, h, w): activations weighted by their mean gradients, ReLU'd."""
         # Compiled, or rounded by autocast, the features that come out are not those that the logits are made of.
-        with torch.compiler.set_stance("force_eager"), without_autocast(x.device):
+        compiled = "torch._dynamo" in sys.modules  # which `set_stance` would import, for seconds
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), without_autocast(x.device):
             logits, features = student(x.detach().requires_grad_())
         maps = features[self.mapped]
         require(

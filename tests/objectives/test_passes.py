@@ -1,0 +1,40 @@
+"""What a step costs, counted, against what the formulas say; and the list that shows it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from advalign.cli.listing import methods
+from advalign.objectives import parse
+from advalign.objectives.passes import count_passes
+
+
+@pytest.mark.parametrize(
+    ("method", "forward", "backward"),
+    [
+        ("natural", 1, 1),
+        ("at", 11, 11),  # ten steps and the loss
+        ("trades", 13, 12),  # the clean prediction once more, without gradient
+        ("hat", 14, 13),
+        ("contrast", 15, 13),  # the clean features of both views without gradient, then with it
+        ("afa", 1, 0),  # the last layer alone learns
+        ("at+vfd", 12, 12),  # the clean features
+        ("trades+rebat", 14, 12),  # the average on x', without gradient
+        ("trades+consistency", 26, 24),  # everything on two augmentations
+        ("trades+part", 14, 13),  # the gradient of the map
+    ],
+)
+def test_passes_are_those_of_the_formula(method: str, forward: int, backward: int):
+    state = torch.get_rng_state()
+    assert count_passes(parse(method)) == (forward, backward)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.slow
+def test_the_list_shows_what_each_part_needs_and_costs():
+    rows = dict(methods())
+    assert rows["hat"].endswith("2022. [vanilla model, 14 forward, 13 backward passes]")
+    assert rows["+vfd"].endswith("[vanilla model, on trades +0 forward, +0 backward]")
+    assert rows["+igdm"].endswith("[robust model, on trades +1 forward, +1 backward]")
+    assert rows["+consistency"].endswith("[second view, on trades +13 forward, +12 backward]")
