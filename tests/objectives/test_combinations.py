@@ -153,7 +153,19 @@ for method in sys.argv[1:]:
 @pytest.mark.slow
 @pytest.mark.weekly
 def test_compiled_gives_the_same_to_the_bit():
-    methods = ("hat+ar-at", "trades+afa", "at+part", "mtard", "ikl", "adaad", "mart+kd")
+    methods = (
+        "hat+ar-at",
+        "trades+afa",
+        "at+part",
+        "mtard",
+        "ikl",
+        "adaad",
+        "mart+kd",
+        "at+adr",
+        "at+rpat+qub",
+        "score",
+    )
+    methods += ("trades+consistency", "at+rebat", "at+sglr", "adaad+igdm", "adaiad", "mtard(balanced=true)")
     done = subprocess.run([sys.executable, "-c", COMPILED, *methods], **PROCESS, check=False)
     assert done.returncode == 0, done.stderr
 

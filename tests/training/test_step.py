@@ -67,7 +67,7 @@ def trained(method: str, *, cuda_graphs: bool) -> tuple[list[float], list[Tensor
             step.schedule(at)
             x, y = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
             second = x.flip(3) if objective.method.second else None
-            loss, _ = step.update(x, step.perturb(x, y, second), y, second)
+            loss, _ = step.update(x, step.perturb(x, y, second), y, second, torch.arange(8) + k)
             losses.append(loss.item())
     return losses, [parameter.detach().clone() for parameter in objective.parameters()]
 
@@ -80,6 +80,11 @@ def trained(method: str, *, cuda_graphs: bool) -> tuple[list[float], list[Tensor
             pytest.param(each, marks=pytest.mark.slow)
             for each in ("trades+vfd", "hat+kd", "at+ar-at", "mtard", "at+part")
         ),
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ("at+adr", "at+rebat(begin=0.5)", "trades+consistency", "adaad+igdm", "mtard(balanced=true)")
+        ),
+        "at+sglr(begin=0.3)",
     ],
 )
 def test_recorded_steps_give_the_same_bits(method: str, recordings: list[int]):

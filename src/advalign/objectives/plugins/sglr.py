@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import final
 
 import torch
@@ -58,8 +59,11 @@ class SGLR(PlugIn):
         self._set_begun(self.table is not None)
 
     def start_epoch(self, student: Tapped, batches: Iterable[tuple[Tensor, Tensor]], progress: float) -> None:
-        """Note whether it has begun."""
+        """Note whether it has begun, and make the table: within a recorded step it would be made anew each time."""
         self._set_begun(progress >= self.begin)
+        if self.begun and self.table is None:
+            for x, _ in islice(batches, 1):
+                self._make_table(student(x).logits)
 
     def soft_targets(self, outs: Outputs, y: Labels, rows: Rows | None) -> Logits:
         """Return the refined labels, and in training keep them."""
@@ -69,8 +73,8 @@ class SGLR(PlugIn):
         if rows is None:
             raise UserError("sglr keeps a label for each training image: give their numbers, rows=")
         if self.table is None:
-            require(self.images > 0, "sglr keeps a label for each training image: give their number, images=")
-            self.table = hard.new_zeros(self.images, hard.shape[1])
+            self._make_table(hard)
+        assert self.table is not None
         self.table = self.table.to(hard)
         kept = self.table[rows]
         kept = torch.where(kept.sum(1, keepdim=True) > 0, kept, hard)
@@ -84,6 +88,10 @@ class SGLR(PlugIn):
     def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return nothing: the terms of the base read the refined labels."""
         return {}
+
+    def _make_table(self, like: Logits) -> None:
+        require(self.images > 0, "sglr keeps a label for each training image: give their number, images=")
+        self.table = like.new_zeros(self.images, like.shape[1])
 
     def _set_begun(self, begun: bool) -> None:
         """Read the clean pass only once it is needed: before, it would move BatchNorm's statistics."""
