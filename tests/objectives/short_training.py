@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from itertools import combinations as combine
 from typing import Any
 
 import pytest
@@ -34,6 +35,13 @@ def combinations(plugins_at_once: int) -> list[str]:
     for _ in range(plugins_at_once):
         names = [(*before, name) for before in names for name in PLUGINS if not before or name > before[-1]]
     return [method for base in BASES for each in names if makes_sense(method := "+".join((base, *each)))]
+
+
+def pairs_once() -> list[str]:
+    """Every pair of plug-ins that makes sense together, on TRADES or else the first base that takes it."""
+    bases = ("trades", *BASES)
+    pairs = [[f"{base}+{first}+{second}" for base in bases] for first, second in combine(sorted(PLUGINS), 2)]
+    return [method for spellings in pairs if (method := next(filter(makes_sense, spellings), ""))]
 
 
 def every_part_quick(methods: Iterable[str]) -> list[Any]:

@@ -13,19 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from tests.objectives.short_training import bound, combinations, every_part_quick, losses, step, views_of
+from tests.objectives.short_training import bound, combinations, every_part_quick, losses, pairs_once, step, views_of
 from tests.objectives.two_processes import gradients, half
 from tests.samples import batch
 
 from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, Method, parse, total
 
-SINGLE, PAIRS = combinations(0) + combinations(1), combinations(2)
+SINGLE = combinations(0) + combinations(1)
 QUICK_FIRST = every_part_quick(SINGLE)
-PAIRS_ON_TRADES_FIRST = [
-    method if method.startswith("trades+") else pytest.param(method, marks=pytest.mark.slow) for method in PAIRS
-]
-ALL = [*QUICK_FIRST, *(pytest.param(method, marks=pytest.mark.slow) for method in PAIRS)]
+QUICK_PAIR = "trades+ar-at+vfd"
+PAIRS = [each if each == QUICK_PAIR else pytest.param(each, marks=pytest.mark.slow) for each in pairs_once()]
+ALL = [*QUICK_FIRST, *PAIRS]
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -55,7 +54,7 @@ def test_each_declared_pass_runs_once(method: str):
     assert len(set(objective.method.needs)) == len(objective.method.needs)
 
 
-@pytest.mark.parametrize("method", PAIRS_ON_TRADES_FIRST)
+@pytest.mark.parametrize("method", PAIRS)
 def test_the_order_of_plug_ins_does_not_matter(method: str):
     base, first, second = method.split("+")
     turned = Method(BASES[base](), [PLUGINS[second](), PLUGINS[first]()])
@@ -67,6 +66,15 @@ def test_the_order_of_plug_ins_does_not_matter(method: str):
         objective.method.plugins = tuple(sorted(objective.method.plugins, key=lambda p: p.name, reverse=reverse))
         found.append(total(objective(x.double(), views_of(objective, x_adv), y, x.flip(3).double())).item())
     assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.weekly
+def test_every_pair_of_plug_ins_on_every_base():
+    for method in combinations(2):
+        test_trains_three_steps_and_gradient_reaches_exactly_what_learns(method)
+        test_each_declared_pass_runs_once(method)
+        test_the_order_of_plug_ins_does_not_matter(method)
 
 
 @pytest.mark.parametrize(
