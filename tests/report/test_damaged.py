@@ -99,6 +99,9 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "result flipped": ("at/evaluations/*.json", flipped, "is damaged"),
     "result of wrong length": ("at/evaluations/*.json", unsealed("outcomes", {"clean": "101"}), "are not 40 digits"),
+    "result copied": (
+        "at/evaluations/*.json", lambda file: shutil.copy(file, file.with_name("best-ffffffff.json")), "is a copy of ",
+    ),
     "examples flipped": ("at/evaluations/*.npz", flipped, "is damaged, its checksum does not fit"),
     "examples cut": ("at/evaluations/*.npz", lambda file: file.write_bytes(file.read_bytes()[:500]), "is damaged"),
     "diagnosis flipped": ("at/diagnosis/*.json", flipped, "is damaged"),

@@ -548,3 +548,14 @@ def test_a_state_that_is_none_of_this_run_is_refused(spoil: Any, half: Run, tmp_
     save_state(tmp_path / half.path.name / "state.pt", spoil(state), Owner(half.id, ""))
     with pytest.raises(UserError, match=r"state\.pt is (no state of this run|damaged)"):
         quick("at", tmp_path)
+
+
+@pytest.mark.parametrize("leads_to", ["nothing", "state.pt"])
+def test_a_state_in_whose_place_is_a_dead_link_is_missed(leads_to: str, half: Run, tmp_path: Path):
+    shutil.copytree(half.path, tmp_path / half.path.name)
+    state = tmp_path / half.path.name / "state.pt"
+    state.unlink()
+    state.symlink_to(leads_to)
+    with pytest.raises(UserError, match=r"cannot read .*state\.pt: "):
+        quick("at", tmp_path)
+    assert state.is_symlink()

@@ -33,6 +33,7 @@ from advalign.evaluation.options import AttackOptions
 from advalign.evaluation.state import CurrentAttack, EvaluationState, StateFile
 from advalign.models.adapted import Adapted
 from advalign.runtime.device import autocast
+from advalign.runtime.files import present
 from advalign.runtime.seeds import seeded
 from advalign.threats import Threat, require_inside
 
@@ -72,7 +73,7 @@ class Evaluator:
         self.model, self.images, self.options = model, images, options
         self.keep_examples, self.state_file, self.advance = keep_examples, StateFile(state_file), advance
         self.state = EvaluationState()
-        if state_file is not None and state_file.exists():
+        if state_file is not None and present(state_file):
             self.state = EvaluationState.read(state_file, len(images))
         self.everything = torch.arange(len(images), device=images.labels.device)
 

@@ -31,7 +31,7 @@ from advalign.runs import Run, Weights, find_weights
 from advalign.runs.records import require_appendable
 from advalign.runtime.device import autocast, pick_device
 from advalign.runtime.environment import environment
-from advalign.runtime.files import digest, require_writable
+from advalign.runtime.files import digest, present, require_writable
 from advalign.runtime.progress import counting, say
 from advalign.runtime.sealed import SEAL_FORMAT
 from advalign.threats import Linf
@@ -129,7 +129,7 @@ def _measure_target(
     file = folder / f"{target.path.stem}-{_digest([*names, *setting.items(), *identity.items()])}.json"
     version = environment()["advalign"], SEAL_FORMAT  # of what may resume it: of a wheel, no commit is known
     state = folder / f".{file.stem}-{_digest([*made_with.items(), *version, keep])}.state"
-    if state.exists():
+    if present(state):
         say(console, f"resuming an interrupted evaluation: {state}")
     with counting(console, ["clean", *names], len(target.images)) as advance:
         evaluation = evaluate(

@@ -22,7 +22,7 @@ from advalign.models.modes import evaluating
 from advalign.registration import source_digests
 from advalign.runs.checkpoint import load_state
 from advalign.runtime.device import autocast
-from advalign.runtime.files import digest, read_content, write_atomically
+from advalign.runtime.files import digest, present, read_content, write_atomically
 from advalign.runtime.locks import locked
 from advalign.runtime.progress import counting, say
 from advalign.runtime.sealed import Owner, check_sealed, note_unsealed, seal_safetensors
@@ -43,7 +43,7 @@ def transfer_examples(
         for attack in attacks:
             spelling = str(attack)
             file = examples_path(surrogate, attack, options)
-            if state_path(file).exists():
+            if present(state_path(file)):
                 say(console, f"resuming an interrupted attack: {state_path(file)}")
             x_adv = craft_examples(
                 surrogate.net, surrogate.images, attack, options, file=file,
@@ -96,7 +96,7 @@ def _make(
     state: Path,
     advance: Callable[[int], None],
 ) -> Tensor:
-    made = _read_made(state, images, options) if state.exists() else []
+    made = _read_made(state, images, options) if present(state) else []
     state_file = StateFile(state)
     advance(sum(map(len, made)))
     with evaluating(surrogate):

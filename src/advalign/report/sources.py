@@ -219,10 +219,14 @@ def _begins_as_result(file: Path) -> bool:
 
 
 def _results_of_run(run: Run, reader: _Reader) -> list[StoredResult]:
+    seen: dict[str, Path] = {}
+
     def read(file: Path) -> StoredResult:
         result = _read_result(file)
         other = result.first["run"]
         require(other == run.id, lambda: f"{file} belongs to run {other or 'of no record'}, not to {run.id}: remove it")
+        first = seen.setdefault(digest_of_file(file), file)
+        require(first == file, lambda: f"{file} is a copy of {first.name}: remove both, and evaluate again")
         return result
 
     files = sorted((run.path / "evaluations").glob("*.json"))

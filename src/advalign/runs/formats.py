@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from advalign.errors import UserError, require
-from advalign.runtime.files import digest, read_content, write_atomically
+from advalign.runtime.files import digest, present, read_content, write_atomically
 from advalign.runtime.sealed import note_unsealed
 from advalign.threats import Norm, parse_threat
 
@@ -286,7 +286,7 @@ def read_checked_lines(path: Path, kind: type[Kind], remedy: str, run: str = "")
     Raises:
         UserError: a line is damaged, of a newer version, or something else, or lines are missing.
     """
-    if not path.exists():
+    if not present(path):
         return []
     lines = _text(path).splitlines()
     require(bool(lines), lambda: f"{path} is damaged, it is empty: {remedy}")

@@ -100,6 +100,11 @@ def require_folder(path: Path) -> None:
     require(nearest.is_dir(), lambda: f"{nearest} is not a folder; nothing was changed")
 
 
+def present(path: Path) -> bool:
+    """Tell whether something is in a place, be it a link that leads nowhere: then what was there is to be missed."""
+    return os.path.lexists(path)
+
+
 def require_writable(folder: Path) -> None:
     """Refuse a folder that cannot be made or written to; nothing is left in it.
 

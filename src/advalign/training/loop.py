@@ -22,6 +22,7 @@ from advalign.objectives.contract import Calibration, Terms
 from advalign.runs.checkpoint import convert_state, load_state, save_state, save_weights
 from advalign.runs.formats import write_checked_lines
 from advalign.runtime.device import to_device
+from advalign.runtime.files import present
 from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.sealed import Owner
 from advalign.runtime.seeds import derive_seed
@@ -204,7 +205,7 @@ class _Trainer:
 
     def _resume(self, device: torch.device) -> TrainState:
         """Take over what the run has saved, and return how far it was; a new run begins at its first step."""
-        if not self.run.state.exists():
+        if not present(self.run.state):
             return TrainState()
         state = load_state(self.run.state, owner=self._owner)
         try:

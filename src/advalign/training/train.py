@@ -20,6 +20,7 @@ from advalign.runs import Run, Weights, find_weights
 from advalign.runs.trained_on import FILE, write_trained_on
 from advalign.runtime.device import pick_device
 from advalign.runtime.environment import environment
+from advalign.runtime.files import present
 from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.progress import progress_bars, say
 from advalign.runtime.seeds import seeded
@@ -117,7 +118,7 @@ def train(
     unfinished = planned.in_order()
     for each in unfinished:
         each.run.require_space(each.space)
-    if planned in unfinished and not planned.run.state.exists():
+    if planned in unfinished and not present(planned.run.state):
         given = [name for name, guest in planned.guests.items() if isinstance(guest, Weights)]
         measure_guests(planned, given, torch_device, console, allow_weak=allow_weak_guest)
         measure_start(planned, torch_device, console)
@@ -159,11 +160,11 @@ def _fit(
 ) -> bool:
     """Fit one planned run, and keep its status; return whether it is finished."""
     run = planned.run
-    if not run.state.exists():
+    if not present(run.state):
         run.write_card("running", environment(), planned.about_data)
         trained = [name for name, guest in planned.guests.items() if isinstance(guest, Plan)]
         measure_guests(planned, trained, device, bars.console, allow_weak=True)
-    if not (run.state.exists() and (run.path / FILE).is_file()):  # the extra images may be many to read
+    if not (present(run.state) and (run.path / FILE).is_file()):  # the extra images may be many to read
         learned_from = [weights for weights in (planned.init, *planned.trained_guests.values()) if weights is not None]
         extra = [] if planned.extra is None else [planned.extra]
         write_trained_on(run, (*planned.images, *extra), learned_from)
