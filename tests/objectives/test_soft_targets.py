@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -21,10 +22,13 @@ from advalign.data import Images
 from advalign.data.batches import Batches, Epoch
 from advalign.errors import UserError
 from advalign.models import Output
-from advalign.objectives import Objective, compose, parse, total
-from advalign.objectives.contract import Need
+from advalign.objectives import Method, Objective, compose, parse, total
+from advalign.objectives.bases.at import AT
+from advalign.objectives.contract import Need, Outputs, Terms
+from advalign.objectives.method import PlugIn
 from advalign.objectives.plugins.adr import ADR
 from advalign.objectives.plugins.sglr import SGLR
+from advalign.shapes import Labels
 from advalign.threats import Linf
 from advalign.training.averaging import Average
 from advalign.training.recipes import Recipe
@@ -289,6 +293,41 @@ def test_what_sglr_needs_is_named():
         objective(case.x, case.x_adv, case.y)
     with pytest.raises(UserError, match="give their number, images="):
         objective(case.x, case.x_adv, case.y, None, torch.arange(8))
+
+
+def test_sglr_refuses_several_processes_which_would_each_keep_their_own_labels(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    objective = compose(parse("at+sglr"), student=tiny(0), images=20)
+    for world, refused in ((1, False), (2, True)):
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda world=world: world)
+        with pytest.raises(UserError, match="several processes") if refused else nullcontext():
+            objective.start_epoch([], 0.0)
+
+
+def test_plug_ins_that_leave_label_terms_are_joined():
+    for method in ("at+adr+bgat(additive=true)", "at+adr+kd", "at+lbgat(additive=true)+qub", "at+ar-at+sglr"):
+        parse(method)
+
+
+@pytest.mark.parametrize(
+    ("reads", "replaces", "words"),
+    [
+        (Need("ema", "clean"), frozenset(), "'odd' reads an average of the student, and no plug-in keeps one"),
+        (Need("student", "clean"), frozenset({"average"}), "'odd' keeps an average .*, and no part reads it"),
+    ],
+)
+def test_an_average_that_nobody_keeps_or_reads_is_refused(reads: Need, replaces: frozenset, words: str):
+    class Odd(PlugIn):
+        name = "odd"
+        needs = (reads,)
+
+        def terms(self, outs: Outputs, y: Labels) -> Terms:
+            return {}
+
+    plugin = Odd()
+    plugin.replaces = replaces
+    with pytest.raises(UserError, match=words):
+        Method(AT(), [plugin])
 
 
 def test_rows_are_the_places_of_a_batchs_images():

@@ -129,6 +129,8 @@ class PlugIn(Part):
     drops the terms that supervise hard labels. `attack_loss`: the attack maximises the plug-in's. `threat`:
     `attack_threat` changes the threat model of the attack. `targets`: `soft_targets` takes the place of the hard labels
     in every term that supervises them. `average`: it keeps an average of the student, the network `ema`."""
+    drops_labels: bool = False  # whether `reweigh` drops every term on hard labels, and it adds none to the student
+    reads_labels: bool = False  # whether it changes such terms, and means nothing without
     doubles: bool = False
     """Whether a second augmentation of the batch is attacked as well, and the loss taken over both: first all images in
     the first, then all in the second."""
@@ -227,6 +229,22 @@ class Method:
                 replaceable != "targets" or not rivals or base.cross_entropy,
                 lambda: f"{self._shown}: {rivals[0]!r} softens cross entropies, and {base.name!r} has none",
             )
+        droppers = [plugin.name for plugin in self.plugins if plugin.drops_labels]
+        changers = [plugin.name for plugin in self.plugins if plugin.reads_labels]
+        require(
+            not (droppers and changers),
+            lambda: f"{self._shown}: {changers[0]!r} changes the terms on hard labels, and {droppers[0]!r} drops them",
+        )
+        keeper = self.replacing("average")
+        averaging = [part.name for part in self.parts if any(need.net == "ema" for need in part.needs)]
+        require(
+            keeper is not None or not averaging,
+            lambda: f"{self._shown}: {averaging[0]!r} reads an average of the student, and no plug-in keeps one",
+        )
+        require(
+            keeper is None or bool(averaging),
+            lambda: f"{self._shown}: {keeper and keeper.name!r} keeps an average of the student, and no part reads it",
+        )
         readers = [part.name for part in self.parts if any(need.view == "second" for need in part.needs)]
         require(
             not (self.doubles and readers),

@@ -38,6 +38,7 @@ class ADR(PlugIn):
 
     name = "adr"
     replaces = frozenset({"targets", "average"})
+    reads_labels = True
     EMA = Need("ema", "clean")
     needs = (ADV, EMA)
     attack_needs = (EMA,)

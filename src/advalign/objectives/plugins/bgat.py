@@ -35,6 +35,7 @@ class BGAT(PlugIn):
         require(weight >= 0, lambda: f"bgat: weight={weight:g} must be at least 0")
         self.weight, self.additive = weight, additive
         self.replaces = frozenset() if additive else frozenset({"labels"})
+        self.drops_labels = not additive
 
     def reweigh(self, base: Terms) -> Terms:
         """Drop the terms that supervise hard labels."""

@@ -40,6 +40,7 @@ class KD(PlugIn):
         )
         require(temperature > 0, lambda: f"kd: temperature={temperature:g} must be above 0")
         self.robust, self.vanilla, self.temperature = robust, vanilla, temperature
+        self.drops_labels = vanilla >= left
 
     def reweigh(self, base: Terms) -> Terms:
         """Scale the terms that supervise hard labels."""

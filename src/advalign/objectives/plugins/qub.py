@@ -29,6 +29,7 @@ class QUB(PlugIn):
     """
 
     name = "qub"
+    reads_labels = True
     progress: Tensor
 
     def __init__(self, decreasing: bool = False) -> None:

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import final
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,11 +32,13 @@ class SGLR(PlugIn):
         momentum: m.
 
     Raises:
-        UserError: begin is not in [0, 1], or momentum is not in [0, 1); in a step, no numbers of the images are given.
+        UserError: begin is not in [0, 1], or momentum is not in [0, 1); in a step, no numbers of the images are given;
+            at an epoch's start, several processes train.
     """
 
     name = "sglr"
     replaces = frozenset({"targets"})
+    reads_labels = True
     reads_rows = True
     needs = (ADV, CLEAN)
     CLEAN_SHARE = 0.2
@@ -60,6 +63,10 @@ class SGLR(PlugIn):
 
     def start_epoch(self, student: Tapped, batches: Iterable[tuple[Tensor, Tensor]], progress: float) -> None:
         """Note whether it has begun, and make the table: within a recorded step it would be made anew each time."""
+        require(
+            not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1,
+            "sglr keeps a label for each training image, and several processes would each keep their own: train in one",
+        )
         self._set_begun(progress >= self.begin)
         if self.begun and self.table is None:
             for x, _ in islice(batches, 1):
