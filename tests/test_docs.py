@@ -118,3 +118,17 @@ def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text()
     pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
     assert pages == set(re.findall(r"[\w/-]+\.md", navigation))
+
+
+def test_numbers_that_advise_on_a_method_stand_on_the_pages_that_they_link_to():
+    page = (DOCS / "which-method.md").read_text()
+    passages = [cell for line in page.splitlines() if line.startswith("|") for cell in line.split("|")]
+    passages += [sentence for sentence in page.split("\n\n") if not sentence.startswith("|")]
+    seen = 0
+    for passage in passages:
+        numbers = re.findall(r"\b\d\d\.\d+", passage)
+        sources = "".join((DOCS / link).read_text() for link in re.findall(r"\((methods/[\w-]+\.md)\)", passage))
+        missing = [number for number in numbers if number not in sources]
+        assert not missing, f"{passage}: {missing}"
+        seen += len(numbers)
+    assert seen > 20
