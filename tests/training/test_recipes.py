@@ -95,6 +95,7 @@ def test_a_recipe_cannot_change_but_has_variants():
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"epochs": 0}, "epochs=0 must be at least 1"),
     ({"average_start": 0.9}, "['average_start'] is given, but average=none"),
+    ({"average_start": 0.5, "average": "method"}, "['average_start'] is given, but average=method"),
     ({"ema_epochs": True}, "ema_epochs is given, but average=none"),
     ({"swa_every": 5}, "['swa_every'] is given, but average=none"),
     ({"awp": 2.0}, "awp=2 must be at least 0 and below 1"),

@@ -145,7 +145,8 @@ class Recipe:
         begin = self.average_start
         require(begin is None or 0 <= begin < 1, lambda: f"average_start={begin} must be at least 0 and below 1")
         unused = [name for name in ("average_start", "swa_every") if getattr(self, name) is not None]
-        require(self.average != "none" or not unused, lambda: f"{unused[:1]} is given, but average=none")
+        averages = self.average in ("ema", "swa")
+        require(averages or not unused, lambda: f"{unused[:1]} is given, but average={self.average}")
         require(0 < self.ema_decay < 1, lambda: f"ema_decay={self.ema_decay:g} must be between 0 and 1")
         of_ema = [name for name in ("ema_constant", "ema_epochs") if getattr(self, name)]
         require(self.average == "ema" or not of_ema, lambda: f"{of_ema[0]} is given, but average={self.average}")
