@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from advalign import models
 from advalign.data import Dataset, Images, load
 from advalign.errors import UserError
 from advalign.evaluation.measure import measure
@@ -56,9 +57,13 @@ def digest_of(number: int) -> int:
     return int(Images(pixels[None], torch.zeros(1, dtype=torch.long)).digests[0])
 
 
-def fit(data: str | Dataset, runs: Path, **changes: int | None) -> Run:
+def fit(data: str | Dataset, runs: Path, init: str | Path | None = None, **changes: int | None) -> Run:
     recipe = replace(RECIPE, **changes)
-    return train("natural", data=data, model=MODEL, recipe=recipe, runs=runs, image_size=8, device="cpu")
+    return train("natural", data=data, model=MODEL, recipe=recipe, runs=runs, image_size=8, device="cpu", init=init)
+
+
+def on(data: str) -> TargetOptions:
+    return TargetOptions(data=data, image_size=8, device="cpu")
 
 
 def said() -> Console:
@@ -243,3 +248,31 @@ def test_damaged_digests_are_refused(at: int, made: tuple[Path, Run], tmp_path: 
     (run / FILE).write_bytes(content)
     with pytest.raises(UserError, match=f"{FILE} is damaged, its checksum does not fit: fetch the run's folder again"):
         measure(run, ["none"], TargetOptions(device="cpu"))
+
+
+def test_weights_of_unknown_training_are_doubted_on_images_held_out_since(made: tuple[Path, Run], tmp_path: Path):
+    root, run = made
+    torch.save(models.build(MODEL, classes=2, channels=3).state_dict(), tmp_path / "theirs.pt")
+    theirs = f"{MODEL}@{tmp_path / 'theirs.pt'}"
+    doubt = "is not known: such images may be among those that are measured"
+    assert f"which images the model was trained on {doubt}" in load_target(theirs, on(f"folder:{root}")).note
+    photos(tmp_path / "own" / "train", range(20))
+    photos(tmp_path / "own" / "test", range(20, 30))
+    assert doubt not in load_target(theirs, on(f"folder:{tmp_path / 'own'}")).note
+    tuned = fit(f"folder:{root}", tmp_path / "runs", init=theirs)
+    expected = f"which images the weights were trained on from which the model has learned {doubt}"
+    for path in (tuned.path, shutil.copytree(tuned.path, tmp_path / "moved")):
+        assert expected in evaluated(path)[1]
+        assert expected in evaluated(path)[2]
+    again = fit(f"folder:{root}", tmp_path / "runs", init=tuned.path)  # what is not known is not forgotten
+    assert expected in evaluated(again.path)[1]
+    known = fit(f"folder:{root}", tmp_path / "runs", init=run.path)
+    assert doubt not in evaluated(known.path)[1]
+
+
+def test_a_validation_split_is_proposed_for_networks_trained_elsewhere(made: tuple[Path, Run], tmp_path: Path):
+    photos(tmp_path / "new" / "train", range(100, 140))
+    photos(tmp_path / "new" / "val", range(140, 150))
+    proposed = f"--data folder-test:{tmp_path / 'new'}/val takes those of val/"
+    assert proposed in evaluated(made[1].path, f"folder:{tmp_path / 'new'}")[2]
+    assert evaluated(made[1].path, f"folder-test:{tmp_path / 'new' / 'val'}")[0] == 10

@@ -11,15 +11,11 @@ import numpy as np
 import torch
 
 from advalign.data import NAMES, Dataset
+from advalign.data.images import Digests
 from advalign.errors import require
 from advalign.runs import Run
 from advalign.runs.run import data_kind
-from advalign.runs.trained_on import read_trained_on
-
-_UNKNOWN = (
-    "which images the model was trained and selected on is not known, as its weights lie outside of their run's folder "
-    "or are of an earlier version: such images may be among those that are measured"
-)
+from advalign.runs.trained_on import UNKNOWN, read_trained_on
 
 
 def leave_out_seen(dataset: Dataset, path: Path, card: Mapping[str, Any]) -> Dataset:
@@ -41,8 +37,8 @@ def leave_out_seen(dataset: Dataset, path: Path, card: Mapping[str, Any]) -> Dat
     trained_on = read_trained_on(path.resolve().parent) if "run" in card else None
     if trained_on is None:
         _require_same_rule(dataset, path, card)
-        if "run" in card and not official and not _is_trained_on(dataset, path):
-            dataset = replace(dataset, note=_joined(dataset.note, _UNKNOWN))
+    if unknown := _unknown(dataset, path, card, trained_on):
+        dataset = replace(dataset, note=_joined(dataset.note, unknown))
     of_data = [] if official else [part.digests for part in (dataset.train, dataset.validation) if part is not None]
     seen = np.concatenate([np.empty(0, np.uint64) if trained_on is None else trained_on, *of_data])
     copies = torch.from_numpy(np.isin(dataset.test.digests, seen)) if len(seen) else torch.zeros(0, dtype=torch.bool)
@@ -64,6 +60,22 @@ def leave_out_seen(dataset: Dataset, path: Path, card: Mapping[str, Any]) -> Dat
     )
     note = f"{count} of {total} test images are left out, copies of {of_what}"
     return replace(dataset, test=dataset.test.take((~copies).nonzero()[:, 0]), note=_joined(dataset.note, note))
+
+
+def _unknown(dataset: Dataset, path: Path, card: Mapping[str, Any], trained_on: Digests | None) -> str:
+    """Return what is not known of the images that a model has seen, where they may be among the test images."""
+    if "run" not in card:
+        its, doubtful = "the model was trained on is not known", dataset.held_out
+    elif trained_on is None:
+        its = (
+            "the model was trained and selected on is not known, as its weights lie outside of their run's folder or "
+            "are of an earlier version"
+        )
+        doubtful = dataset.name not in NAMES and not _is_trained_on(dataset, path)
+    else:
+        its = "the weights were trained on from which the model has learned is not known"
+        doubtful = dataset.held_out and UNKNOWN in trained_on
+    return f"which images {its}: such images may be among those that are measured" if doubtful else ""
 
 
 def _require_same_rule(dataset: Dataset, path: Path, card: Mapping[str, Any]) -> None:

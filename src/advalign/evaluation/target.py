@@ -152,12 +152,19 @@ def load_dataset(options: TargetOptions, path: Path, card: dict[str, Any], conso
         for line in describe(dataset):
             say(console, line)
         if dataset.held_out and kind == "folder" and dataset.name != card.get("data"):
-            say(console, f"  measured: the {len(dataset.test)} held-out images; --data folder-test:{place} takes all")
+            others = _other_images(dataset, place)
+            say(console, f"  measured: the {len(dataset.test)} held-out images; --data folder-test:{others}")
     require(
         not shape or shape == dataset.shape,
         lambda: f"images of {dataset.name} have shape {dataset.shape}, but {path} was trained on {shape}",
     )
     return dataset
+
+
+def _other_images(dataset: Dataset, place: str) -> str:
+    """Return which folder to name to measure others than the held-out images: the user's validation split, or all."""
+    split = dataset.sources.get("validation", "").removeprefix("from ").rstrip("/")
+    return f"{place}/{split} takes those of {split}/" if split and Path(place, split).is_dir() else f"{place} takes all"
 
 
 def _build(

@@ -18,6 +18,8 @@ from advalign.runtime.files import written_atomically
 from advalign.runtime.sealed import Owner, check_sealed, seal_npy
 
 FILE = "trained_on.npy"
+UNKNOWN = np.uint64(0)
+"""Stands among the digests for images that are not known, those of weights without a training record."""
 _REMEDY = "fetch the run's folder again, or train again"
 
 
@@ -25,12 +27,14 @@ def write_trained_on(run: Run, parts: Iterable[Images | Extra], others: Iterable
     """Write the digests of a run's training and validation images, 8 bytes each; generated images are such as well.
 
     Args:
-        others: weights that the run learns from, a start or a teacher; what they are known to have seen counts as seen.
+        others: weights that the run learns from, a start or a teacher; what they are known to have seen counts as seen,
+            and that it is not known is kept as well.
 
     Raises:
         UserError: the file cannot be written, or one of the others' is damaged.
     """
-    inherited = [digests for weights in others if (digests := read_trained_on(weights.path.parent)) is not None]
+    known = [read_trained_on(weights.path.resolve().parent) for weights in others]
+    inherited = [np.array([UNKNOWN]) if digests is None else digests for digests in known]
     digests = np.unique(np.concatenate([*(images.digests for images in parts), *inherited]))
     try:
         with written_atomically(run.path / FILE) as draft:
