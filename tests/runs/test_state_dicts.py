@@ -162,6 +162,26 @@ def test_a_network_in_a_wrapper_takes_the_weights_of_the_one_inside():
             assert_loaded(net, wrap(saved()))
 
 
+class Twice(nn.Module):
+    """A network under two names, and a part of it under a third."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.again, self.part = net, net, next(net.children())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.again(x)
+
+
+@pytest.mark.parametrize("file_of", [Twice, lambda net: net])
+def test_a_network_under_two_names_takes_its_own_weights_and_those_of_the_one_inside(
+    file_of: Callable[[nn.Module], nn.Module],
+):
+    net = Twice(fresh())
+    load_into(net, file_of(saved()).state_dict(), "file")
+    assert_loaded(net, Twice(saved()))
+
+
 def test_a_normalisation_in_the_file_is_never_dropped_in_silence():
     state = Wrapped(saved()).state_dict()
     for content in (state, {"mu": torch.rand(3), "sigma": torch.rand(3), **saved().state_dict()}):

@@ -67,12 +67,15 @@ class Candidate:
         return self.tensors.get(self.prefix + self.renamed.get(inner, inner))
 
     def state(self, net: nn.Module) -> dict[str, Tensor]:
-        """Return the network's state dict with the tensors of the file, where it has them in their shape."""
-        state = net.state_dict()
-        found = {name: self.of(name) for name in state}
-        return state | {
-            name: each for name, each in found.items() if each is not None and each.shape == state[name].shape
-        }
+        """Return the network's state dict with the tensors of the file, where it has them in their shape.
+
+        A tensor that the network has under two names is that of the file under both.
+        """
+        state: dict[str, Tensor] = net.state_dict(keep_vars=True)
+        named = {name: self.of(name) for name in state}
+        found = {name: each for name, each in named.items() if each is not None and each.shape == state[name].shape}
+        shared = {id(state[name]): each for name, each in found.items()}
+        return {name: found.get(name, shared.get(id(value), value)) for name, value in state.items()}
 
     def note(self) -> str:
         """Say what was taken and what was left out, in a line; empty for a file that is the state dict."""
