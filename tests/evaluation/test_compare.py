@@ -122,6 +122,14 @@ def test_what_is_no_result_is_refused(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no evaluations in"):
         compare(a, tmp_path / "empty")
+    (tmp_path / "several").mkdir()
+    for name in ("one.json", "one.md"):
+        (tmp_path / "several" / name).write_text("{}")
+    with pytest.raises(UserError, match=r"several' is no run folder: name a file in it, such as .*one\.json$"):
+        compare(a, tmp_path / "several")
+    (tmp_path / "net.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"evaluate it first, and name the \.json file .*evaluations/net-\.\.\.json$"):
+        compare(a, f"resnet18@{tmp_path / 'net.pt'}")
 
 
 def test_the_worst_case_comes_last_where_both_hold_the_same(tmp_path: Path):

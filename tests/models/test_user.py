@@ -84,6 +84,9 @@ def test_canonical_keeps_the_module_and_sorts_the_arguments():
         ("own_nets:make_net(dropp=1)", "unknown argument of model 'own_nets:make_net' 'dropp': did you mean 'drop'"),
         ("own_nets:make_net(drop=x)", "model 'own_nets:make_net': drop='x' must be a number"),
         (":make", "cannot import ''"),
+        ("own_nets.py:make_net", r"'own_nets.py' is a file: name the module, own_nets:make_net$"),
+        ("nets/own.py:make", r"name the module, nets.own:make$"),
+        ("own_nets", r"own_nets.py may define several networks: name one, as in own_nets:FUNCTION$"),
         ("own_nets:", "cannot read ''"),
     ],
 )

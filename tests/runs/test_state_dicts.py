@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from tests.networks import TinyNet, tiny
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import advalign as aa
 from advalign import models
@@ -294,6 +295,23 @@ def test_a_misfit_is_named_with_its_likely_cause(name: str):
 
 
 @pytest.mark.parametrize(
+    "norm",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.spectral_norm,
+        pytest.param(nn.utils.weight_norm, marks=pytest.mark.filterwarnings("ignore::FutureWarning")),
+        lambda module: prune.random_unstructured(module, "weight", 1),
+    ],
+)
+def test_a_weight_that_is_made_of_others_in_the_file_is_named(norm: Callable[[nn.Module], nn.Module]):
+    theirs, ours = fresh(), fresh()
+    norm(next(module for module in theirs.modules() if isinstance(module, nn.Linear)))
+    with pytest.raises(UserError, match=r"it has no '.*weight': there it is made of others, as by weight or spectral"):
+        load_into(ours, put_before("module.", theirs.state_dict()), "file")
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda value: value * float("nan"), "has values in 'conv.weight' that are not a number, as after a training"),
@@ -350,6 +368,13 @@ def test_models_before_paths_with_any_sign_in_them(place: str, tmp_path: Path):
     assert find_weights(file).model is None
     with pytest.raises(UserError, match="no run folder or weights file"):
         find_weights(f"{file}x")
+
+
+@pytest.mark.parametrize("model", ["resnet18", "small-cnn(width=2)", "my.nets:make", 'my_nets:make(act="relu")'])
+def test_a_network_without_weights_is_no_path(model: str):
+    with pytest.raises(UserError) as raised:
+        find_weights(model)
+    assert str(raised.value).endswith(f": it is a network, whose weights are named as in {model}@FILE")
 
 
 def test_weights_from_elsewhere_are_loaded_in_python_by_their_model_alone(tmp_path: Path):

@@ -39,7 +39,10 @@ ADVICE = {
     "input range": "Normalise inside the model: advalign.models.Normalized, or --mean and --std.",
     "eval mode": "Call model.eval(), and look for a train() that ignores it.",
     "logits": "Return logits, and leave the softmax to the loss.",
-    "clean accuracy": "Check the weights, the order of the classes, and the range of the images.",
+    "clean accuracy": (
+        "Check the weights, the order of the classes, and the range of the images: a network may expect them "
+        "normalised, --mean and --std."
+    ),
     "determinism": "Attack the expectation over draws and count accuracy over several, or turn off what draws.",
     "batch": "Use running statistics in eval mode.",
     "gradient": "Attack without what flattens the gradient, such as a scale of the logits or a step function.",

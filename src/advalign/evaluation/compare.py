@@ -10,7 +10,7 @@ from advalign.attacks.names import parse_name, worst_cases_among
 from advalign.errors import UserError, require, unknown
 from advalign.runs.formats import ResultFile, read_checked_json
 from advalign.runs.run import data_kind
-from advalign.runtime.files import digest_of_file
+from advalign.runtime.files import digest_of_file, require_original
 from advalign.runtime.near import near_path
 
 # What two outcomes must share to be comparable image by image.
@@ -180,6 +180,14 @@ def _outcomes(source: Path, checkpoint: str, unreadable: list[str]) -> dict[_Key
     return outcomes
 
 
+def _hint(source: Path) -> str:
+    """Return what to name in the place of MODEL@FILE, which is a network and no evaluation; else a similar path."""
+    model, at, file = str(source).partition("@")
+    if model and at and Path(file).is_file():
+        return f": evaluate it first, and name the .json file that is written, evaluations/{Path(file).stem}-...json"
+    return near_path(source)
+
+
 def _results(source: Path, checkpoint: str, unreadable: list[str]) -> dict[Path, Any]:
     """Read a result file, or those of a run folder that are of the checkpoint's present weights.
 
@@ -188,14 +196,20 @@ def _results(source: Path, checkpoint: str, unreadable: list[str]) -> dict[Path,
     """
     if source.is_file():
         return {source: _read_result(source)}
-    require(source.is_dir(), lambda: f"no run folder or result file {str(source)!r}{near_path(source)}")
-    every, files = {}, sorted((source / "evaluations").glob("*.json"))
+    require(source.is_dir(), lambda: f"no run folder or result file {str(source)!r}{_hint(source)}")
+    every, seen, files = {}, dict[str, Path](), sorted((source / "evaluations").glob("*.json"))
     for file in (file for file in files if not file.name.endswith(".robustbench.json")):
         try:
-            every[file] = _read_result(file)
+            content = _read_result(file)
+            require_original(file, seen, "remove both, and evaluate again")
+            every[file] = content
         except UserError as error:
             unreadable.append(f"Not read: {error}.")
     reasons = "".join(f" {line}" for line in unreadable[:1])
+    loose = next((each for each in sorted(source.glob("*.json")) if each.with_suffix(".md").exists()), None)
+    require(
+        bool(every) or loose is None, lambda: f"{str(source)!r} is no run folder: name a file in it, such as {loose}"
+    )
     require(bool(every), lambda: f"no evaluations in {str(source)!r}: run advalign evaluate first.{reasons}")
     weights = source / f"{checkpoint}.safetensors"
     now = digest_of_file(weights) if weights.exists() else ""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from advalign.errors import quoted, unknown
+from advalign.errors import quoted, require, unknown
 from advalign.models.fold import Folded
 from advalign.models.modes import evaluating
 from advalign.models.normalize import Normalized
@@ -94,6 +95,10 @@ def _resolve(spelling: str) -> tuple[str, Callable[..., nn.Module], dict[str, An
     elif call.name in MODELS:
         name, make = call.name, MODELS[call.name]
     else:
+        require(
+            not Path(f"{head.strip()}.py").is_file(),
+            lambda: f"{head.strip()}.py may define several networks: name one, as in {head.strip()}:FUNCTION",
+        )
         raise unknown("model", call.name, MODELS)
     given_by_data: dict[str, Any] = {"classes": None, "channels": None}
     check_numbers(f"model {quoted(name)}", call.arguments)

@@ -21,8 +21,10 @@ def find_function(module: str, name: str) -> Callable[..., Any]:
     """Import a function, or a class, with the current directory on the path, as `python -m` does.
 
     Raises:
-        UserError: the module cannot be imported, or has no such function.
+        UserError: the module cannot be imported, is named as a file, or has no such function.
     """
+    as_path = module.removesuffix(".py").replace("/", ".")
+    require(not module.endswith(".py"), lambda: f"{quoted(module)} is a file: name the module, {as_path}:{name}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

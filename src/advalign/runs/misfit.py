@@ -25,16 +25,22 @@ def misfit(net: nn.Module, content: Any) -> str:
     for name, own in state.items():
         found = near.of(name)
         if found is None:
-            return f": it has no {quoted(name)}{_cause_of_missing(name)}"
+            return f": it has no {quoted(name)}{_cause_of_missing(near, name)}"
         if found.shape != own.shape:
             return f": {quoted(name)} is {tuple(found.shape)}, not {tuple(own.shape)}{_cause(net, near, name, found)}"
     extra = next((name for name in near.left_out if name.startswith(near.prefix)), near.left_out[0])
     return f", which has no {quoted(extra.removeprefix(near.prefix))}: a deeper network, or another architecture"
 
 
-def _cause_of_missing(name: str) -> str:
+def _cause_of_missing(near: Candidate, name: str) -> str:
     if name.rpartition(".")[2] in ("running_mean", "running_var"):
         return ": parameters without the statistics of their BatchNorm, as some averages of weights are"
+    module, _, leaf = name.rpartition(".")
+    written = (f"{name}_g", f"{name}_orig", *(f"{module}.parametrizations.{leaf}.original{n}" for n in ("", "0")))
+    if any(near.of(each) is not None for each in written):
+        return (
+            ": there it is made of others, as by weight or spectral norm or pruning: name a network that has that too"
+        )
     return ""
 
 

@@ -6,6 +6,7 @@ Of a file that holds several state dicts, `FILE#PART` names one.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,8 +152,16 @@ def _file(source: str | Path, checkpoint: str) -> Path:
         weights = Run.read(path).weights(checkpoint)
         require(weights.is_file(), lambda: f"{path} has no {checkpoint} checkpoint yet: train it first")
         return weights
-    require(path.is_file(), lambda: f"no run folder or weights file {str(source)!r}{near_path(path)}")
+    require(path.is_file(), lambda: f"no run folder or weights file {str(source)!r}{_hint(path)}")
     return path
+
+
+def _hint(path: Path) -> str:
+    """Return the end of a message on a path that leads nowhere, which may be a network without a file of weights."""
+    head = str(path).partition("(")[0]
+    if head in models.MODELS or re.fullmatch(r"[\w.]+:\w+", head):
+        return f": it is a network, whose weights are named as in {path}@FILE"
+    return near_path(path)
 
 
 def require_classes(path: Path, card: Mapping[str, Any], dataset: Dataset) -> None:
