@@ -169,7 +169,7 @@ def test_forwards_of_a_step(method: str, x_y, monkeypatch: pytest.MonkeyPatch):
         return plain(self, x)
 
     objective.perturb(x, y, Linf(), second=x, steps=1)  # builds the folded copies, which traces forward
-    guests |= {id(folded.twin.get_submodule("net")): name for name, folded in objective._folded_guests.items()}
+    guests |= {id(folded.twin.get_submodule("net")): name for name, folded in objective._twins.guests.items()}
     monkeypatch.setattr(TinyNet, "forward", counted)
     x_adv = objective.perturb(x, y, Linf(), second=x.flip(3), steps=10)
     objective(x, x_adv, y, x.flip(3))

@@ -53,8 +53,8 @@ def bound(method: str = "at+part", channels: int = 3, **arguments) -> Objective:
 def box(objective: Objective, x: Tensor, eps: float = EPS) -> PixelLinf:
     """The threat that the plug-in makes of Linf(eps), from the network that the attack sees."""
     (plugin,) = objective.method.plugins
-    with objective._eval_mode() as student, torch.enable_grad():
-        narrowed = plugin.attack_threat(student, x, Linf(eps))
+    with objective._twins.attacked("eval") as nets, torch.enable_grad():
+        narrowed = plugin.attack_threat(nets["student"], x, Linf(eps))
     assert isinstance(narrowed, PixelLinf)
     return narrowed
 
@@ -181,7 +181,7 @@ def test_the_warm_up_has_the_whole_radius_and_is_in_the_state():
     narrow = box(objective, x).radii
 
     def whole(of: Objective) -> bool:
-        return of.method.plugins[0].attack_threat(of._folded, x, Linf(EPS)) == Linf(EPS)
+        return of.method.plugins[0].attack_threat(of._twins.student, x, Linf(EPS)) == Linf(EPS)
 
     for progress, expected in ((0.0, True), (0.24, True), (0.25, False), (0.9, False)):
         objective.start_epoch([], progress)

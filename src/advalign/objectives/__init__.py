@@ -22,7 +22,7 @@ from advalign.objectives.bases.rslad import RSLAD
 from advalign.objectives.bases.score import SCORE
 from advalign.objectives.bases.trades import TRADES
 from advalign.objectives.method import Base, Method, PlugIn
-from advalign.objectives.objective import Objective, compose, total
+from advalign.objectives.objective import Objective, compose
 from advalign.objectives.plugins.adaad import AdaADAttack
 from advalign.objectives.plugins.adr import ADR
 from advalign.objectives.plugins.afa import AFA
@@ -38,6 +38,7 @@ from advalign.objectives.plugins.rebat import ReBAT
 from advalign.objectives.plugins.rpat import RPAT
 from advalign.objectives.plugins.sglr import SGLR
 from advalign.objectives.plugins.vfd import VFD
+from advalign.objectives.terms import total
 from advalign.spelling import check_numbers, construct, parse_calls
 
 __all__ = [

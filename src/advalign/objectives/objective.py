@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager, nullcontext
-from functools import cached_property, partial
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any, Literal, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advalign.attacks.ascent import AttackLoss, Start, projected_gradient_ascent
 from advalign.attacks.batches import in_type_of, widened
 from advalign.attacks.losses import cross_entropy
 from advalign.errors import UserError, require, shorten, unknown
-from advalign.models.adapted import adapted, number_type
+from advalign.models.adapted import number_type
 from advalign.models.fold import Folded
-from advalign.models.modes import buffers_kept, check_parameters, evaluating, outside_inference_mode, training
+from advalign.models.modes import buffers_kept, check_parameters, evaluating, outside_inference_mode
 from advalign.models.split_norm import SplitNorm, using_norms
 from advalign.models.taps import Output, Tapped
-from advalign.objectives.contract import Calibration, Need, Network, Term, Terms, union
+from advalign.objectives.contract import Calibration, Need, Terms, union
 from advalign.objectives.distances import soft_cross_entropy
 from advalign.objectives.method import Base, Method, PlugIn
+from advalign.objectives.terms import check_smoothing, method_terms
+from advalign.objectives.twins import Twins
 from advalign.shapes import Attacked, ImageBatch, Labels, Rows
 from advalign.threats import Threat, check_images, check_step_size
 
@@ -55,8 +55,7 @@ class Objective(nn.Module):
                 f"{shorten(str(method))} needs {' and '.join(f'a {name} model' for name in missing)}: give {missing}"
             ),
         )
-        require(0 <= label_smoothing < 1, lambda: f"label_smoothing={label_smoothing:g} must be in [0, 1)")
-        _check_smoothing(method, label_smoothing)
+        check_smoothing(method, label_smoothing)
         self._images_checked = self._epoch_started = False
         self._epochs = self._updates = 0
         self.register_load_state_dict_post_hook(_go_on)
@@ -81,6 +80,7 @@ class Objective(nn.Module):
                 read = union(layers[part] for part in method.parts if any(need.net == name for need in part.needs))
                 guest = averaged if name == "ema" else guests[name]
                 self.nets[name] = Tapped(guest, read, frozen=name not in method.learners)
+        self._twins = Twins(self.nets)
         check_parameters(self)
 
     @property
@@ -193,15 +193,13 @@ class Objective(nn.Module):
             raise unknown("mode", mode, ("eval", "train"))
         if step_size is not None:
             check_step_size("perturb", step_size, threat)
-        network = self._train_mode() if (mode or training_attack.mode) == "train" else self._eval_mode()
-        with outside_inference_mode(), network as student, self._fresh_guests(), torch.enable_grad():
+        networks = self._twins.attacked(mode or training_attack.mode)
+        with outside_inference_mode(), networks as nets, torch.enable_grad():
+            student = nets["student"]
             given, (x, y) = x, widened(x, y, number_type(self.student))
             second = None if second is None else widened(second, y, x.dtype)[0]
             if isinstance(student, Folded):
                 student.try_out(x)
-            nets: dict[str, Network] = {"student": student}
-            for name in self.nets.keys() - {"student"}:
-                nets[name] = partial(self._guest, name)
             for plugin in self.method.plugins:
                 threat = plugin.attack_threat(student, x, threat)
             owner = self.method.replacing("attack_loss") or self.method.base
@@ -256,7 +254,7 @@ class Objective(nn.Module):
             ),
         )
         x, y, second = self._doubled(x, y, second)
-        return self._terms(self._passes(x, x_adv, second), y.long(), rows)
+        return method_terms(self.method, self._passes(x, x_adv, second), y.long(), rows, self.label_smoothing)
 
     def calibrate(
         self,
@@ -276,13 +274,13 @@ class Objective(nn.Module):
         x, y, second = self._doubled(x, y, second)
         with buffers_kept(self):
             outs = self._passes(x, x_adv, second)
-            terms = self._terms(outs, y.long(), rows)
+            terms = method_terms(self.method, outs, y.long(), rows, self.label_smoothing)
             return {plugin.name: plugin.calibrate(outs, terms) for plugin in calibrated}
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the training passes and the attack's network with `torch.compile`, which takes the arguments."""
         super().compile(*args, **kwargs)
-        self._folded.compile(*args, **kwargs)
+        self._twins.student.compile(*args, **kwargs)
 
     def learned_state(self) -> dict[str, Any]:
         """Return the state dict without the frozen guests, which are files of their own."""
@@ -337,93 +335,10 @@ class Objective(nn.Module):
             outs = {need: self._run(need, views) for need in softener.attack_needs}
             return attack_loss._replace(loss=soft_cross_entropy, target=softener.soft_targets(outs, y, None))
 
-    def _terms(self, outs: Mapping[Need, Output], y: Tensor, rows: Tensor | None) -> Terms:
-        terms = self.method.base.terms(outs, y)
-        _check(self.method.base.name, terms)
-        for plugin in self.method.plugins:
-            terms = plugin.reweigh(terms)
-        for plugin in self.method.plugins:
-            added = plugin.terms(outs, y)
-            _check(plugin.name, added)
-            clash = sorted(terms.keys() & added.keys())
-            require(not clash, lambda: f"{self.method}: {clash} named by two parts")
-            terms |= added
-        require("loss" not in terms, lambda: f"{self.method}: a term is called 'loss', which is the name of their sum")
-        softener = self.method.replacing("targets")
-        if softener is not None:
-            with torch.no_grad():
-                targets = softener.soft_targets(outs, y, rows)
-            return {name: self._softened(term, outs, y, targets) for name, term in terms.items()}
-        return {name: self._smoothed(term, outs) for name, term in terms.items()}
-
-    def _softened(self, term: Term, outs: Mapping[Need, Output], y: Tensor, targets: Tensor) -> Term:
-        """Put soft targets (N, K) in the place of the hard labels of a term: its cross entropy is linear in them."""
-        if not term.supervises:
-            return term
-        log_p = F.log_softmax(self._supervised(term, outs).logits, 1)
-        moved = targets - F.one_hot(y, log_p.shape[1])
-        return term._replace(value=term.value - (moved * log_p).sum(1).mean())
-
-    def _smoothed(self, term: Term, outs: Mapping[Need, Output]) -> Term:
-        """Mix a uniform label into a term that supervises hard ones: Szegedy et al. 2016, for any label term."""
-        if not (self.label_smoothing and term.supervises):
-            return term
-        uniform = -F.log_softmax(self._supervised(term, outs).logits, 1).mean()
-        return term._replace(value=(1 - self.label_smoothing) * term.value + self.label_smoothing * uniform)
-
-    def _supervised(self, term: Term, outs: Mapping[Need, Output]) -> Output:
-        """Return the student's pass whose hard labels a term fits."""
-        assert term.supervises is not None
-        need = Need("student", term.supervises)
-        require(
-            need in outs,
-            lambda: f"{self.method}: a term supervises {term.supervises!r}, which the student does not see",
-        )
-        return outs[need]
-
-    def _guest(self, name: str, x: Tensor) -> Output:
-        """Run a guest on images that the attack moves: with gradient to them, also through a frozen one."""
-        if name not in self._folded_guests:
-            self._folded_guests[name] = Folded(adapted(self._tapped(name).net))
-        return Output(self._folded_guests[name](x), {})
-
     def _tapped(self, name: str) -> Tapped:
         net = self.nets[name]
         assert isinstance(net, Tapped)
         return net
-
-    @cached_property
-    def _folded(self) -> Folded:
-        return Folded(self.nets["student"])
-
-    @cached_property
-    def _folded_guests(self) -> dict[str, Folded]:
-        return {}
-
-    @contextmanager
-    def _eval_mode(self):
-        # The twin has BatchNorm folded into the convolutions and frozen weights; folded anew once a step.
-        self._folded.refresh()
-        try:
-            yield self._folded
-        finally:
-            self._folded.release()
-
-    @contextmanager
-    def _fresh_guests(self):
-        for guest in self._folded_guests.values():
-            guest.refresh()
-        try:
-            yield
-        finally:
-            for guest in self._folded_guests.values():
-                guest.release()
-
-    @contextmanager
-    def _train_mode(self):
-        # Batch statistics cannot be folded: this is the plain path.
-        with training(self.nets["student"]):
-            yield self.nets["student"]
 
 
 class _Outputs(dict[Need, Output]):
@@ -436,39 +351,6 @@ class _Outputs(dict[Need, Output]):
 def _go_on(objective: Objective, _: Any) -> None:
     """Take a loaded state, which holds what the parts kept at the epoch's start, for a start of the epoch."""
     objective._epoch_started = True
-
-
-def _check_smoothing(method: Method, label_smoothing: float) -> None:
-    """Refuse smoothed labels where no cross entropy reads them as they are."""
-    softener = method.replacing("targets")
-    reason = (
-        f"{softener.name!r} replaces the labels by soft targets"
-        if softener is not None
-        else ""
-        if method.base.cross_entropy
-        else f"{method.base.name!r} has no cross entropy"
-    )
-    require(
-        not (label_smoothing and reason),
-        lambda: f"{shorten(str(method))}: {reason}: label_smoothing={label_smoothing:g} must be 0",
-    )
-
-
-def _check(name: str, terms: Any) -> None:
-    """Refuse terms of a wrong type or shape."""
-    require(
-        isinstance(terms, dict),
-        lambda: f"{name}: terms() must return a dict of Terms by name, not {type(terms).__name__}",
-    )
-    for key, term in terms.items():
-        require(
-            isinstance(term, Term),
-            lambda: f"{name}: term {key!r} must be Term(weight, value), not {type(term).__name__}",
-        )
-        require(
-            term.value.ndim == 0,
-            lambda: f"{name}: term {key!r} has shape {tuple(term.value.shape)}, not that of a scalar",
-        )
 
 
 def compose(
@@ -514,15 +396,3 @@ def _copy_weights(source: nn.Module, student: nn.Module, what: str) -> None:
     except RuntimeError as error:
         line = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{what}, so both must have one architecture: {line}") from None
-
-
-def total(terms: Terms) -> Tensor:
-    """Sum the weighted terms to the scalar loss.
-
-    Example:
-        >>> import torch, advalign as aa
-        >>> from advalign.objectives.contract import Term
-        >>> aa.total({"clean": Term(1.0, torch.tensor(2.0)), "kl": Term(6.0, torch.tensor(0.5))})
-        tensor(5.)
-    """
-    return torch.stack([term.weight * term.value for term in terms.values()]).sum()

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from advalign.objectives.method import Method
-from advalign.objectives.objective import Objective, total
+from advalign.objectives.objective import Objective
+from advalign.objectives.terms import total
 from advalign.shapes import ImageBatch, Logits
 from advalign.threats import Linf
 
