@@ -59,6 +59,7 @@ def bound(method: str, seed: int = 0) -> Objective:
 def begun(objective: Objective) -> Objective:
     """Let it train as one that goes on within its first epoch: parts that look at each epoch's start have seen none."""
     objective.load_state_dict(objective.state_dict())
+    objective.start_step(0.0)
     return objective
 
 

@@ -162,6 +162,21 @@ def test_a_loop_that_forgets_the_average_is_told_so_and_not_trained_by_another_m
     objective.start_epoch([], 0.5)
 
 
+@pytest.mark.parametrize("method", ["at+adr", "at+igdm", "at+qub(decreasing=true)"])
+def test_a_state_that_goes_on_within_an_epoch_is_told_how_far_it_is(method: str):
+    """The progress is no state: at 0, IGDM would have no weight, and ADR the labels of the first step."""
+    case = Case()
+    objective = compose(parse(method), student=copy.deepcopy(case.student), robust=copy.deepcopy(case.robust)).double()
+    objective.train().load_state_dict(objective.state_dict())
+    with pytest.raises(UserError, match=r"follows the epochs: .* objective.start_step\(step / steps\) where a loaded"):
+        objective(case.x, case.x_adv, case.y)
+    objective.start_step(0.7)
+    objective(case.x, case.x_adv, case.y)
+    steady = compose(parse("at+qub"), student=copy.deepcopy(case.student)).double().train()
+    steady.load_state_dict(steady.state_dict())
+    steady(case.x, case.x_adv, case.y)
+
+
 def test_the_average_is_state_and_no_guest():
     objective = compose(parse("at+adr"), student=tiny(0))
     assert objective.method.guests == ()

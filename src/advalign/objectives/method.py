@@ -300,6 +300,11 @@ class Method:
         """The parts, by name, that look at the student or the progress before each epoch or step."""
         return [part.name for part in self.parts if part.waits]
 
+    @property
+    def annealing(self) -> list[str]:
+        """The parts, by name, that follow the progress in each step."""
+        return [part.name for part in self.parts if part.waits and type(part).start_step is not Part.start_step]
+
     def replacing(self, replaceable: Replaceable) -> PlugIn | None:
         """Return the plug-in that replaces this of the base, if one does."""
         return next((plugin for plugin in self.plugins if replaceable in plugin.replaces), None)

@@ -56,7 +56,7 @@ class Objective(nn.Module):
             ),
         )
         check_smoothing(method, label_smoothing)
-        self._images_checked = self._epoch_started = False
+        self._images_checked = self._epoch_started = self._progress_known = False
         self._epochs = self._updates = 0
         self.register_load_state_dict_post_hook(_go_on)
         self.label_smoothing = label_smoothing
@@ -141,6 +141,7 @@ class Objective(nn.Module):
         Args:
             progress: the share of all steps that is done, `step / (epochs * steps_per_epoch)`.
         """
+        self._progress_known = True
         for part in self.method.parts:
             part.start_step(progress)
 
@@ -243,14 +244,16 @@ class Objective(nn.Module):
 
         Raises:
             UserError: a second augmentation is missing, or two parts name the same term; in train mode, a part waits
-                for `start_epoch`, without which it would train another method.
+                for `start_epoch`, or after a loaded state for `start_step`, without which it would train another
+                method.
         """
-        waiting = [] if self._epoch_started or not self.training else self.method.waiting
+        waiting = self._waiting if self.training else []
         require(
             not waiting,
             lambda: (
                 f"{shorten(str(self.method))}: {waiting[0]!r} follows the epochs: call "
-                "objective.start_epoch(batches, epoch / epochs) before each"
+                "objective.start_epoch(batches, epoch / epochs) before each, and objective.start_step(step / steps) "
+                "where a loaded state goes on within one"
             ),
         )
         x, y, second = self._doubled(x, y, second)
@@ -286,6 +289,13 @@ class Objective(nn.Module):
         """Return the state dict without the frozen guests, which are files of their own."""
         idle = tuple(f"nets.{name}." for name in self.nets if self._tapped(name).frozen and name != "ema")
         return {key: value for key, value in self.state_dict().items() if not key.startswith(idle)}
+
+    @property
+    def _waiting(self) -> list[str]:
+        """The parts, by name, that do not know how far the training is; a loaded state does not hold the progress."""
+        if not self._epoch_started:
+            return self.method.waiting
+        return [] if self._progress_known else self.method.annealing
 
     def _put_parts_beside(self, student: nn.Module) -> None:
         """Move what the parts learn and keep to the student's device, in its numeric type or fp32 if that is wider."""
