@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from math import comb
 from pathlib import Path
@@ -209,3 +210,13 @@ def test_what_is_no_longer_the_checkpoint_and_other_json_are_left_out(tmp_path: 
     result(tmp_path, "a", {"clean": "111111"}, weights=digest_of_file(a / "best.safetensors"))
     (a / "evaluations" / "best.robustbench.json").write_text(json.dumps({"name": "at", "eps": "8/255"}))
     assert compare(a, b).differences == [Difference("clean", 1, 0, 6, 0, 6)]
+
+
+def test_a_copy_of_a_result_is_named_and_counts_once(tmp_path: Path):
+    for name in ("a", "b"):
+        result(tmp_path, name, {"clean": "1110", "fgsm": "1100" if name == "a" else "1000"})
+    file = tmp_path / "b" / "evaluations" / "best.json"
+    shutil.copy(file, file.with_name("zzz.json"))
+    comparison = compare(tmp_path / "a", tmp_path / "b")
+    assert [line for line in comparison.unreadable if "zzz.json is a copy of best.json" in line]
+    assert comparison.differences == compare(tmp_path / "a", file).differences

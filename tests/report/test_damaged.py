@@ -103,6 +103,9 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "at/evaluations/*.json", lambda file: shutil.copy(file, file.with_name("best-ffffffff.json")), "is a copy of ",
     ),
     "examples flipped": ("at/evaluations/*.npz", flipped, "is damaged, its checksum does not fit"),
+    "examples a dead link": (
+        "at/evaluations/*.npz", lambda file: (file.unlink(), file.symlink_to(file.name)), "Too many levels",
+    ),
     "examples cut": ("at/evaluations/*.npz", lambda file: file.write_bytes(file.read_bytes()[:500]), "is damaged"),
     "diagnosis flipped": ("at/diagnosis/*.json", flipped, "is damaged"),
     "diagnosis of wrong types": ("at/diagnosis/*.json", unsealed("verdicts", 3), "Expected `array`, got `int`"),

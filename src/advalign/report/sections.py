@@ -21,6 +21,7 @@ from advalign.report.sources import ReportSources, Scope
 from advalign.report.trade_off import trade_off_figure
 from advalign.report.training import calibration_section, training_section
 from advalign.runs import Record
+from advalign.runtime.files import present
 from advalign.threats import parse_threat
 
 _GALLERY_MODELS = 6
@@ -89,7 +90,7 @@ def gallery_sections(name: str, scope: Scope, sources: ReportSources, missing: l
     rows, errors = {}, []
     for model, of_model in sources.results.items():
         for result in of_model:
-            if result.scope == scope and result.examples.exists():
+            if result.scope == scope and present(result.examples):
                 try:
                     *images_and_captions, attack = read_examples(result.examples, result.content)
                     rows[f"{sources.names[model]}\n{attack}"] = tuple(images_and_captions)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from advalign.errors import UserError, require
 from advalign.runs import Record, Run, latest, read_records
 from advalign.runs.formats import DiagnosisFile, ResultFile, read_checked_json
-from advalign.runtime.files import digest_of_file
+from advalign.runtime.files import digest_of_file, require_original
 from advalign.runtime.near import near_path
 
 # How a result file of `advalign evaluate` begins. Other JSON below the paths belongs to other programs and is not read.
@@ -225,8 +225,7 @@ def _results_of_run(run: Run, reader: _Reader) -> list[StoredResult]:
         result = _read_result(file)
         other = result.first["run"]
         require(other == run.id, lambda: f"{file} belongs to run {other or 'of no record'}, not to {run.id}: remove it")
-        first = seen.setdefault(digest_of_file(file), file)
-        require(first == file, lambda: f"{file} is a copy of {first.name}: remove both, and evaluate again")
+        require_original(file, seen, "remove both, and evaluate again")
         return result
 
     files = sorted((run.path / "evaluations").glob("*.json"))

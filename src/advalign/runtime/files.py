@@ -142,6 +142,19 @@ def digest_of_file(path: Path) -> str:
     return digest(read_content(path))
 
 
+def require_original(file: Path, seen: dict[str, Path], remedy: str) -> None:
+    """Refuse a file with the content of another one: which of the two names is the right one, neither says.
+
+    Args:
+        seen: the files so far by their content; this one is added.
+
+    Raises:
+        UserError: both files.
+    """
+    first = seen.setdefault(digest_of_file(file), file)
+    require(first == file, lambda: f"{file} is a copy of {first.name}: {remedy}")
+
+
 def read_content(path: Path) -> bytes:
     """Return all bytes of a file.
 
