@@ -78,6 +78,9 @@ def test_what_is_missing_or_out_of_range_is_refused():
     case = Case()
     with pytest.raises(UserError, match="attacks a second augmentation of the batch: give second="):
         bound("at+consistency", case)(case.x, case.x_adv, case.y)
+    for method in ("at+consistency", "trades+afa"):
+        with pytest.raises(UserError, match=r"images lie in .* but attacks need \[0, 1\]"):
+            bound(method, case).perturb(case.x, case.y, Linf(), second=255 * case.x)
     with pytest.raises(UserError, match="temperature=0 must be above 0"):
         parse("at+consistency(temperature=0)")
     assert compose(parse("at+consistency"), student=tiny(0)).method.second

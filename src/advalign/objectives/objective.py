@@ -186,10 +186,12 @@ class Objective(nn.Module):
         training_attack = self.method.base.training_attack
         if training_attack is None:
             return x
-        if not self._images_checked:  # once: it synchronises with the device
-            check_images(x)
-            self._images_checked = True
         x, y, second = self._doubled(x, y, second)
+        if not self._images_checked:  # once: it synchronises with the device
+            for images in (x, second):
+                if images is not None:
+                    check_images(images)
+            self._images_checked = True
         if mode not in (None, "eval", "train"):
             raise unknown("mode", mode, ("eval", "train"))
         if step_size is not None:
