@@ -135,11 +135,14 @@ def check_arguments(
     Raises:
         UserError: the name or the value, and what is allowed.
     """
-    known = [name for name in inspect.signature(make).parameters if name not in (hidden or {})]
+    parameters = inspect.signature(make).parameters.values()
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    named = [each.name for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
+    known = [name for name in named if name not in (hidden or {})]
     hints = _hints(make)
     checked = {}
     for name, value in arguments.items():
-        if name not in known:
+        if name not in known and (not takes_any or name in (hidden or {})):
             if not known:
                 raise UserError(f"{owner} takes no arguments, but {quoted(name)} was given")
             raise unknown(f"argument of {owner}", name, known)
@@ -168,11 +171,20 @@ def check_numbers(owner: str, arguments: Mapping[str, Any]) -> None:
                 raise UserError(f"{owner}: {name}={quoted(value)} is out of range: at most 2**63 - 1")
 
 
-def spell(name: str, make: Callable[..., Any], values: Mapping[str, Any], *, hidden: str = "", always: str = "") -> str:
+def spell(
+    name: str,
+    make: Callable[..., Any],
+    values: Mapping[str, Any],
+    *,
+    others: Mapping[str, Any] | None = None,
+    hidden: str = "",
+    always: str = "",
+) -> str:
     """Spell a call by the values of its arguments, in the constructor's order; defaults are left out.
 
     Args:
         values: by name; what is missing, or is no argument, counts as default.
+        others: of a function that takes any arguments, those that its signature does not name.
         hidden: the argument that is never spelled.
         always: the argument that is spelled even where it is the default.
     """
@@ -181,6 +193,7 @@ def spell(name: str, make: Callable[..., Any], values: Mapping[str, Any], *, hid
         value = values.get(parameter.name, parameter.default)
         if parameter.name != hidden and (value != parameter.default or parameter.name == always):
             shown[parameter.name] = value
+    shown |= dict(sorted((others or {}).items()))
     return f"{name}({spell_arguments(shown)})" if shown else name
 
 

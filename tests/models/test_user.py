@@ -34,6 +34,16 @@ def anything(**given):
 def number(classes):
     return classes
 
+class Theirs(nn.Linear):
+    def __init__(self, depth=1, num_classes=1000):
+        super().__init__(depth, num_classes)
+
+def as_torchvision(*, weights=None, progress=True, **kwargs):
+    return Theirs(**kwargs)
+
+def as_timm(name, in_chans=3, num_classes=1000):
+    return nn.Linear(in_chans, num_classes)
+
 def failing(classes):
     raise RuntimeError("no weights here\\nsecond line")
 """
@@ -64,6 +74,21 @@ def test_gives_a_function_only_what_it_takes():
     assert repr(net) == "Linear(in_features=10, out_features=1, bias=True)"
 
 
+def test_sizes_have_the_names_of_other_libraries_too():
+    sizes = {"classes": 10, "channels": 1}
+    assert repr(build('own_nets:as_timm(name="x")', **sizes)).startswith("Linear(in_features=1, out_features=10")
+    assert repr(build("own_nets:Theirs", **sizes)).startswith("Theirs(in_features=1, out_features=10")
+    assert repr(build("own_nets:as_torchvision(depth=2)", **sizes)).startswith("Theirs(in_features=2, out_features=10")
+    assert (
+        canonical("own_nets:as_torchvision( num_classes=7, depth = 2 )")
+        == "own_nets:as_torchvision(depth=2, num_classes=7)"
+    )
+    spelled = build("own_nets:as_torchvision(num_classes=7)", **sizes)
+    assert repr(spelled).startswith("Theirs(in_features=1, out_features=7")
+    with pytest.raises(UserError, match=r"cannot be built: TypeError: .*unexpected keyword argument"):
+        build("own_nets:as_torchvision(width=7)", **sizes)
+
+
 def test_canonical_keeps_the_module_and_sorts_the_arguments():
     spelled = canonical('own_nets:make_net(act="gelu", drop=0.5)')
     assert spelled == 'own_nets:make_net(drop=0.5, act="gelu")' == canonical(spelled)
@@ -77,7 +102,7 @@ def test_canonical_keeps_the_module_and_sorts_the_arguments():
         ("own_broken:make", "cannot import 'own_broken' .*No module named 'no_such_package'"),
         (
             "own_nets:make_nte",
-            "unknown function of own_nets 'make_nte': did you mean 'make_net'\\? choose from Wide, a",
+            "unknown function of own_nets 'make_nte': did you mean 'make_net'\\? choose from Theirs, Wide",
         ),
         ("own_nets:number", "model 'own_nets:number' returns int, not a torch.nn.Module"),
         ("own_nets:failing", "model 'own_nets:failing' cannot be built: RuntimeError: no weights here$"),

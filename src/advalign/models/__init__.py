@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def canonical(spelling: str) -> str:
         UserError: as `build`.
     """
     name, make, arguments = _resolve(spelling)
-    return spell(name, make, arguments)
+    named = inspect.signature(make).parameters
+    return spell(name, make, arguments, others={key: arguments[key] for key in arguments if key not in named})
 
 
 def function_of(spelling: str) -> str:

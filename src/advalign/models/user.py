@@ -16,6 +16,9 @@ from advalign.errors import UserError, quoted, require, shorten, unknown
 from advalign.models.adapted import number_type
 from advalign.models.modes import evaluating
 
+# What torchvision, timm and others call the sizes.
+_NAMES = {"classes": ("num_classes", "n_classes"), "channels": ("in_channels", "in_chans")}
+
 
 def find_function(module: str, name: str) -> Callable[..., Any]:
     """Import a function, or a class, with the current directory on the path, as `python -m` does.
@@ -42,14 +45,22 @@ def find_function(module: str, name: str) -> Callable[..., Any]:
 def call_function(spelling: str, make: Callable[..., Any], arguments: dict[str, Any], **sizes: Any) -> nn.Module:
     """Call a user's function with the arguments that are spelled, and with those of the sizes that it accepts.
 
+    Sizes have the names that functions of other libraries have for them, too. One that takes any argument is called as
+    theirs are if it does not know ours.
+
     Raises:
         UserError: it fails, or returns something else than a network.
     """
     parameters = inspect.signature(make).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    accepted = {name: value for name, value in sizes.items() if takes_any or name in parameters}
+    accepted = {}
+    for size, value in sizes.items():
+        names = (size, *_NAMES.get(size, ()))
+        taken = next((name for name in names if name in parameters), size if takes_any else None)
+        if taken is not None and not arguments.keys() & set(names):
+            accepted[taken] = value
     try:
-        net = make(**arguments, **accepted)
+        net = _call_as_others(make, arguments, accepted) if takes_any else make(**arguments, **accepted)
     except Exception as error:
         raise UserError(f"model {quoted(spelling)} cannot be built: {_line(error)}") from error
     require(
@@ -57,6 +68,16 @@ def call_function(spelling: str, make: Callable[..., Any], arguments: dict[str, 
         lambda: f"model {quoted(spelling)} returns {type(net).__name__}, not a torch.nn.Module",
     )
     return net
+
+
+def _call_as_others(make: Callable[..., Any], arguments: dict[str, Any], sizes: dict[str, Any]) -> Any:
+    """Call a function that hands any argument on: with our sizes or else, as torchvision's, with `num_classes`."""
+    try:
+        return make(**arguments, **sizes)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        return make(**arguments, **({"num_classes": sizes["classes"]} if "classes" in sizes else {}))
 
 
 def check_output(net: nn.Module, shape: tuple[int, int, int], classes: int) -> None:
