@@ -94,7 +94,9 @@ def test_some_of_the_classes_are_measured_with_all_logits(tmp_path: Path, net: t
 
 def test_a_renamed_class_is_refused(tmp_path: Path, net: torch.nn.Module, images: Images):
     file = weights(tmp_path, net)
-    message = r"^zoo has classes that .* does not know: Cat, wolf; those of the model are cat, dog, owl, yak; is 'Cat' .*$"
+    message = (
+        r"^zoo has classes that .* does not know: Cat, wolf; those of the model are cat, dog, owl, yak; is 'Cat' .*$"
+    )
     renamed = data(images, ("Cat", "dog", "owl", "wolf"), images.labels)
     for verb in (measure, diagnose_source):
         with pytest.raises(UserError, match=message):
