@@ -13,7 +13,7 @@ from advalign.data import AUGMENTATIONS, Batches, Images
 from advalign.errors import UserError
 
 
-def random_images(n: int, channels: int = 3, height: int = 6, width: int = 5) -> Images:
+def random_images(n: int, channels: int = 3, height: int = 12, width: int = 11) -> Images:
     """Distinct images; labels are row numbers."""
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(1, 256, (n, channels, height, width), generator=draw, dtype=torch.uint8)
@@ -123,7 +123,7 @@ def test_a_small_set_is_one_batch():
     batches = make(random_images(5), batch_size=128)
     assert batches.steps == 1
     ((x, y),) = batches.epoch(0)
-    assert x.shape == (5, 3, 6, 5)
+    assert x.shape == (5, 3, 12, 11)
     assert sorted(y.tolist()) == [0, 1, 2, 3, 4]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from advalign.data.arrays import load_npz
-from advalign.data.batches import AUGMENTATIONS, Batches
+from advalign.data.augment.registry import AUGMENTATIONS
+from advalign.data.batches import Batches
 from advalign.data.cifar import load_cifar
 from advalign.data.description import describe
 from advalign.data.digits import load_digits

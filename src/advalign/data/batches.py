@@ -6,23 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int, Num
 from torch import Tensor
-from torch.nn import functional as F
 
+from advalign.data.augment.geometry import flip_and_crop
+from advalign.data.augment.registry import AUGMENTATIONS
 from advalign.data.extra import Extra
-from advalign.data.images import Images, RowNumbers
+from advalign.data.images import Images, RowNumbers, to_unit
 from advalign.errors import require, unknown
 from advalign.runtime.files import digest
-from advalign.shapes import Mask
-
-AUGMENTATIONS = {
-    "none": "images as they are",
-    "flip": "mirrored left to right with probability one half",
-    "flip-crop": "mirrored, and shifted by up to 4 pixels each way over a black border",
-}
-PAD = 4
-"""Border of the random crop, as in all CIFAR recipes since He et al. 2016."""
 
 
 class Batches:
@@ -40,7 +31,7 @@ class Batches:
         images: batches are made on their device.
         batch_size: over all processes together.
         augment: a name in `AUGMENTATIONS`.
-        seed: of order, flips and crops.
+        seed: of order and augmentation.
         rank: this process; it gets its contiguous share of each batch's own images, and of its extra ones.
         world: the number of processes.
         extra: generated images; they stay where they are, and only what is drawn is read.
@@ -48,7 +39,8 @@ class Batches:
         order: (N,) row numbers, from which each epoch's order is drawn; that of `images` if None.
 
     Raises:
-        UserError: unknown augmentation, no images, or a batch that cannot be shared out equally.
+        UserError: unknown augmentation, or one that cannot work on such images, no images, or a batch that cannot be
+            shared out equally.
     """
 
     def __init__(
@@ -68,7 +60,9 @@ class Batches:
             raise unknown("augmentation", augment, AUGMENTATIONS)
         require(len(images) > 0, "there are no images to make batches of")
         require(batch_size > 0, lambda: f"batch size {batch_size} must be positive")
-        self.images, self.augment, self.seed = images, augment, seed
+        self.augmentation = AUGMENTATIONS[augment]
+        self.augmentation.check(augment, tuple(images.pixels.shape[1:]))
+        self.images, self.seed = images, seed
         self.rank, self.world, self.order = rank, world, order
         self.batch_size = min(batch_size, len(images))
         self.extra, self.generated = extra, 0 if extra is None else round(extra_share * self.batch_size)
@@ -118,8 +112,8 @@ class Batches:
             if self.extra is not None:
                 batch = _joined(batch, self.extra.take(drawn[self._mine(step, self.generated)]).to(device))
             mine = self._mine(step, self.batch_size)
-            moved = _flip_and_crop(batch.pixels, flipped[mine], corners[mine], self._pad)
-            yield Images(moved, batch.labels).floats(), batch.labels
+            moved = flip_and_crop(batch.pixels, flipped[mine], corners[mine], self.augmentation.pad)
+            yield Images(self._augmented(moved, epoch, step, second), batch.labels).floats(), batch.labels
 
     def rows(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
         """Yield, as `epoch` yields batches, where their images stand in the set, (B,) int64.
@@ -138,16 +132,21 @@ class Batches:
         first = step * size + self.rank * share
         return slice(first, first + share)
 
-    @property
-    def _pad(self) -> int:
-        return PAD if self.augment == "flip-crop" else 0
+    def _augmented(self, pixels: Tensor, epoch: int, step: int, second: bool) -> Tensor:
+        """Do to this process's share of a batch what the augmentation adds to flip and crop, channels last."""
+        if self.augmentation.then is None:
+            return pixels
+        draw = _generator(f"{self.seed}, {epoch}, {step}", second)
+        size = self.batch_size, self.augmentation.draws
+        uniforms = torch.rand(size, generator=draw, dtype=torch.float64, device="cpu")
+        changed = self.augmentation.then(pixels, uniforms[self._mine(0, self.batch_size)])
+        if changed.dtype != pixels.dtype:  # floats that were rounded to 256 levels
+            changed = to_unit(changed).to(pixels.dtype)
+        return changed.contiguous(memory_format=torch.channels_last)
 
     def _draw(self, epoch: int, second: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw an epoch's order (N,), flips (N,), upper left corners of the crops (N, 2), and extra rows."""
-        # Hashed, so that neighbouring seeds and epochs share nothing: (1, 2), (2, 1) and (0, 3) are three draws.
-        # 32 bits are all that torch's CPU generator takes.
-        mixed = int(digest(f"{self.seed}, {epoch}", digits=8), 16)
-        draw = torch.Generator("cpu").manual_seed(mixed)
+        draw = _generator(f"{self.seed}, {epoch}", second=False)
         n = len(self.images)
         order = torch.randperm(n, generator=draw, device="cpu")
         order = order if self.order is None else self.order[order]
@@ -155,9 +154,9 @@ class Batches:
         if self.extra is not None:
             drawn = torch.randint(len(self.extra), (self.steps * self.generated,), generator=draw, device="cpu")
         if second:
-            draw.manual_seed(mixed ^ 0x5EC0_0D00)
-        flipped = torch.rand(n, generator=draw, device="cpu") < (0 if self.augment == "none" else 0.5)
-        corners = torch.randint(2 * self._pad + 1, (n, 2), generator=draw, device="cpu")
+            draw = _generator(f"{self.seed}, {epoch}", second)
+        flipped = torch.rand(n, generator=draw, device="cpu") < (0.5 if self.augmentation.flip else 0)
+        corners = torch.randint(2 * self.augmentation.pad + 1, (n, 2), generator=draw, device="cpu")
         return order, flipped, corners, drawn
 
 
@@ -172,23 +171,17 @@ class Epoch:
         return self.batches.epoch(self.epoch)
 
 
+def _generator(of: str, second: bool) -> torch.Generator:
+    """Return the generator of an epoch, or of one of its batches, in the first or second augmentation."""
+    # Hashed, so that neighbouring seeds and epochs share nothing: (1, 2), (2, 1) and (0, 3) are three draws.
+    # 32 bits are all that torch's CPU generator takes.
+    mixed = int(digest(of, digits=8), 16)
+    return torch.Generator("cpu").manual_seed(mixed ^ 0x5EC0_0D00 if second else mixed)
+
+
 def _joined(first: Images, second: Images) -> Images:
     """Return both one behind the other, as uint8 if both are."""
     labels = torch.cat([first.labels, second.labels])
     if first.pixels.dtype == second.pixels.dtype:
         return Images(torch.cat([first.pixels, second.pixels]), labels)
     return Images(torch.cat([first.floats(), second.floats()]), labels)
-
-
-def _flip_and_crop(
-    pixels: Num[Tensor, "N C H W"], flipped: Mask, corners: Int[Tensor, "N 2"], pad: int
-) -> Num[Tensor, "N C H W"]:
-    """Crop each image at its corner of the zero-padded frame, mirror it if flipped: one gather, no loop, no sync."""
-    size, _, height, width = pixels.shape
-    down = corners[:, :1] + torch.arange(height, device=pixels.device)
-    across = corners[:, 1:] + torch.arange(width, device=pixels.device)
-    across = torch.where(flipped[:, None], across.flip(1), across)
-    image = torch.arange(size, device=pixels.device)[:, None, None]
-    # Indices on both sides of a slice put the channels last: (B, H, W, C) is the memory format that is wanted.
-    gathered = F.pad(pixels, (pad, pad, pad, pad))[image, :, down[:, :, None], across[:, None, :]]
-    return gathered.permute(0, 3, 1, 2)

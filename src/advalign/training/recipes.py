@@ -55,8 +55,10 @@ class Recipe:
     """SGD weight decay, on every parameter as in the papers' code"""
     clip_norm: float | None = None
     """largest norm of the whole gradient; not clipped if not given"""
-    augment: Literal["none", "flip", "flip-crop"] = "flip-crop"
-    """flip: mirror at random; crop: pad by 4 and crop at random"""
+    augment: Literal[
+        "none", "flip", "flip-crop", "cropshift", "random-erasing", "idbh-weak", "idbh-strong", "resized-crop"
+    ] = "flip-crop"
+    """flip: mirror at random; crop: pad by 4 and crop at random; the others: see the table of augmentations"""
     norm: Literal["linf", "l2"] = "linf"
     """norm of the threat model"""
     eps: float = LINF_EPS
