@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from advalign.data import AUGMENTATIONS, Batches, Images
-from advalign.data.augment import color, geometry, idbh
+from advalign.data.augment import autoaugment, color, geometry, idbh
 from advalign.errors import UserError
 from advalign.training.recipes import Recipe
 
@@ -175,6 +175,56 @@ def test_operations_of_idbh_are_pillows_at_their_strengths(name: str):
         expected.append(back(made))
     result = idbh.OPERATIONS[name](pixels, u)
     assert (result.int() - torch.stack(expected).int()).abs().max() <= (name == "autocontrast")
+
+
+def policy_in_pillow(name: str, image: Image.Image, level: int, sign: int) -> Image.Image:
+    """One operation as the port has it that DAJAT's code uses."""
+    m, fill = level / 9, (128,) * len(image.getbands())
+    move = {"method": Image.Transform.AFFINE, "fillcolor": fill if len(fill) > 1 else 128}
+    match name:
+        case "shear y":
+            slope = sign * 0.3 * m
+            return image.transform(image.size, data=(1, 0, 0, slope, 1, 0), resample=Image.Resampling.BICUBIC, **move)
+        case "translate x":
+            return image.transform(image.size, data=(1, 0, sign * 150 / 331 * m * image.width, 0, 1, 0), **move)
+        case "translate y":
+            return image.transform(image.size, data=(1, 0, 0, 0, 1, sign * 150 / 331 * m * image.height), **move)
+        case "rotate":
+            return image.rotate(30 * m, fillcolor=move["fillcolor"])
+        case "posterize":
+            return ImageOps.posterize(image, round(8 - 4 * m))
+        case "solarize":
+            return ImageOps.solarize(image, 256 - 256 * m)
+        case _:
+            return CASES[name][1](image, 1 + sign * 0.9 * m)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", autoaugment.OPERATIONS)
+def test_operations_of_autoaugment_are_pillows(name: str, channels: int):
+    pixels, generator = photos(channels, (32, 32)), torch.Generator().manual_seed(2)
+    level, sign = torch.randint(10, (N,), generator=generator), 1 - 2 * torch.randint(2, (N,), generator=generator)
+    images = zip(pixels, level.tolist(), sign.tolist(), strict=True)
+    expected = torch.stack([back(policy_in_pillow(name, pillow(each), k, s)) for each, k, s in images])
+    result = autoaugment.OPERATIONS[name](pixels, level.double() / 9, sign.double())
+    assert (result.int() - expected.int()).abs().max() <= (name in ("autocontrast", "shear y"))
+
+
+@pytest.mark.parametrize("number", [0, 1, 13, 21])
+def test_steps_of_a_sub_policy_are_taken_as_often_as_stated(number: int, monkeypatch: pytest.MonkeyPatch):
+    taken: list[int] = []
+
+    def watch(pixels: Tensor, m: Tensor, s: Tensor) -> Tensor:
+        taken.append(len(m))
+        return pixels
+
+    monkeypatch.setattr(autoaugment, "OPERATIONS", dict.fromkeys(autoaugment.OPERATIONS, watch))
+    u = uniforms(4000, 5)
+    u[:, 0] = (number + 0.5) / 25
+    autoaugment.autoaugment(torch.zeros(4000, 1, 1, 1, dtype=torch.uint8), u)
+    for count, (p, _, _) in zip(taken, autoaugment.POLICY[number], strict=True):
+        assert abs(count - 4000 * p) < 5 * (4000 * p * (1 - p)) ** 0.5
+    assert len(autoaugment.POLICY) == 25
 
 
 NEW = [name for name, each in AUGMENTATIONS.items() if each.then is not None]

@@ -150,6 +150,21 @@ def shear_y(pixels: Pixels, radians: Angles) -> Pixels:
     return shear_x(pixels.mT, radians).mT
 
 
+def bicubic_shear_x(pixels: UInt8[Tensor, "N C H W"], slope: Angles, fill: int) -> UInt8[Tensor, "N C H W"]:
+    """Move each row by slope times its height from the upper edge, in cubic interpolation as `Image.transform`."""
+    height, width = pixels.shape[2:]
+    shift = slope[:, None] * (torch.arange(height) + 0.5)
+    first = shift.floor()
+    d = (shift - first).float().to(pixels.device)[:, None, :, None]
+    column, row = torch.arange(width), torch.arange(height, device=pixels.device)[:, None]
+    at = column + 0.5 + shift[:, :, None]
+    inside = ((at >= 0) & (at < width)).to(pixels.device)
+    across = (column + first[:, :, None]).long().to(pixels.device)
+    u, v, w, x = (_taken(pixels, row, (across + k).clamp(0, width - 1)).float() for k in (-1, 0, 1, 2))
+    cubic = v + d * (w - u + d * (2 * (u - v) + w - x + d * (v - u + x - w)))
+    return cubic.clamp(0, 255).to(torch.uint8).masked_fill(~inside[:, None], fill)
+
+
 def levels(pixels: Pixels) -> UInt8[Tensor, "N C H W"]:
     """Return the images in 256 levels: uint8 as they are, floats in [0, 1] rounded."""
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8) if pixels.is_floating_point() else pixels

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from advalign.data.augment.autoaugment import autoaugment
 from advalign.data.augment.geometry import TRIES, crop_shift, erase, levels, resized_crop
 from advalign.data.augment.idbh import DRAWS, idbh
 from advalign.errors import require
@@ -84,6 +85,13 @@ AUGMENTATIONS = {
         draws=DRAWS,
         then=lambda pixels, u: idbh(pixels, u, erased=1.0),
         min_side=11,
+        changes_colors=True,
+    ),
+    "autoaugment": Augmentation(
+        summary="flip-crop, then two operations of AutoAugment's policy for CIFAR-10",
+        pad=PAD,
+        draws=5,
+        then=autoaugment,
         changes_colors=True,
     ),
     "resized-crop": Augmentation(
