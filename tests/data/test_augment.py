@@ -194,7 +194,7 @@ def policy_in_pillow(name: str, image: Image.Image, level: int, sign: int) -> Im
         case "posterize":
             return ImageOps.posterize(image, round(8 - 4 * m))
         case "solarize":
-            return ImageOps.solarize(image, 256 - 256 * m)
+            return ImageOps.solarize(image, math.ceil(256 - 256 * m))  # typed as an integer
         case _:
             return CASES[name][1](image, 1 + sign * 0.9 * m)
 

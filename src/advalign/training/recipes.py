@@ -56,7 +56,14 @@ class Recipe:
     clip_norm: float | None = None
     """largest norm of the whole gradient; not clipped if not given"""
     augment: Literal[
-        "none", "flip", "flip-crop", "cropshift", "random-erasing", "idbh-weak", "idbh-strong", "autoaugment",
+        "none",
+        "flip",
+        "flip-crop",
+        "cropshift",
+        "random-erasing",
+        "idbh-weak",
+        "idbh-strong",
+        "autoaugment",
         "resized-crop",
     ] = "flip-crop"
     """flip: mirror at random; crop: pad by 4 and crop at random; the others: see the table of augmentations"""
