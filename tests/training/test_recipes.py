@@ -130,7 +130,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"start": "gausian"}, "'gausian': did you mean 'gaussian'? choose from clean, gaussian, uniform"),
     ({"precision": "fp16"}, "'fp16': did you mean 'bf16'? choose from bf16, fp32"),
     ({"mode": "Train"}, "'Train': did you mean 'train'? choose from eval, train"),
-    ({"augment": "flips"}, "'flips': did you mean 'flip'? choose from autoaugment, cropshift, flip, flip-crop, idbh-strong, "),
+    (
+        {"augment": "flips"},
+        "'flips': did you mean 'flip'? choose from autoaugment, cropshift, flip, flip-crop, idbh-strong, ",
+    ),
     ({"norm": "l3"}, "unknown norm of recipe 'l3': did you mean 'l2'? choose from l2, linf"),
     ({"start": 3}, "start=3 must be one of uniform, gaussian, clean"),
     ({"epochs": 1.5}, "epochs=1.5 must be a whole number"),
