@@ -118,6 +118,7 @@ def test_ten_steps_by_hand():
     assert (16 * result).flatten().tolist() == [7.0625, 10.625]
 
 
+@pytest.mark.slow
 def test_the_second_step_carries_a_quarter_of_the_first():
     """On a plane in L2: the direction is that of the slope, (.6, .8), and 2 eps is too long by far."""
     value_and_grad = torch.tensor([0.6, 0.8]).double()
@@ -370,6 +371,7 @@ def test_dlr_by_hand():
     assert dlr(level, y[:1]).item() == targeted_dlr(level, y[:1], y[1:]).item() == 0
 
 
+@pytest.mark.slow
 def test_mixed_precision_breaks_as_many(target: Target):
     counts = []
     for enabled in (False, True):

@@ -40,6 +40,12 @@ SPELLINGS = [
 THREATS = [Linf(8 / 255), L2(0.5)]
 
 
+def quick_first(spellings: list[str]) -> list[Any]:
+    """Gradients, queries and distances at once, the others as slow tests: the contract is kept in one place."""
+    some = ("fgsm", "pgd", QUICK["square"], QUICK["fab-t"], QUICK["cw"])
+    return [each if each in some else pytest.param(each, marks=pytest.mark.slow) for each in spellings]
+
+
 def in_both_threats(spellings: list[str]) -> list[Any]:
     """Each spelling in one threat, by turns, and in the other as a slow test."""
     quick = [(spelling, THREATS[k % 2]) for k, spelling in enumerate(spellings)]
@@ -148,7 +154,7 @@ def test_the_model_is_left_as_it_was_found_when_it_fails(spelling: str, x_y):
     assert state_path(net) == before
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("spelling", quick_first(SPELLINGS))
 def test_runs_in_eval_mode_on_a_training_model_and_inside_no_grad(spelling: str, x_y):
     x, y = x_y
     attack = parse(spelling, threat=Linf())
@@ -479,7 +485,7 @@ class Counting(TinyNet):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("spelling", quick_first(SPELLINGS))
 def test_buffers_that_a_forward_changes_come_back(spelling: str, x_y):
     net = Counting()
     before = copy.deepcopy(state_path(net))

@@ -222,7 +222,8 @@ def walked_to_the_end(attack: FAB | FABT, target: Target, rivals: Tensor) -> Ten
     return (least <= attack.threat.eps) | misclassified(model, attack.threat.ball(x)(nearest.clone()), y)
 
 
-@pytest.mark.parametrize("threat", [pytest.param(Linf(0.15), marks=pytest.mark.slow), L2(0.8)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("threat", [Linf(0.15), L2(0.8)], ids=str)
 def test_what_leaves_the_batch_changes_no_other_verdict(threat: Threat, target: Target):
     model, x, y = target
     with torch.no_grad():
@@ -278,6 +279,7 @@ def test_mixed_precision_is_left(target: Target):
         assert torch.equal(attack(target.model, target.x[:40], target.y[:40]), plain)
 
 
+@pytest.mark.slow
 def test_more_restarts_and_targets_never_break_less(target: Target):
     x, y = target.x[:80], target.y[:80]
     wrong = []

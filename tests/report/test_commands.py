@@ -62,6 +62,7 @@ def test_the_line_trains_the_same_run(method: str, recipe: Recipe, tmp_path: Pat
     assert "#" not in line
 
 
+@pytest.mark.slow
 def test_a_guest_that_was_given_is_named_by_its_folder_or_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     vanilla = training.train("natural", data="digits", model=MODEL, recipe=QUICK, runs="elsewhere", name="its own")

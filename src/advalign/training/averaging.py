@@ -94,7 +94,16 @@ class Average:
         return {"count": self.count, "weights": self.weights}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Go on from a state.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none of this average.
+        """
+        if type(state["count"]) is not int or state["count"] < 0:
+            raise ValueError("its average has no count")
+        shapes = [getattr(saved, "shape", None) for saved in state["weights"]]
+        if shapes != [mine.shape for mine in self.weights]:
+            raise ValueError("its average is of another network")
         self.count = state["count"]
         for mine, saved in zip(self.weights, state["weights"], strict=True):
             mine.copy_(saved)
