@@ -119,6 +119,7 @@ def test_successes_grow_with_c_and_with_the_scale_of_the_logits(target: Target):
     assert torch.equal(broken(1.0, 0.1), broken(0.1, 1.0))
 
 
+@pytest.mark.slow
 def test_the_answer_is_the_nearest_of_the_iterates_that_fool():
     """The loop written out again with torch's own Adam."""
     x, _ = batch(16)
@@ -186,6 +187,7 @@ def test_abort_saves_passes_and_costs_next_to_nothing(target: Target):
     assert float(outcomes[1][1].mean()) == pytest.approx(float(outcomes[0][1].mean()), rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("abort", [False, True])
 def test_the_threat_does_not_matter(target: Target, abort: bool):
     model, x, y = target.model, target.x[:8], target.y[:8]

@@ -238,6 +238,7 @@ def test_what_leaves_the_batch_changes_no_other_verdict(threat: Threat, target: 
         assert 20 < plain.sum() < 180
 
 
+@pytest.mark.slow
 def test_broken_images_cost_no_further_steps(target: Target):
     sizes: list[int] = []
     handle = target.model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
@@ -272,6 +273,7 @@ def test_any_number_of_classes(threat: Threat, classes: int):
         assert torch.equal(x_adv[~wrong], x[~wrong])
 
 
+@pytest.mark.slow
 def test_mixed_precision_is_left(target: Target):
     attack = FABT(Linf(0.15), steps=5, targets=2)
     plain = attack(target.model, target.x[:40], target.y[:40])

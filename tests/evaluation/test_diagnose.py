@@ -140,6 +140,7 @@ def test_defensive_distillation_is_caught(test_images: Images):
     assert {"gradient", "loss"} <= set(diagnosis.failed)
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_a_warning(natural: nn.Module, test_images: Images):
     diagnosis = _look(Around(natural, after=lambda z: z.log_softmax(1)), test_images)
     assert not diagnosis.failed
@@ -185,6 +186,7 @@ def test_a_model_that_guesses_is_a_warning(test_images: Images):
     assert _look(net, test_images)["clean accuracy"].passed == "warn"
 
 
+@pytest.mark.slow
 def test_everything_is_left_as_it_was(natural: nn.Module, test_images: Images):
     net = Around(natural, lambda x: F.dropout(x, 0.1))
     net.train()

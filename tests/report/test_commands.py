@@ -93,6 +93,7 @@ def test_flags_leave_out_what_a_method_does_not_use():
     assert "seed" not in flags
 
 
+@pytest.mark.slow
 def test_the_line_measures_the_same_outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     run = training.train("at", data="digits", model=MODEL, recipe=QUICK)

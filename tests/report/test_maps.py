@@ -53,6 +53,7 @@ class FirstTwo:
         return features[:, :2]
 
 
+@pytest.mark.slow
 def test_mapped_is_what_the_last_layer_reads_of_clean_images_and_of_attacked_ones(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

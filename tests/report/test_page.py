@@ -96,12 +96,14 @@ def test_every_table_and_figure_is_a_file_that_the_page_links_to(tmp_path: Path)
     assert "<svg" in pdf.with_suffix(".svg").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_not_shown_is_named(tmp_path: Path):
     text = page_of(tmp_path).read_text()
     for section in ("Accuracy by class", "Adversarial examples", "Accuracy over the radius", "Training", "Verdicts"):
         assert f"<li>{section}" in text
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_in_tables_of_its_own(tmp_path: Path):
     others = [replace(RECORD, run=f"{i}", **change) for i, change in enumerate(({"threat": "L2(1)"}, {"n": 9}))]
     append_records(tmp_path / "records.jsonl", [*records(), *others])

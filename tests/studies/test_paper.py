@@ -36,7 +36,7 @@ def jobs_of(study: Study, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list
     return plan_jobs(study, 1, runs=folder, data_dir=None)
 
 
-QUICK = [("tiny", "figure3"), ("paper", "table1"), ("paper", "table2")]  # the others take seconds each
+QUICK = [("paper", "table1"), ("paper", "table2")]  # the others take seconds each
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,7 @@ def test_a_finished_run_is_returned_untouched(tmp_path: Path):
     assert before == {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in run.path.iterdir()}
 
 
+@pytest.mark.slow
 def test_guests_are_trained_first_and_shared_whatever_the_attack(tmp_path: Path):
     first = quick("trades+vfd", tmp_path)
     second = quick("hat", tmp_path, replace(QUICK, eps=0.1, steps=1))
