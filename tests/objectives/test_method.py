@@ -206,3 +206,20 @@ def test_a_plug_ins_first_mistakes_are_named(gives: Any, words: str):
     plugin.gives = gives
     with pytest.raises(UserError, match=words):
         compose(BASES["trades"]() + plugin, student=tiny(0))(x, x, y)
+
+
+@pytest.mark.parametrize(
+    ("role", "hook"),
+    [("labels", "reweigh"), ("attack_loss", "attack_loss"), ("threat", "attack_threat"), ("targets", "soft_targets"),
+     ("average", "average_decay")],
+)  # fmt: skip
+def test_a_plug_in_that_replaces_something_writes_the_method_for_it(role: str, hook: str):
+    class Half(PlugIn):
+        name = "half"
+        replaces = frozenset({role})  # pyright: ignore[reportAssignmentType]
+
+        def terms(self, outs: Outputs, y: Tensor) -> Terms:
+            return {}
+
+    with pytest.raises(UserError, match=rf"'half' says that it replaces '{role}': write {hook}\(\.\.\.\)"):
+        _ = aa.TRADES() + Half()

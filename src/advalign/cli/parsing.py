@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from contextlib import redirect_stderr, suppress
+from functools import partial
 from typing import Any
 
 import tyro
@@ -25,29 +27,11 @@ def parse_options(options: type, program: str, arguments: list[str], **defaults:
         require(bool(word.strip()), lambda: f"{before or program} is followed by an empty word: name a value")
     registry = ConstructorRegistry()
 
-    @registry.primitive_rule
-    def fractions(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
-        if info.type is not float:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="NUMBER",
-            instance_from_str=lambda words: parse_number(words[0]),
-            is_instance=lambda value: isinstance(value, float | int),
-            str_from_instance=lambda value: [spell_number(value)],
-        )
-
-    @registry.primitive_rule
-    def whole_numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
-        if info.type is not int:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="INT",
-            instance_from_str=lambda words: _whole_number(words[0]),
-            is_instance=lambda value: isinstance(value, int),
-            str_from_instance=lambda value: [str(value)],
-        )
+    for kind, metavar, read, show in (
+        (float, "NUMBER", parse_number, spell_number),
+        (int, "INT", _whole_number, str),
+    ):
+        registry.primitive_rule(partial(_read_numbers, kind, metavar, read, show))
 
     def parse(words: list[str]) -> Any:
         return tyro.cli(options, prog=program, args=words, registry=registry, **defaults)
@@ -64,6 +48,21 @@ def parse_options(options: type, program: str, arguments: list[str], **defaults:
         with suppress(SystemExit), redirect_stderr(shown):
             parse([shorten(word) for word in arguments])
     raise UserError(f"{_one_line(shown.getvalue())}; see {program} --help")
+
+
+def _read_numbers(
+    kind: type, metavar: str, read: Callable[[str], Any], show: Callable[[Any], str], info: PrimitiveTypeInfo
+) -> PrimitiveConstructorSpec[Any] | None:
+    """Tell tyro how to read one kind of number; None for other types, as a rule of its registry."""
+    if info.type is not kind:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),
+        is_instance=lambda value: isinstance(value, kind | int),
+        str_from_instance=lambda value: [show(value)],
+    )
 
 
 def _whole_number(word: str) -> int:

@@ -183,13 +183,13 @@ class PlugIn(Part):
         return {}
 
 
-# What of a base one plug-in may replace, and how the error describes two that would.
-_CLASHES: dict[Replaceable, str] = {
-    "labels": "decide what supervises the labels",
-    "attack_loss": "replace the loss of the attack",
-    "threat": "replace the threat model of the attack",
-    "targets": "put soft targets in the place of hard labels",
-    "average": "keep an average of the student",
+# What of a base one plug-in may replace: by which of its methods, and how the error describes two that would.
+_CLASHES: dict[Replaceable, tuple[str, str]] = {
+    "labels": ("reweigh", "decide what supervises the labels"),
+    "attack_loss": ("attack_loss", "replace the loss of the attack"),
+    "threat": ("attack_threat", "replace the threat model of the attack"),
+    "targets": ("soft_targets", "put soft targets in the place of hard labels"),
+    "average": ("average_decay", "keep an average of the student"),
 }
 
 
@@ -219,7 +219,10 @@ class Method:
         reads_adv = [plugin.name for plugin in self.plugins if any(need.view == "adv" for need in plugin.needs)]
         if base.training_attack is None and reads_adv:
             raise UserError(f"{self._shown}: {reads_adv[0]!r} reads adversarial examples, but {base.name!r} makes none")
-        for replaceable, clash in _CLASHES.items():
+        for replaceable, (hook, clash) in _CLASHES.items():
+            for plugin in (each for each in self.plugins if replaceable in each.replaces):
+                written = getattr(type(plugin), hook) is not getattr(PlugIn, hook)
+                require(written, lambda: f"{plugin.name!r} says that it replaces {replaceable!r}: write {hook}(...)")
             rivals = [plugin.name for plugin in self.plugins if replaceable in plugin.replaces]
             require(len(rivals) <= 1, lambda: f"{self._shown}: {' and '.join(rivals)} each {clash}; take one")
             if replaceable in ("labels", "targets") and rivals and not base.supervises:

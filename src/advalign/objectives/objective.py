@@ -259,7 +259,6 @@ class Objective(nn.Module):
             ),
         )
         x, y, second = self._doubled(x, y, second)
-        rows = rows if self.method.reads_rows else None
         return method_terms(self.method, self._passes(x, x_adv, second), y.long(), rows, self.label_smoothing)
 
     def calibrate(

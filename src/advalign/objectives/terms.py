@@ -41,7 +41,7 @@ def method_terms(
     if softener is None:
         return {name: _smoothed(method, term, outs, label_smoothing) for name, term in terms.items()}
     with torch.no_grad():
-        targets = softener.soft_targets(outs, y, rows)
+        targets = softener.soft_targets(outs, y, rows if softener.reads_rows else None)
     return {name: _softened(method, term, outs, y, targets) for name, term in terms.items()}
 
 

@@ -55,6 +55,16 @@ class Augmentation:
         )
 
 
+def _idbh(images: str, share: float) -> Augmentation:
+    return Augmentation(
+        summary=f"cropshift, one change of colour or shape, a box erased in {images}",
+        draws=DRAWS,
+        then=lambda pixels, u: idbh(pixels, u, erased=share),
+        min_side=11,
+        changes_colors=True,
+    )
+
+
 AUGMENTATIONS = {
     "none": Augmentation(summary="images as they are", flip=False),
     "flip": Augmentation(summary="mirrored left to right with probability one half"),
@@ -73,20 +83,8 @@ AUGMENTATIONS = {
         draws=3 + 2 * TRIES,
         then=lambda pixels, u: erase(pixels, u, p=0.5),
     ),
-    "idbh-weak": Augmentation(
-        summary="cropshift, one change of colour or shape, a box erased in every other image",
-        draws=DRAWS,
-        then=lambda pixels, u: idbh(pixels, u, erased=0.5),
-        min_side=11,
-        changes_colors=True,
-    ),
-    "idbh-strong": Augmentation(
-        summary="cropshift, one change of colour or shape, a box erased in each image",
-        draws=DRAWS,
-        then=lambda pixels, u: idbh(pixels, u, erased=1.0),
-        min_side=11,
-        changes_colors=True,
-    ),
+    "idbh-weak": _idbh("every other image", 0.5),
+    "idbh-strong": _idbh("each image", 1.0),
     "autoaugment": Augmentation(
         summary="flip-crop, then two operations of AutoAugment's policy for CIFAR-10",
         pad=PAD,
