@@ -13,7 +13,7 @@ from torch import Tensor
 import advalign as aa
 from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, compose, parse, total
-from advalign.objectives.contract import ADV, Need, Outputs, Term, Terms
+from advalign.objectives.contract import ADV, CLEAN, Need, Outputs, Term, Terms
 from advalign.objectives.method import PlugIn
 
 
@@ -217,6 +217,7 @@ def test_a_plug_in_that_replaces_something_writes_the_method_for_it(role: str, h
     class Half(PlugIn):
         name = "half"
         replaces = frozenset({role})  # pyright: ignore[reportAssignmentType]
+        needs = (CLEAN, Need("ema", "clean")) if role == "average" else (CLEAN,)
 
         def terms(self, outs: Outputs, y: Tensor) -> Terms:
             return {}

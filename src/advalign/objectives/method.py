@@ -219,10 +219,7 @@ class Method:
         reads_adv = [plugin.name for plugin in self.plugins if any(need.view == "adv" for need in plugin.needs)]
         if base.training_attack is None and reads_adv:
             raise UserError(f"{self._shown}: {reads_adv[0]!r} reads adversarial examples, but {base.name!r} makes none")
-        for replaceable, (hook, clash) in _CLASHES.items():
-            for plugin in (each for each in self.plugins if replaceable in each.replaces):
-                written = getattr(type(plugin), hook) is not getattr(PlugIn, hook)
-                require(written, lambda: f"{plugin.name!r} says that it replaces {replaceable!r}: write {hook}(...)")
+        for replaceable, (_, clash) in _CLASHES.items():
             rivals = [plugin.name for plugin in self.plugins if replaceable in plugin.replaces]
             require(len(rivals) <= 1, lambda: f"{self._shown}: {' and '.join(rivals)} each {clash}; take one")
             if replaceable in ("labels", "targets") and rivals and not base.supervises:
@@ -257,6 +254,11 @@ class Method:
             not (self.doubles and self.reads_rows),
             lambda: f"{self._shown}: each image comes twice a step, and one label would be kept for both",
         )
+        for plugin in self.plugins:
+            for replaceable in plugin.replaces:
+                hook = _CLASHES[replaceable][0]
+                written = getattr(type(plugin), hook) is not getattr(PlugIn, hook)
+                require(written, lambda: f"{plugin.name!r} says that it replaces {replaceable!r}: write {hook}(...)")
         for plugin in self.plugins:
             unread = sorted(set(plugin.learns) - {need.net for need in plugin.needs})
             require(not unread, lambda: f"{plugin.name}: {unread} learns, but is none of the networks that it needs")
