@@ -95,6 +95,7 @@ def test_the_list_of_options_is_what_the_parser_takes(command: str, capsys: pyte
     assert {flag for flag in accepted if not flag.startswith("--no-")} <= set(re.findall("--[a-z-]+", section))
 
 
+@pytest.mark.slow
 def test_the_weekly_tests_are_those_that_the_guide_lists():
     marked = {
         (str(file.relative_to(ROOT)), node.name)

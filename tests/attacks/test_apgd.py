@@ -302,7 +302,7 @@ def linear_case(classes: int, threat: Threat) -> tuple[nn.Module, Tensor, Tensor
 
 
 @pytest.mark.parametrize("threat", [Linf(0.03), L2(0.1)], ids=str)
-@pytest.mark.parametrize("classes", [2, 3, 4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("classes", [2, *(pytest.param(many, marks=pytest.mark.slow) for many in (3, 4, 8))])
 @pytest.mark.parametrize("name", APGD)
 def test_any_number_of_classes(name: str, classes: int, threat: Threat):
     """Aimed at each class in turn, all that a linear model allows; the other losses may set out for a wrong one."""

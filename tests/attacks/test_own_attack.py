@@ -109,6 +109,7 @@ def test_the_source_enters_the_names_of_results_and_only_that_of_users_attacks(f
     assert source_digests([mine]) != first
 
 
+@pytest.mark.slow
 def test_another_source_is_another_result(folder: Path, monkeypatch: pytest.MonkeyPatch):
     train = ["train", "natural", "--data", "digits", "--model", "small-cnn(width=4)", "--recipe", "digits"]
     cli.main([*train, "--epochs", "1", "--subset", "256", "--name", "mine", "--device", "cpu"])
@@ -125,6 +126,7 @@ def test_another_source_is_another_result(folder: Path, monkeypatch: pytest.Monk
     assert len(results(folder)) == 3
 
 
+@pytest.mark.slow
 def test_it_transfers_and_examples_are_kept_by_source(folder: Path, capsys: pytest.CaptureFixture[str]):
     for seed in "01":
         train = ["train", "natural", "--data", "digits", "--model", "small-cnn(width=4)", "--recipe", "digits"]

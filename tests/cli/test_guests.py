@@ -46,6 +46,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield tmp_path
 
 
+@pytest.mark.slow
 def test_networks_of_a_plug_ins_own_names_are_given_by_name(here: Path, capsys: pytest.CaptureFixture[str]):
     recipe = replace(digits(), epochs=1, steps=1, subset=64)
     for name, model in (("peer", MODEL), ("elder", "small-cnn(width=3)")):

@@ -665,6 +665,7 @@ def test_candidates_are_confirmed_by_the_original_where_numbers_are_coarse():
     assert counted.counts == [len(x) + int(wrong.sum()), 0]
 
 
+@pytest.mark.slow
 def test_threads_on_one_model_measure_what_one_thread_measures():
     net, images = case()
     net.train()

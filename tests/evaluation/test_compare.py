@@ -93,6 +93,7 @@ def test_the_interval_and_the_p_value_never_contradict_each_other(n: int):
             assert (low <= 0 <= high) == (difference.p_value >= 0.05), difference
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_about_19_times_in_20():
     torch.manual_seed(0)
     n, gap, covered = 400, 0.05, 0

@@ -147,6 +147,7 @@ def test_log_probabilities_are_a_warning(natural: nn.Module, test_images: Images
     assert diagnosis["logits"].passed == "warn"
 
 
+@pytest.mark.slow
 def test_train_mode_is_named_and_the_rest_done_in_eval_mode(natural: nn.Module, test_images: Images):
     net = copy.deepcopy(natural)
     late = next(name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d))

@@ -84,6 +84,7 @@ def test_given_examples_are_judged_by_the_target_on_what_it_gets_right():
         evaluate(net, given, precomputed={"a": PrecomputedExamples(far, BUDGET)})
 
 
+@pytest.mark.slow
 def test_from_the_command_the_same_examples_serve_every_target(tmp_path: Path):
     recipe = replace(digits(), epochs=1, steps=1, subset=256, batch_size=64)
     models = ("small-cnn(width=4)", "small-cnn(width=6)", "small-cnn(width=8)")
@@ -178,6 +179,7 @@ def saved(path: Path, **card: object) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_all_cells_of_a_matrix_are_of_one_threat(tmp_path: Path):
     torch.manual_seed(0)
     weak, strong = (saved(tmp_path / f"{eps}.safetensors", norm="linf", eps=eps) for eps in (0.1, 0.2))

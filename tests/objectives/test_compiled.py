@@ -54,6 +54,7 @@ def test_a_step_compiles_without_a_graph_break(method: str, x_y: tuple[Tensor, T
         torch.testing.assert_close(other.grad, one.grad, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_the_whole_attack_compiles_without_a_graph_break(method: str, x_y: tuple[Tensor, Tensor]):
     x, y = x_y

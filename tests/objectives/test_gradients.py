@@ -58,13 +58,14 @@ GUESTS = {
     "kd": {("robust", "adv"), ("vanilla", "adv")},
     "bgat": {("vanilla", "clean")},
     "lbgat": {("guide", "clean")},
+    "generalist": {("natural", "clean")},
     "vfd": {("vanilla", "clean")},
     "adr": {("ema", "clean")},
     "rebat": {("ema", "adv")},
     "igdm": {("robust", "adv"), ("robust", "minus")},
     "adaiad": {("robust", "adv")},
 }
-LEARNERS = {"lbgat": "guide"}
+LEARNERS = {"lbgat": "guide", "generalist": "natural"}
 IN_THE_ATTACK = {
     "rslad": {"robust": 1},
     "adaad": {"robust": 10},
@@ -186,13 +187,10 @@ def test_forwards_of_a_step(method: str, x_y, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("method", "threat"),
     [
-        *((method, Linf(8 / 255)) for method in ATTACKED),
-        *((method, L2(0.5)) for method in ATTACKED if method in BASES),
-        *(
-            pytest.param(method, L2(0.5), marks=pytest.mark.slow)
-            for method in ATTACKED
-            if method not in BASES and not method.endswith("+part")  # which is defined for linf
-        ),
+        (method, threat) if method in BASES else pytest.param(method, threat, marks=pytest.mark.slow)
+        for method in ATTACKED
+        for threat in (Linf(8 / 255), L2(0.5))
+        if isinstance(threat, Linf) or not method.endswith("+part")  # which is defined for linf
     ],
 )
 def test_examples_are_inside_the_threat_model_and_leave_everything_as_it_was(method: str, threat: Threat, x_y):

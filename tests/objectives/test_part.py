@@ -123,7 +123,9 @@ def test_an_images_box_depends_on_that_image_alone():
 
 
 @pytest.mark.parametrize("base", JOINED)
-@pytest.mark.parametrize("start", ["uniform", "gaussian", "clean"])
+@pytest.mark.parametrize(
+    "start", ["uniform", *(pytest.param(s, marks=pytest.mark.slow) for s in ("gaussian", "clean"))]
+)
 def test_examples_stay_in_the_box_and_use_it(base: str, start):
     x, y = images()
     objective = bound(f"{base}+part(low=0.5)")

@@ -38,6 +38,7 @@ def test_a_letter_that_no_font_has_is_drawn_as_its_escape(ending: str):
     assert drawn(of_classes((unassigned, "x")), ending, **options) == escaped
 
 
+@pytest.mark.slow
 def test_control_characters_and_halves_of_characters_leave_a_sound_svg():
     figure = of_classes(("a\x01b", "\udcff"))
     assert {"a\\x01b", "\\udcff"} <= set(words(figure))

@@ -394,6 +394,7 @@ def test_what_another_process_trains_comes_later(tmp_path: Path, monkeypatch: py
     assert all(job.finished for job in run(made, tmp_path).jobs)
 
 
+@pytest.mark.slow
 def test_waiting_for_a_guest_ends_with_the_time(tmp_path: Path):
     made = study(cell("at+vfd(weight=0.1)"), columns=COLUMNS[:1])
     planned = plan_study(made, seeds=1, runs=tmp_path / "runs", out=tmp_path / "out", context=ExecutionContext())

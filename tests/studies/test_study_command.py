@@ -32,6 +32,7 @@ def write(folder: Path, epochs: int = 1, more: str = "") -> None:
     (folder / "mine.yaml").write_text(YAML.format(epochs=epochs, more=more))
 
 
+@pytest.mark.slow
 def test_it_prints_the_table_and_goes_on_to_nothing(here: Path, capsys: pytest.CaptureFixture[str]):
     write(here)
     cli.main(["study", "mine.yaml", "--dry-run"])

@@ -84,6 +84,7 @@ def test_the_run_is_known_by_what_it_starts_from(start: dict[str, Tensor], tmp_p
     assert guest.run.id == planned("natural", tmp_path).run.id  # guests are trained from the beginning, and shared
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_run_and_its_line_says_so(tmp_path: Path):
     natural = quick("natural", tmp_path, replace(digits(), epochs=3, steps=1, subset=512))
     run = quick("at+vfd", tmp_path, init=natural.path, guests={"vanilla": natural.path})

@@ -129,6 +129,7 @@ def test_sigterm_saves_and_exits_0_with_how_to_go_on(uninterrupted: Path, tmp_pa
     assert_same_run(tmp_path / "robust", uninterrupted)
 
 
+@pytest.mark.slow
 def test_time_budget_stops_in_good_order_and_the_same_call_goes_on(tmp_path: Path):
     whole = quick("at", tmp_path / "a")
     calls = 1
@@ -150,6 +151,7 @@ def test_time_budget_stops_in_good_order_and_the_same_call_goes_on(tmp_path: Pat
         pytest.param("mtard(balanced=true)", {}, marks=pytest.mark.slow),
         pytest.param("adaiad(begin=0.5)+igdm", {}, marks=pytest.mark.slow),
         pytest.param("at+rebat(begin=0.5)", {"average": "method"}, marks=pytest.mark.slow),
+        pytest.param("at+generalist(begin=0.5, every=1)", {}, marks=pytest.mark.slow),
         pytest.param("trades+consistency", {"augment": "flip-crop", "awp": 0.01}, marks=pytest.mark.slow),
         pytest.param("at+sglr(begin=0)", {"awp": 0.01}, marks=pytest.mark.slow),
         pytest.param("trades+adr", {"average": "method", "awp": 0.01}, marks=pytest.mark.slow),
@@ -359,6 +361,7 @@ def test_the_callers_random_state_comes_back(tmp_path: Path):
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_equal_seeds_agree(tmp_path: Path):
     a, b, c = (
         load_weights(quick("at", tmp_path / folder, replace(QUICK, seed=seed)).weights("last"))[0]
