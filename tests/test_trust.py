@@ -39,6 +39,8 @@ SPELLINGS = (
     f" {OWN}",
     "subprocess:getoutput(cmd='touch called')",
     "os:remove(path='kept')",
+    """mix(robust="small-cnn(width=4)", accurate="os:remove(path='kept')", weight=0.5)""",
+    """normalized(model="normalized(model=\'os:remove\', mean=(0.5,), std=(0.5,))", mean=(0.5,), std=(0.5,))""",
 )
 SETTINGS = ["--epochs", "1", "--steps", "1", "--batch-size", "256", "--recipe", "digits", "--device", "cpu"]
 QUICK = ["--model", "small-cnn(width=4)", *SETTINGS]
@@ -112,8 +114,16 @@ ENTRANCES = {
 }
 
 
-@pytest.mark.parametrize("model", SPELLINGS)
-@pytest.mark.parametrize("name", ENTRANCES)
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [  # each entrance and each spelling once; all pairs as slow tests
+        (name, model)
+        if model == SPELLINGS[0] or name == next(iter(ENTRANCES))
+        else pytest.param(name, model, marks=pytest.mark.slow)
+        for name in ENTRANCES
+        for model in SPELLINGS
+    ],
+)
 def test_a_file_runs_no_function(name: str, model: str, here: Path, plain: Run, capsys: pytest.CaptureFixture[str]):
     plant(plain, here / "evil", model)
     shutil.copytree(plain.path, here / "good")
@@ -190,6 +200,7 @@ def test_what_the_user_types_or_trusts_is_called(here: Path, plain: Run):
     assert not (here / "called").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_ones_own_network_goes_on_by_its_own_command(here: Path, capsys: pytest.CaptureFixture[str]):
     command = ["train", 'trades+vfd(layer="layer3")', "--data", "digits", "--model", OWN, *SETTINGS]
     cli.main([*command, "--epochs", "2", "--time-budget", "0.001s"])

@@ -11,6 +11,7 @@ from torch import nn
 
 from advalign.errors import quoted, require, unknown
 from advalign.models.fold import Folded
+from advalign.models.mix import Mix
 from advalign.models.modes import evaluating
 from advalign.models.normalize import Normalized
 from advalign.models.preact_resnet import PreActResNet
@@ -25,6 +26,7 @@ from advalign.spelling import check_arguments, check_numbers, parse_call, spell
 __all__ = [
     "MODELS",
     "Folded",
+    "Mix",
     "Normalized",
     "Output",
     "Tapped",
@@ -51,11 +53,46 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+def _normalized(
+    model: str, mean: tuple[float, ...], std: tuple[float, ...], *, classes: int, channels: int
+) -> Normalized:
+    require(
+        len(mean) == channels, lambda: f"normalized: mean={mean} must have one value for each of {channels} channels"
+    )
+    return Normalized(build(model, classes=classes, channels=channels), mean, std)
+
+
+def _mix(
+    robust: str,
+    accurate: str,
+    weight: float,
+    temperature: float = 1.0,
+    transform: tuple[float, ...] = (),
+    *,
+    classes: int,
+    channels: int,
+) -> Mix:
+    networks = (build(spelling, classes=classes, channels=channels) for spelling in (robust, accurate))
+    return Mix(*networks, weight, temperature, transform)
+
+
+COMPOSED: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
+    "normalized": (_normalized, ("model",)),
+    "mix": (_mix, ("robust", "accurate")),
+}
+"""Networks made of others, and the arguments that spell these."""
+_EXAMPLES = {
+    "normalized": 'normalized(model="resnet18", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))',
+    "mix": 'mix(robust="resnet18", accurate="vgg16", weight=0.9)',
+}
+
+
 def build(spelling: str, *, classes: int, channels: int = 3) -> nn.Module:
     """Build the network that a string spells; it maps images (N, channels, H, W) to logits (N, classes).
 
     A user's network is spelled `package.module:function(argument=value)`; the function is called with `classes` and
-    `channels` if it takes them. `check_output` checks whether the network fits the data.
+    `channels` if it takes them. `check_output` checks whether the network fits the data. Networks are made of others by
+    `normalized(model="resnet18", mean=(...), std=(...))` and `mix(robust="resnet18", accurate="vgg16", weight=0.9)`.
 
     Example:
         >>> import advalign as aa
@@ -65,7 +102,7 @@ def build(spelling: str, *, classes: int, channels: int = 3) -> nn.Module:
         UserError: unknown model or argument, a value out of range, or a function that cannot be imported or fails.
     """
     name, make, arguments = _resolve(spelling)
-    if name in MODELS:
+    if name in MODELS or name in COMPOSED:
         return make(**arguments, classes=classes, channels=channels)
     return call_function(spelling, make, arguments, classes=classes, channels=channels)
 
@@ -77,14 +114,28 @@ def canonical(spelling: str) -> str:
         UserError: as `build`.
     """
     name, make, arguments = _resolve(spelling)
+    arguments |= {each: canonical(arguments[each]) for each in _members(name) if each in arguments}
     named = inspect.signature(make).parameters
     return spell(name, make, arguments, others={key: arguments[key] for key in arguments if key not in named})
 
 
 def function_of(spelling: str) -> str:
-    """Return the `package.module:function` that a spelling names, without arguments; empty for a built-in network."""
+    """Return the `package.module:function` that a spelling names, without arguments; empty for a built-in network.
+
+    Of a network made of others, those of all of them, with commas between.
+    """
     head = spelling.partition("(")[0]
-    return "".join(head.split()) if ":" in head else ""
+    if ":" in head:
+        return "".join(head.split())
+    if not _members(head.strip()):
+        return ""
+    call = parse_call(spelling)
+    inside = (function_of(str(call.arguments[each])) for each in _members(call.name) if each in call.arguments)
+    return ", ".join(filter(None, inside))
+
+
+def _members(name: str) -> tuple[str, ...]:
+    return COMPOSED[name][1] if name in COMPOSED else ()
 
 
 def _resolve(spelling: str) -> tuple[str, Callable[..., nn.Module], dict[str, Any]]:
@@ -96,12 +147,19 @@ def _resolve(spelling: str) -> tuple[str, Callable[..., nn.Module], dict[str, An
         name, make = f"{module}:{function}", find_function(module, function)
     elif call.name in MODELS:
         name, make = call.name, MODELS[call.name]
+    elif call.name in COMPOSED:
+        name, make = call.name, COMPOSED[call.name][0]
     else:
         require(
             not Path(f"{head.strip()}.py").is_file(),
             lambda: f"{head.strip()}.py may define several networks: name one, as in {head.strip()}:FUNCTION",
         )
-        raise unknown("model", call.name, MODELS)
+        raise unknown("model", call.name, [*MODELS, *COMPOSED])
     given_by_data: dict[str, Any] = {"classes": None, "channels": None}
     check_numbers(f"model {quoted(name)}", call.arguments)
-    return name, make, check_arguments(f"model {quoted(name)}", make, call.arguments, hidden=given_by_data)
+    arguments = check_arguments(f"model {quoted(name)}", make, call.arguments, hidden=given_by_data)
+    if name in COMPOSED:
+        for parameter in inspect.signature(make).parameters.values():
+            missing = parameter.default is parameter.empty and parameter.name not in {**arguments, **given_by_data}
+            require(not missing, lambda each=parameter.name: f"model {quoted(name)} needs its {each}, as in {_EXAMPLES[name]}")
+    return name, make, arguments
