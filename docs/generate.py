@@ -160,6 +160,7 @@ def _learning_rate(recipe: Recipe) -> str:
     left = "a tenth" if recipe.lr_factor == Recipe().lr_factor else "less"
     return {
         "piecewise": f"{recipe.lr:g}, {left} after epoch{'s' * (len(drops) > 1)} {', '.join(drops)}",
+        "linear": f"{recipe.lr:g}, linear from epoch {drops[0]} to {left} at each of {', '.join(drops[1:])}",
         "cosine": f"{recipe.lr:g}, cosine to 0",
         "onecycle": f"one cycle to {recipe.lr:g}",
         "constant": f"{recipe.lr:g}",

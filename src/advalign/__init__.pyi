@@ -28,6 +28,7 @@ from .objectives.plugins.afa import AFA
 from .objectives.plugins.ar_at import ARAT
 from .objectives.plugins.bgat import BGAT
 from .objectives.plugins.consistency import Consistency
+from .objectives.plugins.generalist import Generalist
 from .objectives.plugins.igdm import IGDM
 from .objectives.plugins.kd import KD
 from .objectives.plugins.lbgat import LBGAT
@@ -76,6 +77,7 @@ __all__ = [
     "Base",
     "Consistency",
     "Contrast",
+    "Generalist",
     "LinearAFA",
     "Linf",
     "Method",

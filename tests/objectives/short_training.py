@@ -17,7 +17,7 @@ from advalign.errors import UserError
 from advalign.objectives import BASES, PLUGINS, Objective, parse, total
 from advalign.threats import Linf
 
-GUESTS = ("vanilla", "robust", "guide", "extractor")
+GUESTS = ("vanilla", "robust", "guide", "extractor", "natural")
 
 
 def makes_sense(method: str) -> bool:

@@ -20,6 +20,7 @@ from advalign.objectives.passes import count_passes
         ("contrast", 15, 13),  # the clean features of both views without gradient, then with it
         ("afa", 1, 0),  # the last layer alone learns
         ("at+vfd", 12, 12),  # the clean features
+        ("at+generalist", 11, 11),  # the natural learner is another network
         ("trades+rebat", 14, 12),  # the average on x', without gradient
         ("trades+consistency", 26, 24),  # everything on two augmentations
         ("trades+part", 14, 13),  # the gradient of the map

@@ -42,6 +42,7 @@ PAPERS: dict[str, dict[str, Any]] = {
         "mode": "train",
         "average": "method",
     },
+    "generalist": {"epochs": 120, "lr": 0.01, "weight_decay": 3.5e-3, "eps": 0.031, "average": "method", "mode": None},
     "acat": {
         "epochs": 110,
         "lr": 0.2,
@@ -125,8 +126,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"step_size": 0.0}, "step_size=0.0 must be above 0"),
     ({"seed": -1}, "seed=-1 must be at least 0"),
     ({"seed": 2**63}, "seed=9223372036854775808 must be at least 0 and below 2**63"),
-    ({"schedule": "linear"}, "unknown schedule of recipe 'linear'"),
-    ({"schedule": "linear"}, "choose from constant, cosine, onecycle, piecewise"),
+    ({"schedule": "polynomial"}, "unknown schedule of recipe 'polynomial'"),
+    ({"schedule": "polynomial"}, "choose from constant, cosine, linear, onecycle, piecewise"),
     ({"start": "gausian"}, "'gausian': did you mean 'gaussian'? choose from clean, gaussian, uniform"),
     ({"precision": "fp16"}, "'fp16': did you mean 'bf16'? choose from bf16, fp32"),
     ({"mode": "Train"}, "'Train': did you mean 'train'? choose from eval, train"),
@@ -189,9 +190,9 @@ def test_the_flags_that_the_documentation_shows_make_the_recipe():
     for name, (epochs, rate, flags) in presets.items():
         recipe = RECIPES[name]()
         cycle = re.fullmatch(r"one cycle to (\S+)", rate)
-        schedule = "onecycle" if cycle else "cosine" if "cosine" in rate else "piecewise"
+        schedule = "onecycle" if cycle else next((each for each in ("cosine", "linear") if each in rate), "piecewise")
         assert schedule == recipe.schedule
-        if schedule == "piecewise":
+        if schedule in ("piecewise", "linear"):
             drops = [int(number) for number in re.findall(r"\b\d+\b", rate.split(",", 1)[1])]
             assert drops == [round(share * recipe.epochs) for share in recipe.milestones]
         shown = ["--epochs", epochs, "--lr", cycle[1] if cycle else rate.split(",")[0], "--schedule", schedule]

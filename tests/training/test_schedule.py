@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
+from advalign.errors import UserError
 from advalign.training.recipes import RECIPES, Recipe
 from advalign.training.schedule import learning_rate, momentum
 
@@ -110,6 +111,25 @@ def test_piecewise_drops_with_the_epochs_of_the_papers(name: str):
             assert momentum(recipe, at, per_epoch) == 0.9
 
 
+def test_generalists_rate_is_its_codes_line_by_line():
+    recipe = RECIPES["generalist"]()
+    for epoch in range(1, 121):  # as the code counts
+        if epoch <= 40:
+            expected = 0.01
+        elif epoch <= 80:
+            expected = 0.01 + (epoch - 40) / 40 * (0.001 - 0.01)
+        else:
+            expected = 0.001 + (epoch - 80) / 40 * (0.0001 - 0.001)
+        for step in range(3):
+            assert learning_rate(recipe, 3 * (epoch - 1) + step, 3) == pytest.approx(expected, rel=1e-9)
+
+
+def test_lines_that_do_not_go_forward_are_refused():
+    for milestones in ((0.5, 0.25), (0.5, 0.5), ()):
+        with pytest.raises(UserError, match=r"must rise: schedule=linear bends at each"):
+            Recipe(schedule="linear", milestones=milestones)
+
+
 @given(st.integers(1, 400).flatmap(lambda epochs: st.tuples(st.just(epochs), st.integers(1, epochs))))
 def test_a_milestone_written_as_a_share_drops_exactly_at_its_epoch(drawn: tuple[int, int]):
     epochs, drop = drawn
@@ -118,7 +138,7 @@ def test_a_milestone_written_as_a_share_drops_exactly_at_its_epoch(drawn: tuple[
     assert rates == [1.0] * drop + [0.1] * (epochs - drop)
 
 
-@pytest.mark.parametrize("schedule", ["piecewise", "cosine", "onecycle", "constant"])
+@pytest.mark.parametrize("schedule", ["piecewise", "linear", "cosine", "onecycle", "constant"])
 def test_warmup_is_a_fifth_for_whole_epochs_and_then_the_schedules_own(schedule):
     cold = Recipe(epochs=10, lr=0.1, schedule=schedule)
     warm = Recipe(epochs=10, lr=0.1, schedule=schedule, warmup=2)

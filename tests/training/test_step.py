@@ -85,6 +85,7 @@ def trained(method: str, *, cuda_graphs: bool) -> tuple[list[float], list[Tensor
             for each in ("at+adr", "at+rebat(begin=0.5)", "trades+consistency", "adaad+igdm", "mtard(balanced=true)")
         ),
         "at+sglr(begin=0.3)",
+        pytest.param("at+generalist(begin=0.3, every=1, share_end=0)", marks=pytest.mark.slow),
     ],
 )
 def test_recorded_steps_give_the_same_bits(method: str, recordings: list[int]):

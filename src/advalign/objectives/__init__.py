@@ -29,6 +29,7 @@ from advalign.objectives.plugins.afa import AFA
 from advalign.objectives.plugins.ar_at import ARAT
 from advalign.objectives.plugins.bgat import BGAT
 from advalign.objectives.plugins.consistency import Consistency
+from advalign.objectives.plugins.generalist import Generalist
 from advalign.objectives.plugins.igdm import IGDM
 from advalign.objectives.plugins.kd import KD
 from advalign.objectives.plugins.lbgat import LBGAT
@@ -86,6 +87,7 @@ PLUGINS: dict[str, type[PlugIn]] = {
     "qub": QUB,
     "rpat": RPAT,
     "rebat": ReBAT,
+    "generalist": Generalist,
     "consistency": Consistency,
     "sglr": SGLR,
     "igdm": IGDM,

@@ -136,6 +136,10 @@ class PlugIn(Part):
     the first, then all in the second."""
     reads_rows: bool = False  # whether it keeps something for each training image
     images: int = 0  # in the training set, at most; set for parts with `reads_rows`
+    partner: str | None = None
+    """A learning guest of the student's architecture whose weights go into the average with the student's. The average
+    is then the model of the method, what is exported; no part needs to read it."""
+    hands_back: bool = False  # whether student and partner take over the average at the start of this epoch
     attack_needs: tuple[Need, ...] | None = None
     """The passes on clean views that `soft_targets` reads, if the cross entropy of the attack is to read them too."""
 
@@ -166,9 +170,16 @@ class PlugIn(Part):
         """
         raise NotImplementedError(f"{self.name} replaces no targets")
 
-    def average_decay(self) -> float:
-        """Return what a step leaves of the average, in [0, 1], for plug-ins that keep one: 0 copies the student."""
+    def average_decay(self) -> float | Tensor:
+        """Return what a step leaves of the average, in [0, 1], for plug-ins that keep one: 0 copies the student.
+
+        Called once after each step; a number that changes within an epoch must be a tensor.
+        """
         raise NotImplementedError(f"{self.name} keeps no average")
+
+    def student_share(self) -> float:
+        """Return the student's share of what goes into the average, in [0, 1], for plug-ins with a `partner`."""
+        raise NotImplementedError(f"{self.name} has no partner")
 
     def views(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the views of the batch that the training passes read."""
@@ -242,8 +253,16 @@ class Method:
             lambda: f"{self._shown}: {averaging[0]!r} reads an average of the student, and no plug-in keeps one",
         )
         require(
-            keeper is None or bool(averaging),
+            keeper is None or bool(averaging) or keeper.partner is not None,
             lambda: f"{self._shown}: {keeper and keeper.name!r} keeps an average of the student, and no part reads it",
+        )
+        rebuilt = [part.name for part in self.parts if type(part).restore is not Part.restore]
+        require(
+            not (self.exports_average and rebuilt),
+            lambda: (
+                f"{self._shown}: {rebuilt[0]!r} rebuilds the student, and {keeper and keeper.name!r} averages it with "
+                "another network"
+            ),
         )
         readers = [part.name for part in self.parts if any(need.view == "second" for need in part.needs)]
         require(
@@ -313,6 +332,12 @@ class Method:
     def replacing(self, replaceable: Replaceable) -> PlugIn | None:
         """Return the plug-in that replaces this of the base, if one does."""
         return next((plugin for plugin in self.plugins if replaceable in plugin.replaces), None)
+
+    @property
+    def exports_average(self) -> bool:
+        """Whether the model of the method is an average that it keeps, and not the student."""
+        keeper = self.replacing("average")
+        return keeper is not None and keeper.partner is not None
 
     @property
     def defends(self) -> bool:

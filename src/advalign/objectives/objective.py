@@ -75,12 +75,14 @@ class Objective(nn.Module):
         self._splits = any(isinstance(module, SplitNorm) for module in student.modules())
         averaged = copy.deepcopy(student) if method.replacing("average") else nn.Module()  # before it is tapped
         self.nets = nn.ModuleDict({"student": Tapped(student, union(layers.values()))})
-        for name in union((need.net,) for need in method.needs):
+        kept = ("ema",) if method.replacing("average") else ()
+        for name in union([*((need.net,) for need in method.needs), kept]):
             if name != "student":
                 read = union(layers[part] for part in method.parts if any(need.net == name for need in part.needs))
                 guest = averaged if name == "ema" else guests[name]
                 self.nets[name] = Tapped(guest, read, frozen=name not in method.learners)
         self._twins = Twins(self.nets)
+        self._check_partner()
         check_parameters(self)
 
     @property
@@ -100,8 +102,12 @@ class Objective(nn.Module):
         return self.nets.get_submodule("ema.net")
 
     def exported_student(self, student: nn.Module | None = None) -> nn.Module:
-        """Return the student, or an average of it, as the plain network that is evaluated and saved."""
-        student = self.student if student is None else student
+        """Return the student, or an average of it, as the plain network that is evaluated and saved.
+
+        Where none is given and the method's model is the average that it keeps, that.
+        """
+        if student is None:
+            student = self.average if self.method.exports_average else self.student
         for part in reversed(self.method.parts):
             student = part.restore(student)
         return student
@@ -133,6 +139,8 @@ class Objective(nn.Module):
         with evaluating(self.nets["student"]), torch.no_grad():
             for part in self.method.parts:
                 part.start_epoch(self._tapped("student"), batches, progress)
+        if keeper is not None and keeper.hands_back:
+            self._hand_back(keeper)
         self.start_step(progress)
 
     def start_step(self, progress: float) -> None:
@@ -151,11 +159,11 @@ class Objective(nn.Module):
         self._updates += 1
         if (keeper := self.method.replacing("average")) is None:
             return
-        average, student = (
-            [tensor for tensor in chain(net.parameters(), net.buffers()) if tensor.is_floating_point()]
-            for net in (self.nets["ema"], self.nets["student"])
-        )
-        torch._foreach_lerp_(average, student, 1 - keeper.average_decay())
+        average, source = _moving(self.nets["ema"]), _moving(self.nets["student"])
+        if keeper.partner is not None:
+            source = torch._foreach_lerp(_moving(self.nets[keeper.partner]), source, keeper.student_share())
+        share = 1 - keeper.average_decay()
+        torch._foreach_lerp_(average, source, [share] * len(average) if isinstance(share, Tensor) else share)
 
     def perturb(
         self,
@@ -299,6 +307,26 @@ class Objective(nn.Module):
             return self.method.waiting
         return [] if self._progress_known else self.method.annealing
 
+    @torch.no_grad()
+    def _hand_back(self, keeper: PlugIn) -> None:
+        """Make the average the student's weights and statistics, and its partner's."""
+        for name in filter(None, ("student", keeper.partner)):
+            torch._foreach_copy_(_moving(self.nets[name]), _moving(self.nets["ema"]))
+
+    def _check_partner(self) -> None:
+        """Refuse a learner that cannot be averaged with the student."""
+        keeper = self.method.replacing("average")
+        if keeper is None or keeper.partner is None:
+            return
+        mine, its = ([each.shape for each in _moving(self.nets[name])] for name in ("student", keeper.partner))
+        require(
+            mine == its,
+            lambda: (
+                f"{shorten(str(self.method))}: {keeper.name!r} averages the student with the {keeper.partner} model, "
+                "so both must have one architecture"
+            ),
+        )
+
     def _put_parts_beside(self, student: nn.Module) -> None:
         """Move what the parts learn and keep to the student's device, in its numeric type or fp32 if that is wider."""
         weight = next(chain(student.parameters(), student.buffers()), None)
@@ -358,6 +386,11 @@ class _Outputs(dict[Need, Output]):
 
     def __missing__(self, need: Need) -> Output:
         raise UserError(f"{need} is read but not declared: add it to the part's needs")
+
+
+def _moving(net: nn.Module) -> list[Tensor]:
+    """Return what an average of a network follows: weights, and statistics of BatchNorm."""
+    return [tensor for tensor in chain(net.parameters(), net.buffers()) if tensor.is_floating_point()]
 
 
 def _go_on(objective: Objective, _: Any) -> None:

@@ -126,6 +126,13 @@ def try_step(planned: Plan) -> None:
     """
     objective, recipe, shape = planned.untrained_objective(), planned.recipe, planned.dataset.shape
     models.check_output(objective.student, shape, planned.dataset.classes)
+    require(
+        not objective.method.exports_average or recipe.average in ("none", "method"),
+        lambda: (
+            f"{shorten(str(objective.method))}: its model is an average of its learners: "
+            f"average={recipe.average} must be none or method"
+        ),
+    )
     if recipe.average == "method":
         models.check_output(objective.average, shape, planned.dataset.classes)
     require(

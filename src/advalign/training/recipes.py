@@ -35,12 +35,13 @@ class Recipe:
     """images a step, over all devices together"""
     lr: float = 0.1
     """learning rate, the highest one of the schedule"""
-    schedule: Literal["piecewise", "cosine", "onecycle", "constant"] = "piecewise"
-    """piecewise: lower by lr_factor from each milestone on; cosine to 0; onecycle: up from lr/25 and down, each step"""
+    schedule: Literal["piecewise", "linear", "cosine", "onecycle", "constant"] = "piecewise"
+    """piecewise: lower by lr_factor from each milestone on; linear: up to the first as it is, then straight down to
+    an lr_factor-th at each next one; cosine to 0; onecycle: up from lr/25 and down, each step"""
     milestones: tuple[float, ...] = (100 / 110, 105 / 110)
-    """where piecewise drops, as shares of the epochs"""
+    """where piecewise drops and linear bends, as shares of the epochs"""
     lr_factor: float = 10.0
-    """what piecewise divides the learning rate by at each milestone"""
+    """what piecewise and linear divide the learning rate by at each milestone"""
     peak: float = 0.25
     """share of the epochs after which onecycle turns"""
     cycle_momentum: bool = False
@@ -99,7 +100,7 @@ class Recipe:
     """epochs without weight perturbation at the beginning"""
     average: Literal["none", "ema", "swa", "method"] = "none"
     """what is validated and saved: the weights, or their exponential (ema) or equal (swa) average over the steps;
-    method: the average that the method itself learns from (adr, rebat)"""
+    method: the average that the method itself keeps (adr, rebat, generalist)"""
     average_start: float | None = None
     """share of the epochs after which averaging begins; 0 for ema and 0.5 for swa if not given"""
     ema_decay: float = 0.995
@@ -142,6 +143,11 @@ class Recipe:
         require(0 < self.peak < 1, lambda: f"peak={self.peak:g} must be between 0 and 1")
         require(
             all(0 < m <= 1 for m in self.milestones), lambda: f"milestones={self.milestones} must be shares in (0, 1]"
+        )
+        bends = self.milestones
+        require(
+            self.schedule != "linear" or bends == tuple(sorted(set(bends))) != (),
+            lambda: f"milestones={bends} must rise: schedule=linear bends at each",
         )
         require(self.lr_factor >= 1, lambda: f"lr_factor={self.lr_factor:g} must be at least 1")
         require(self.step_size is None or self.step_size > 0, lambda: f"step_size={self.step_size} must be above 0")
@@ -328,6 +334,14 @@ def rebat() -> Recipe:
     )  # fmt: skip
 
 
+def generalist() -> Recipe:
+    """Generalist's code for ResNet-18: 120 epochs from 0.01, linear to a tenth at 80 and a hundredth at 120."""
+    return Recipe(
+        epochs=120, lr=0.01, schedule="linear", milestones=(1 / 3, 2 / 3, 1.0), weight_decay=3.5e-3, eps=0.031,
+        step_size=0.007, average="method",
+    )  # fmt: skip
+
+
 def acat() -> Recipe:
     """ACAT's code, for trades: 110 epochs, two steps in a radius that grows, AWP from epoch 10, EMA from epoch 83."""
     return Recipe(
@@ -370,6 +384,7 @@ RECIPES = {
     "adaiad": adaiad,
     "rpat": rpat,
     "rebat": rebat,
+    "generalist": generalist,
     "acat": acat,
     "dm": dm,
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from advalign.training.recipes import Recipe
 
 _START, _END = 25, 25e4  # one cycle: lr/25 at first, lr/25e4 at last, the defaults of torch's OneCycleLR
@@ -17,6 +19,9 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     if r.schedule == "piecewise":
         # The tiny tolerance keeps a milestone such as 74/76 from slipping by an epoch through rounding.
         return r.lr * (1 / r.lr_factor) ** sum(epoch + 1e-6 >= milestone * r.epochs for milestone in r.milestones)
+    if r.schedule == "linear":
+        rates = [r.lr / r.lr_factor**k for k in range(len(r.milestones))]
+        return float(np.interp((epoch + 1) / r.epochs, r.milestones, rates))
     if r.schedule == "cosine":
         return r.lr * (1 + math.cos(math.pi * step / (r.epochs * steps_per_epoch))) / 2
     if r.schedule == "onecycle":
