@@ -332,7 +332,7 @@ def test_mixed_precision_does_not_stop_a_climb_that_fp32_would_go_on_with():
 def test_registered_attacks_keep_their_name_and_arguments(name: str):
     attack = parse(name, threat=Linf())
     assert attack.name == name
-    steps = 100 if name.startswith(("apgd", "fab")) else 20
+    steps = 100 if name.startswith(("apgd", "fab", "min-margin")) else 20
     defaults = {"fgsm": "fgsm", "autoattack": "autoattack", "square": "square(queries=5000)", "cw": "cw(steps=1000)"}
     assert str(attack) == defaults.get(name, f"{name}(steps={steps})")
     assert attack == ATTACKS[name](threat=Linf())

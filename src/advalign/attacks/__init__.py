@@ -8,6 +8,7 @@ from advalign.attacks.contract import Attack
 from advalign.attacks.ensemble import AutoAttack, Worst
 from advalign.attacks.fab import FAB, FABT
 from advalign.attacks.gradient import FGSM, MIM, PGD
+from advalign.attacks.min_margin import MinMargin
 from advalign.attacks.names import parse_name, quantized_parts
 from advalign.attacks.quantized import Quantized, quantize
 from advalign.attacks.square import Square
@@ -29,6 +30,7 @@ __all__ = [
     "Attack",
     "AutoAttack",
     "CarliniWagner",
+    "MinMargin",
     "Quantized",
     "Square",
     "Worst",
@@ -43,6 +45,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "apgd-ce": APGDCE,
     "apgd-dlr": APGDDLR,
     "apgd-t": APGDT,
+    "min-margin": MinMargin,
     "fab": FAB,
     "fab-t": FABT,
     "square": Square,

@@ -19,6 +19,12 @@ def margin(logits: Logits, y: Labels) -> PerImage:
     return rival(logits, y) - true
 
 
+def probability_margin(logits: Logits, y: Labels) -> PerImage:
+    """Return the largest probability of another class minus that of the true one: in [-1, 1], positive once fooled."""
+    p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
+    return rival(p, y) - p.gather(1, y[:, None]).squeeze(1)
+
+
 def rival(scores: Logits, y: Labels) -> PerImage:
     """Return the largest score of a class that is not the true one."""
     return scores.masked_fill(F.one_hot(y, scores.shape[1]).bool(), -torch.inf).amax(1)

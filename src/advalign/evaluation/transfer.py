@@ -80,12 +80,12 @@ def craft_examples(
         with locked(lock):
             if not (exists := file.exists()):  # another process may have written it while this one waited
                 examples = _make(surrogate, images, attack, options, state_path(file), advance)
-                write_atomically(file, seal_safetensors({"x_adv": examples}, {}, _owner(file)))
+                write_examples(file, examples)
                 state_path(file).unlink(missing_ok=True)
         lock.unlink(missing_ok=True)  # a process that still waits for it then finds the file
     if exists:
         advance(len(images))
-    return _read(file, tuple(images.pixels.shape))
+    return read_examples(file, tuple(images.pixels.shape))
 
 
 def _make(
@@ -165,7 +165,21 @@ def _owner(file: Path) -> Owner:
     return Owner(file.name, "remove it, and the examples are made again")
 
 
-def _read(file: Path, shape: tuple[int, ...]) -> Tensor:
+def write_examples(file: Path, x_adv: Tensor) -> None:
+    """Write adversarial images (N, C, H, W), sealed.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    write_atomically(file, seal_safetensors({"x_adv": x_adv.contiguous()}, {}, _owner(file)))
+
+
+def read_examples(file: Path, shape: tuple[int, ...]) -> Tensor:
+    """Read adversarial images of a shape (N, C, H, W).
+
+    Raises:
+        UserError: the file is damaged, or holds something else.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 

@@ -1,0 +1,148 @@
+"""The curve of clean against robust accuracy over a dial: examples on held-out images, a choice, and the test images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from advalign.attacks import Attack, parse
+from advalign.data import Images
+from advalign.evaluation.accuracy import evaluate
+from advalign.evaluation.options import AttackOptions
+from advalign.evaluation.transfer import craft_examples, read_examples, write_examples
+from advalign.frontier.choose import Count, choose, front
+from advalign.frontier.dial import Dial, Setting
+from advalign.frontier.evidence import CLEAN, Evidence
+from advalign.runtime.files import digest
+from advalign.runtime.progress import counting
+from advalign.threats import Threat
+
+ON_ROBUST, ON_ACCURATE = "robust network", "accurate network"
+CURVE = "worst(apgd-ce, apgd-t)"
+"""The attack on every setting of the curve; the chosen one is attacked by more."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting with the images, (N,) bool each, that it classifies correctly."""
+
+    setting: Setting
+    clean: Tensor
+    robust: Tensor
+    """Those that withstand every example shown, whoever it was made on."""
+    floor: Tensor | None
+    """Those that no network in the accurate one's place could lose, as far as the robust one was attacked."""
+    by_source: Mapping[str, Tensor]
+    """Those that withstand the examples made on one network or setting."""
+
+    @property
+    def count(self) -> Count:
+        """How many images are right."""
+        return Count(int(self.clean.sum()), int(self.robust.sum()))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The points of a dial on one set of images, from the accurate network to the robust one."""
+
+    points: tuple[Point, ...]
+    images: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Attacks on the settings of a dial, on some images; every example made is kept in a file, and made once.
+
+    Args:
+        name: `held-out` or `test`.
+        identity: what examples depend on beside what is said here: the networks and the images.
+    """
+
+    name: str
+    dial: Dial
+    evidence: Evidence
+    options: AttackOptions
+    folder: Path
+    identity: str
+    console: Console
+
+    def attack_members(self, robust: nn.Module, accurate: nn.Module) -> None:
+        """Add examples made on the two networks, to the last step, whether they fool these or not."""
+        threat = self.evidence.threat
+        members = {
+            ON_ROBUST: (robust, parse("min-margin", threat=threat)),
+            ON_ACCURATE: (accurate, parse('pgd(loss="margin", steps=40, until_fooled=False)', threat=threat)),
+        }
+        with self._counting(members) as advance:
+            for name, (net, attack) in members.items():
+                file = self._file(name, str(attack), str(Setting({})))
+                x_adv = craft_examples(
+                    net, self.evidence.images, attack, self.options, file=file,
+                    advance=lambda done, name=name: advance(name, done),
+                )  # fmt: skip
+                self.evidence.add(name, x_adv)
+
+    def attack_settings(self, settings: Sequence[Setting], attack: Attack) -> None:
+        """Add examples made on the networks of settings."""
+        names = {name: setting for setting in settings if (name := f"{attack} on {setting}") not in self.evidence.sets}
+        with self._counting(names) as advance:
+            for name, setting in names.items():
+                file = self._file(name, str(attack), str(setting))
+                if file.exists():
+                    advance(name, len(self.evidence))
+                    x_adv = read_examples(file, tuple(self.evidence.sets[CLEAN].shape))
+                else:
+                    x_adv = self._attack(self.dial.network(setting), attack, file, lambda n, name=name: advance(name, n))
+                self.evidence.add(name, x_adv)
+
+    def _attack(self, net: nn.Module, attack: Attack, file: Path, advance: Callable[[int], None]) -> Tensor:
+        state = file.with_name(f".{file.name}.state")
+        evaluation = evaluate(
+            net, self.evidence.images, [attack], batch_size=self.options.batch_size,
+            precision=self.options.precision, seed=self.options.seed, keep_examples=True, state=state,
+            advance=lambda name, done: advance(done) if name != CLEAN else None,
+        )  # fmt: skip
+        x_adv = evaluation.examples[str(attack)]
+        write_examples(file, x_adv)
+        state.unlink(missing_ok=True)
+        return x_adv
+
+    def curve(self, settings: Sequence[Setting]) -> Curve:
+        """Return what each setting classifies correctly, of all examples that are there."""
+        return Curve(tuple(map(self._point, settings)), len(self.evidence))
+
+    def _point(self, setting: Setting) -> Point:
+        evidence = self.evidence
+        by_source = {name: self.dial.correct(setting, evidence, name) for name in evidence.sets}
+        robust = evidence.withstand(by_source.__getitem__)
+        floor = self.dial.floor(setting, evidence)
+        # A mix that loses an image of which the floor says that none could: then the arithmetic is wrong.
+        assert floor is None or not (floor & ~robust).any(), f"{setting}: below its floor"
+        return Point(setting, by_source[CLEAN], robust, floor, by_source)
+
+    def _file(self, name: str, attack: str, setting: str) -> Path:
+        parts = (self.identity, self.name, name, attack, setting, str(self.evidence.threat), repr(self.options))
+        return self.folder / f"{self.name}-{digest(*(f'{part} | ' for part in parts), digits=10)}.safetensors"
+
+    def _counting(self, names: Mapping[str, object]):  # noqa: ANN202 (a context manager of advance)
+        return counting(self.console, list(names), len(self.evidence)) if names else nullcontext(lambda name, n: None)
+
+
+def trace(held_out: Stage, attack: Attack, points: int, give: float) -> tuple[Curve, int]:
+    """Attack settings on the held-out images; return the best of them as a curve, and the number of the chosen one."""
+    dial, evidence = held_out.dial, held_out.evidence
+    proposed = dial.propose(evidence, points)
+    held_out.attack_settings(proposed, attack)
+    further = [each for each in dial.refine(evidence, points) if each not in proposed]
+    held_out.attack_settings(further, attack)
+    tried = held_out.curve([*proposed, *further]).points
+    best = [tried[number].setting for number in front([point.count for point in tried], points)]
+    inner = [each for each in best if each not in (dial.accurate, dial.robust)]
+    curve = held_out.curve([dial.accurate, *inner, dial.robust])
+    return curve, choose([point.count for point in curve.points], curve.images, give)
