@@ -115,6 +115,8 @@ def test_small_cnn_learns_to_tell_stripes():
         ("resnet18(width=64)", "resnet18"),
         (" resnet18( width = 16 ) ", "resnet18(width=16)"),
         ("wide-resnet-34-10(width=16)", "wide-resnet-34-10(width=16)"),
+        ("resnet18(strides=(1,1,2,2))", "resnet18(strides=(1, 1, 2, 2))"),
+        ("resnet18(strides=(1, 2, 2, 2))", "resnet18"),
         ("small-cnn(width=32)", "small-cnn"),
     ],
 )
@@ -125,8 +127,14 @@ def test_canonical(spelling, expected):
 @pytest.mark.parametrize(
     ("spelling", "message"),
     [
-        ("resnet81", "unknown model 'resnet81': did you mean 'resnet18'? choose from preact-resnet18, "),
-        ("resnet18(widht=16)", "unknown argument of model 'resnet18' 'widht': did you mean 'width'? choose from width"),
+        (
+            "resnet81",
+            "unknown model 'resnet81': did you mean 'resnet18'? choose from mix, normalized, preact-resnet18, ",
+        ),
+        (
+            "resnet18(widht=16)",
+            "unknown argument of model 'resnet18' 'widht': did you mean 'width'? choose from strides, width",
+        ),
         ("resnet18(classes=10)", "unknown argument of model 'resnet18' 'classes': "),
         ("resnet18(width=0)", "width=0 must be at least 1"),
         ("resnet18(width=x)", "model 'resnet18': width='x' must be a whole number"),
@@ -165,3 +173,15 @@ def test_the_head_computes_in_float32_under_autocast(name):
     torch.testing.assert_close(logits.double(), expected, rtol=1e-6, atol=1e-6)  # bf16 would be off by 1e-3
     net.double()
     assert net(torch.rand(1, 3, 32, 32).double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("spelling", "sides"),
+    [("resnet18(width=2, strides=(1, 1, 2, 2))", [32, 32, 16, 8]), ("resnet18(width=2)", [32, 16, 8, 4])],
+)
+def test_the_strides_of_the_stages_say_how_large_the_maps_are(spelling: str, sides: list[int]):
+    net, seen = build(spelling, classes=10), []
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        net.get_submodule(stage).register_forward_hook(lambda _net, _x, out: seen.append(out.shape[2:]))
+    assert net(torch.rand(1, 3, 32, 32)).shape == (1, 10)
+    assert seen == [(side, side) for side in sides]

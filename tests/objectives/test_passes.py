@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from advalign.cli.listing import methods
-from advalign.objectives import parse
+from advalign.objectives import BASES, PLUGINS, parse
 from advalign.objectives.passes import count_passes
 
 
@@ -39,3 +41,8 @@ def test_the_list_shows_what_each_part_needs_and_costs():
     assert rows["+vfd"].endswith("[vanilla model, on trades +0 forward, +0 backward]")
     assert rows["+igdm"].endswith("[robust model, on trades +1 forward, +1 backward]")
     assert rows["+consistency"].endswith("[second view, on trades +13 forward, +12 backward]")
+
+
+@pytest.mark.parametrize("part", [*BASES.values(), *PLUGINS.values()])
+def test_the_first_line_names_a_paper_and_its_year(part: type):
+    assert re.search(r"[A-Z][a-z]+( et al\.| and [A-Z][a-z]+)? (19|20)\d\d", (part.__doc__ or "").partition("\n")[0])

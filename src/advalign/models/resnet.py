@@ -8,8 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from advalign.errors import require
 from advalign.models.head import Head, check_sizes
 from advalign.shapes import ImageBatch, Logits
+
+STRIDES = (1, 2, 2, 2)
+"""Of the four stages, as the papers' networks have them."""
 
 
 @final
@@ -39,21 +43,32 @@ class ResNet(nn.Module):
     The layout and the initialisation (torch's defaults) are those of kuangliu/pytorch-cifar, which the adversarial
     training papers use. We pool over whatever area is left, so that any image size works.
 
+    Args:
+        strides: of the four stages; (1, 1, 2, 2) leaves maps of 8 x 8 for images of 32 x 32, as LBGAT's guide has them.
+
     Raises:
-        UserError: classes, channels or width too small.
+        UserError: classes, channels, width or a stride too small.
     """
 
     stages: ClassVar[tuple[str, ...]] = ("layer1", "layer2", "layer3", "layer4")
 
-    def __init__(self, blocks: tuple[int, int, int, int], classes: int, channels: int = 3, width: int = 64) -> None:
+    def __init__(
+        self,
+        blocks: tuple[int, int, int, int],
+        classes: int,
+        channels: int = 3,
+        width: int = 64,
+        strides: tuple[int, int, int, int] = STRIDES,
+    ) -> None:
         super().__init__()
         check_sizes(classes, channels, width)
+        require(min(strides) >= 1, lambda: f"strides={strides} must be at least 1")
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = _stage(width, width, 1, blocks[0])
-        self.layer2 = _stage(width, 2 * width, 2, blocks[1])
-        self.layer3 = _stage(2 * width, 4 * width, 2, blocks[2])
-        self.layer4 = _stage(4 * width, 8 * width, 2, blocks[3])
+        self.layer1 = _stage(width, width, strides[0], blocks[0])
+        self.layer2 = _stage(width, 2 * width, strides[1], blocks[1])
+        self.layer3 = _stage(2 * width, 4 * width, strides[2], blocks[2])
+        self.layer4 = _stage(4 * width, 8 * width, strides[3], blocks[3])
         self.fc = Head(8 * width, classes)
 
     def forward(self, x: ImageBatch) -> Logits:
@@ -63,14 +78,14 @@ class ResNet(nn.Module):
         return self.fc(out.mean((2, 3)))
 
 
-def resnet18(classes: int, channels: int = 3, width: int = 64) -> ResNet:
+def resnet18(classes: int, channels: int = 3, width: int = 64, strides: tuple[int, int, int, int] = STRIDES) -> ResNet:
     """Build ResNet-18; `width` is the channels of its first stage. See `ResNet`."""
-    return ResNet((2, 2, 2, 2), classes, channels, width)
+    return ResNet((2, 2, 2, 2), classes, channels, width, strides)
 
 
-def resnet34(classes: int, channels: int = 3, width: int = 64) -> ResNet:
+def resnet34(classes: int, channels: int = 3, width: int = 64, strides: tuple[int, int, int, int] = STRIDES) -> ResNet:
     """Build ResNet-34; `width` is the channels of its first stage. See `ResNet`."""
-    return ResNet((3, 4, 6, 3), classes, channels, width)
+    return ResNet((3, 4, 6, 3), classes, channels, width, strides)
 
 
 def _stage(c_in: int, c_out: int, stride: int, blocks: int) -> nn.Sequential:

@@ -22,7 +22,8 @@ from advalign.models.split_norm import SplitNorm, using_norms
 from advalign.models.taps import Output, Tapped
 from advalign.objectives.contract import Calibration, Need, Terms, union
 from advalign.objectives.distances import soft_cross_entropy
-from advalign.objectives.method import Base, Method, PlugIn
+from advalign.objectives.epoch_watch import EpochWatch
+from advalign.objectives.method import Base, Method, Part, PlugIn
 from advalign.objectives.terms import check_smoothing, method_terms
 from advalign.objectives.twins import Twins
 from advalign.shapes import Attacked, ImageBatch, Labels, Rows
@@ -56,7 +57,8 @@ class Objective(nn.Module):
             ),
         )
         check_smoothing(method, label_smoothing)
-        self._images_checked = self._epoch_started = self._progress_known = False
+        self._images_checked = self._rows_checked = self._epoch_started = self._progress_known = False
+        self._watch = EpochWatch()
         self._epochs = self._updates = 0
         self.register_load_state_dict_post_hook(_go_on)
         self.label_smoothing = label_smoothing
@@ -136,6 +138,8 @@ class Objective(nn.Module):
         )
         self._epoch_started = True
         self._epochs += 1
+        if any(type(part).start_epoch is not Part.start_epoch for part in self.method.parts):
+            self._watch.start(batches)
         with evaluating(self.nets["student"]), torch.no_grad():
             for part in self.method.parts:
                 part.start_epoch(self._tapped("student"), batches, progress)
@@ -188,12 +192,15 @@ class Objective(nn.Module):
             second: another augmentation of the same images, for methods that ask for one (`method.second`).
 
         Raises:
-            UserError: images outside [0, 1], on the first call; an unknown start or mode, no steps, or too long a step;
+            UserError: images outside [0, 1], on the first call; in train mode, more images than the last started epoch
+                has, where a part looks at each epoch's start; an unknown start or mode, no steps, or too long a step;
                 a clean start where the attack's loss is flat.
         """
         training_attack = self.method.base.training_attack
         if training_attack is None:
             return x
+        if self.training:
+            self._watch.count(x, shorten(str(self.method)))
         x, y, second = self._doubled(x, y, second)
         if not self._images_checked:  # once: it synchronises with the device
             for images in (x, second):
@@ -253,9 +260,9 @@ class Objective(nn.Module):
                 (`method.reads_rows`).
 
         Raises:
-            UserError: a second augmentation is missing, or two parts name the same term; in train mode, a part waits
-                for `start_epoch`, or after a loaded state for `start_step`, without which it would train another
-                method.
+            UserError: a second augmentation is missing, a number in rows is of no image, or two parts name the same
+                term; in train mode, a part waits for `start_epoch`, or after a loaded state for `start_step`, without
+                which it would train another method.
         """
         waiting = self._waiting if self.training else []
         require(
@@ -266,6 +273,7 @@ class Objective(nn.Module):
                 "where a loaded state goes on within one"
             ),
         )
+        self._check_rows(rows)
         x, y, second = self._doubled(x, y, second)
         return method_terms(self.method, self._passes(x, x_adv, second), y.long(), rows, self.label_smoothing)
 
@@ -306,6 +314,23 @@ class Objective(nn.Module):
         if not self._epoch_started:
             return self.method.waiting
         return [] if self._progress_known else self.method.annealing
+
+    def _check_rows(self, rows: Tensor | None) -> None:
+        """Refuse numbers of images that there are none of; once where it would synchronise with a device."""
+        if rows is None or torch.compiler.is_compiling() or rows.is_meta:
+            return
+        images = max([plugin.images for plugin in self.method.plugins], default=0)
+        if not images or (self._rows_checked and rows.device.type != "cpu"):
+            return
+        wrong = rows[(rows < 0) | (rows >= images)]
+        require(
+            not len(wrong),
+            lambda: (
+                f"{shorten(str(self.method))}: rows= holds {int(wrong[0])}, and the training set has {images} images, "
+                f"so they are numbers from 0 to {images - 1}"
+            ),
+        )
+        self._rows_checked = True
 
     @torch.no_grad()
     def _hand_back(self, keeper: PlugIn) -> None:

@@ -21,7 +21,7 @@ from advalign.shapes import Labels
 
 @final
 class AdaIAD(Base):
-    """T^2 KL(softmax(t(x') / T) || softmax(f(x') / T)) + (1 - A) KL(f(x) || f(x')), A = t(x')[y]^power. AdaIAD, 2023.
+    """T^2 KL(softmax(t(x')/T) || softmax(f(x')/T)) + (1 - A) KL(f(x) || f(x')), A = t(x')[y]^power. Huang et al. 2023.
 
     The combination of AdaAD and IAD in Huang et al. 2023; t is the frozen robust teacher. The second term joins after
     the share `begin` of the epochs. A is a constant of each image; gradient flows through both sides of the second KL,

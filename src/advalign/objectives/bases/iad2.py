@@ -20,12 +20,12 @@ from advalign.shapes import Labels
 
 @final
 class IAD2(Base):
-    """.25 CE(f(x'), y) + .5 [A KL(t(x') || f(x')) + (1 - A) KL(f(x) || f(x'))] + .25 KL(g(x') || f(x')).
+    """.25 CE(f', y) + .5 [A KL(t' || f') + (1 - A) KL(f || f')] + .25 KL(g' || f'). IAD-II of Zhu et al. 2022.
 
-    IAD-II of Zhu et al. 2022. t is the frozen robust teacher, g the vanilla one, and A = t(x')[y]^power once the share
-    `begin` of the epochs is done, 1 before. A is a constant of each image; gradient flows through both sides of the
-    KL to f(x), as in the authors' code. Uniform start and eval-mode attack, as `at`; the authors attack in train mode
-    (`--mode train`).
+    f is f(x), and f' is f(x'), as for the frozen robust teacher t and the vanilla one, g. A = t(x')[y]^power once the
+    share `begin` of the epochs is done, 1 before. A is a constant of each image; gradient flows through both sides of
+    the KL to f(x), as in the authors' code. Uniform start and eval-mode attack, as `at`; the authors attack in train
+    mode (`--mode train`).
 
     Raises:
         UserError: begin is not in [0, 1], or power is negative.

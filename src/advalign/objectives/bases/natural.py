@@ -13,7 +13,10 @@ from advalign.shapes import Labels
 
 @final
 class Natural(Base):
-    """CE(f(x), y): no adversarial examples; what VFD and HAT call the vanilla or standard model."""
+    """CE(f(x), y), no adversarial examples: empirical risk minimisation, Vapnik 1991.
+
+    What VFD and HAT call the vanilla or standard model.
+    """
 
     name = "natural"
     supervises = ("clean",)

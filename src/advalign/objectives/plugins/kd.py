@@ -15,9 +15,9 @@ from advalign.shapes import Labels, Logits
 
 @final
 class KD(PlugIn):
-    """(1 - robust - vanilla) of the label terms, + robust KD(f(x'), t_rob(x')) + vanilla KD(f(x'), t_van(x')).
+    """(1 - robust - vanilla) of the label terms + robust KD(f', t_rob') + vanilla KD(f', t_van'). Chen et al. 2021.
 
-    KD(s, t) = T^2 mean(- sum softmax(t / T) log softmax(s / T)). Chen et al. 2021, eq. 4: self-distillation from a
+    Their eq. 4; f' is f(x'), and KD(s, t) = T^2 mean(- sum softmax(t / T) log softmax(s / T)). Self-distillation from a
     robust teacher, the base trained alone, and a vanilla one. Both are frozen and, as in the authors' code, see the
     student's adversarial images. The paper has it on AT; here the base's label terms are scaled and its other terms
     stay, which on AT is the paper's loss.
