@@ -28,6 +28,7 @@ FLOORS = (
     ("registration", "runs"),
     ("evaluation",),
     ("training",),
+    ("frontier",),
     ("report",),
     ("studies",),
     ("cli",),

@@ -15,6 +15,7 @@ from advalign.cli.options import (
     DemoOptions,
     DiagnoseOptions,
     EvaluateOptions,
+    FrontierOptions,
     ListOptions,
     ModelOptions,
     ReportOptions,
@@ -118,6 +119,37 @@ def diagnose_command(options: DiagnoseOptions) -> None:
     print_table(console, verdict_table(written.diagnosis))
     write_diagnosis(written, source)
     say(console, f"{summary(written.diagnosis)}\nWritten: {written.path}, .html")
+
+
+def frontier_command(options: FrontierOptions) -> None:
+    """Print the curve, and write it, its page, and the chosen network as a run."""
+    from advalign.evaluation.options import AttackOptions, TargetOptions
+    from advalign.frontier.frontier import frontier
+    from advalign.registration import register
+    from advalign.report.frontier import curve_table, summary, write_page
+    from advalign.report.tables import print_table
+    from advalign.runtime.progress import say
+
+    for spelling in options.plugin:
+        register(spelling)
+    target_options = TargetOptions(
+        checkpoint=options.checkpoint, data=options.data, n=options.n, norm=options.norm, eps=options.eps,
+        data_dir=options.data_dir, image_size=options.image_size, device=options.device,
+        trust_model=options.trust_model,
+    )  # fmt: skip
+    traced = frontier(
+        options.robust, options.accurate, method=options.method, points=options.points, give=options.give,
+        attacks=options.attacks, curve_attack=options.curve_attack, held_out=options.held_out,
+        target_options=target_options,
+        attack_options=AttackOptions(batch_size=options.batch_size, precision=options.precision, seed=options.seed),
+        runs=options.runs, out=options.out, console=_console(),
+    )  # fmt: skip
+    print_table(_console(), curve_table(traced))
+    for line in summary(traced):
+        say(_console(), line)
+    page = write_page(traced)
+    say(_console(), f"Written: {page}, {traced.path / 'frontier.json'}")
+    say(_console(), f"The chosen network: {traced.run.path}\nNext: advalign diagnose {str(traced.run.path)!r}")
 
 
 def compare_command(options: CompareOptions) -> None:
@@ -237,6 +269,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (TrainOptions, train_command),
     "evaluate": (EvaluateOptions, evaluate_command),
     "diagnose": (DiagnoseOptions, diagnose_command),
+    "frontier": (FrontierOptions, frontier_command),
     "compare": (CompareOptions, compare_command),
     "transfer": (TransferOptions, transfer_command),
     "study": (StudyOptions, study_command),
@@ -246,7 +279,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 }
 
 # Commands that keep what is done, when they are stopped.
-_RESUMED = ("train", "evaluate", "transfer", "study", "demo")
+_RESUMED = ("train", "evaluate", "frontier", "transfer", "study", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -153,6 +153,46 @@ class EvaluateOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrontierOptions(ThreatOptions):
+    """Trade robust for clean accuracy after training, between a robust and an accurate network."""
+
+    robust: Annotated[Positional[str], tyro.conf.arg(metavar="ROBUST")]
+    """run folder, weights file, or MODEL@FILE"""
+    accurate: Annotated[Positional[str | None], tyro.conf.arg(metavar="ACCURATE")] = None
+    """the same of the accurate network; the vanilla network that ROBUST has learned from if not given"""
+    method: str = "mix"
+    """how the two become one; see `advalign list frontiers`"""
+    points: int = 11
+    """settings on the curve at most"""
+    give: float = 1.0
+    """points of robust accuracy, per cent, that the chosen setting may lose on the held-out images"""
+    held_out: str = "1000"
+    """how many training images at most, of those that neither network was trained on, to choose on; test:N for N test
+    images that are then not measured; or another data set"""
+    attacks: tuple[str, ...] = ("autoattack",)
+    """further attacks on the chosen setting and on the robust network, to be written after both"""
+    curve_attack: str = "worst(apgd-ce(steps=40), apgd-t(steps=40, targets=4))"
+    """attack on every setting of the curve; examples made on one setting are shown to all"""
+    n: TestImages = None
+    batch_size: int = AttackOptions.batch_size
+    """images attacked at once"""
+    precision: str = AttackOptions.precision
+    """fp32, bf16 or fp16 for the attacks; whether an image withstands them is always decided in fp32"""
+    seed: int = AttackOptions.seed
+    """seed of the attacks' random starts"""
+    checkpoint: str = TargetOptions.checkpoint
+    """best or last, of ROBUST if it is a run folder"""
+    image_size: int | None = None
+    """side to which folder:PATH resizes its images; what the model was trained on if not given"""
+    runs: Path | None = None
+    """folder for the run of the chosen network; that of ROBUST if not given"""
+    out: Path | None = None
+    """folder of the result; below frontiers/ if not given"""
+    plugin: tuple[str, ...] = ()
+    """attacks of your own that --attacks may name, as package.module:Class"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiagnoseOptions(ModelOptions):
     """Check whether attacks on a run or on a weights file can be believed: gradient masking and similar failures."""
 

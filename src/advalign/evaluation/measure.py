@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch import Tensor
 
 from advalign.attacks import Attack
 from advalign.attacks.names import transfer_name
 from advalign.attacks.quantized import quantize as quantized
 from advalign.attacks.spelled import parse_attacks
 from advalign.attacks.targets import check_class_order, check_target_class
-from advalign.evaluation.accuracy import PrecomputedExamples, evaluate
+from advalign.evaluation.accuracy import Evaluation, PrecomputedExamples, evaluate
 from advalign.evaluation.by_class import ClassOutcomes
 from advalign.evaluation.options import AttackOptions, TargetOptions
 from advalign.evaluation.results import (
@@ -137,8 +138,40 @@ def _measure_target(
             precision=how.precision, seed=how.seed, keep_examples=keep, state=state, advance=advance,
         )  # fmt: skip
     examples = {**evaluation.examples, **{name: each.x_adv for name, each in transferred.items()}}
-    measured = Measurement(
-        records=make_records(evaluation, {**setting, **made_with}),
+    measured = _measurement(target, evaluation, examples, how, file)
+    write_measurement(measured, target, identity)
+    if save_examples:
+        write_examples(measured, examples, target, how.batch_size)
+    for each in folder.glob(f".{escape(file.stem)}-*.state"):  # other versions left theirs, which nothing resumes
+        each.unlink(missing_ok=True)  # last: until everything is written, a stop must not lose what was measured
+    return measured
+
+
+def write_outcomes(
+    target: Target, evaluation: Evaluation, how: AttackOptions, *, identity: Mapping[str, Any], folder: Path
+) -> Measurement:
+    """Write down an evaluation of a target that was made elsewhere, by bounded attacks, as `measure` does its own.
+
+    Args:
+        identity: what the result depends on beside the weights, and what its records say.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    identity = {"weights": target.digest, **identity}
+    setting = _setting(target, how)
+    file = folder / f"{target.path.stem}-{_digest([*evaluation.correct, *setting.items(), *identity.items()])}.json"
+    measured = _measurement(target, evaluation, {}, how, file)
+    write_measurement(measured, target, identity)
+    return measured
+
+
+def _measurement(
+    target: Target, evaluation: Evaluation, examples: Mapping[str, Tensor], how: AttackOptions, file: Path
+) -> Measurement:
+    made_with = {key: environment()[key] for key in ("commit", "torch", "device")}
+    return Measurement(
+        records=make_records(evaluation, {**_setting(target, how), **made_with}),
         evaluation=evaluation,
         path=file,
         extra_data="extra" in target.card,
@@ -146,12 +179,6 @@ def _measure_target(
         note=target.note,
         by_class=ClassOutcomes.count(target.classes.class_names, target.images.labels, evaluation.outcomes),
     )
-    write_measurement(measured, target, identity)
-    if save_examples:
-        write_examples(measured, examples, target, how.batch_size)
-    for each in folder.glob(f".{escape(file.stem)}-*.state"):  # other versions left theirs, which nothing resumes
-        each.unlink(missing_ok=True)  # last: until everything is written, a stop must not lose what was measured
-    return measured
 
 
 def _load_surrogate(weights: Weights, target: Target, which: TargetOptions, console: Console) -> Target:

@@ -32,16 +32,17 @@ class Dial(Protocol):
     robust: Setting
     """The end at which it is the robust one."""
 
-    def propose(self, held_out: Evidence, points: int) -> list[Setting]:
+    def propose(self, held_out: Evidence, points: int, give: float) -> list[Setting]:
         """Return so many settings at most from the accurate end to the robust one, both ends among them.
 
         Args:
             held_out: images that neither network was trained on, with examples made on the robust network and on the
                 accurate one.
+            give: points of robust accuracy, per cent, that the setting to be chosen may lose.
         """
         ...
 
-    def refine(self, held_out: Evidence, points: int) -> list[Setting]:
+    def refine(self, held_out: Evidence, points: int, give: float) -> list[Setting]:
         """Return further settings worth an attack, so many at most, now that those proposed have been attacked."""
         ...
 

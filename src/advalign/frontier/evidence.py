@@ -1,4 +1,4 @@
-"""Images with adversarial examples of them: what every setting of a dial is shown, whoever the examples were made on."""
+"""Images with adversarial examples of them: every setting of a dial is shown all, whoever they were made on."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from advalign.attacks.classification import classified
 from advalign.attacks.losses import probability_margin
-from advalign.frontier.choose import Count, front
+from advalign.frontier.choose import Count, choose, front
 from advalign.frontier.dial import Setting
 from advalign.frontier.evidence import CLEAN, Evidence
 from advalign.models.mix import Mix, mixed, transformed
 from advalign.spelling import spell
 
-TEMPERATURES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
+TEMPERATURES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
 WEIGHTS = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998)
 
 
@@ -36,31 +36,27 @@ class Mixing:
     def __init__(self, robust: nn.Module, accurate: nn.Module, transform: Sequence[float] = ()) -> None:
         self.h, self.g, self.transform = robust, accurate, tuple(transform)
 
-    def propose(self, held_out: Evidence, points: int) -> list[Setting]:
+    def propose(self, held_out: Evidence, points: int, give: float) -> list[Setting]:
         """Return settings whose guaranteed accuracy falls evenly from the robust network's to nothing.
 
-        The temperature is that of the highest clean accuracy on the held-out images; the guarantee does not depend on
-        it.
+        One of them is certain to lose no more than what may be given. The temperature is that of the highest clean
+        accuracy on the held-out images; the guarantee does not depend on it.
         """
         margins = self.margins(held_out)
-        certain = margins[margins > 0].sort().values
-        inner = max(points - 2, 0)
-        thresholds = [0.0]
-        if len(certain):
-            ranks = (torch.arange(1, inner + 1) * len(certain)) // (inner + 1)
-            thresholds = certain[ranks.clamp_max(len(certain) - 1)].tolist()
-        weights = sorted({_weight_above(each) for each in thresholds if 0 < each < 1})
-        return [self.accurate, *(self._sharpest(held_out, weight) for weight in weights), self.robust]
+        certain = margins[margins > 0].sort().values.tolist()
+        ranks = {int(give / 100 * len(held_out)), *(len(certain) * k // (points - 1) for k in range(1, points - 1))}
+        weights = sorted({_weight_above(certain[rank]) for rank in ranks if rank < len(certain)})
+        return [self.accurate, *(self._sharpest(held_out, each) for each in weights if each < 1), self.robust]
 
-    def refine(self, held_out: Evidence, points: int) -> list[Setting]:
+    def refine(self, held_out: Evidence, points: int, give: float) -> list[Setting]:
         """Return the best settings of a grid of weights and temperatures, as far as the examples so far can tell.
 
         A blunt accurate network cannot do all that the guarantee allows for, so that less of the robust one may do.
         """
         grid = [self._setting(weight, temperature) for weight in WEIGHTS for temperature in TEMPERATURES]
-        counts = [self._count(each, held_out) for each in grid]
-        best = front(counts, points)
-        return [grid[number] for number in best]
+        counts = [self._count(each, held_out) for each in (*grid, self.robust)]
+        best = [*front(counts, points), choose(counts, len(held_out), give)]
+        return [grid[number] for number in dict.fromkeys(best) if number < len(grid)]
 
     def _count(self, setting: Setting, evidence: Evidence) -> Count:
         right = {name: self.correct(setting, evidence, name) for name in evidence.sets}

@@ -1,31 +1,32 @@
-"""The curve of clean against robust accuracy over a dial: examples on held-out images, a choice, and the test images."""
+"""The curve of clean against robust accuracy over a dial: attacks on held-out images, a choice, and the test."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 from advalign.attacks import Attack, parse
-from advalign.data import Images
 from advalign.evaluation.accuracy import evaluate
 from advalign.evaluation.options import AttackOptions
 from advalign.evaluation.transfer import craft_examples, read_examples, write_examples
 from advalign.frontier.choose import Count, choose, front
 from advalign.frontier.dial import Dial, Setting
 from advalign.frontier.evidence import CLEAN, Evidence
+from advalign.runs.formats import CostFile, read_checked_json, write_checked_json
 from advalign.runtime.files import digest
 from advalign.runtime.progress import counting
-from advalign.threats import Threat
 
 ON_ROBUST, ON_ACCURATE = "robust network", "accurate network"
-CURVE = "worst(apgd-ce, apgd-t)"
-"""The attack on every setting of the curve; the chosen one is attacked by more."""
+CURVE = "worst(apgd-ce(steps=40), apgd-t(steps=40, targets=4))"
+"""The attack on every setting of the curve, to which the examples made on the others add; the chosen one gets more."""
+ROUNDS = 2
+"""How often the settings that look best after an attack on those before are attacked in their turn."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,27 @@ class Curve:
     images: int
 
 
+class Source(NamedTuple):
+    """Who a set of adversarial examples was made on, and by which attack."""
+
+    attack: str
+    """Its spelling."""
+    network: str
+    """One of the two networks, or a setting."""
+    cost: Cost | None = None
+    """Of an attack that ends where its network is fooled."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an attack took: seconds, passes of its network in images, and the accuracy left after each member."""
+
+    seconds: float
+    forward: int
+    backward: int
+    trail: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class Stage:
     """Attacks on the settings of a dial, on some images; every example made is kept in a file, and made once.
@@ -71,6 +93,8 @@ class Stage:
     folder: Path
     identity: str
     console: Console
+    sources: dict[str, Source] = field(default_factory=dict)
+    """Of each set of adversarial examples."""
 
     def attack_members(self, robust: nn.Module, accurate: nn.Module) -> None:
         """Add examples made on the two networks, to the last step, whether they fool these or not."""
@@ -86,32 +110,43 @@ class Stage:
                     net, self.evidence.images, attack, self.options, file=file,
                     advance=lambda done, name=name: advance(name, done),
                 )  # fmt: skip
-                self.evidence.add(name, x_adv)
+                self._add(name, x_adv, Source(str(attack), name))
 
     def attack_settings(self, settings: Sequence[Setting], attack: Attack) -> None:
         """Add examples made on the networks of settings."""
-        names = {name: setting for setting in settings if (name := f"{attack} on {setting}") not in self.evidence.sets}
+        names = {name: setting for setting in settings if (name := self.name_of(attack, setting)) not in self.sources}
         with self._counting(names) as advance:
             for name, setting in names.items():
                 file = self._file(name, str(attack), str(setting))
                 if file.exists():
                     advance(name, len(self.evidence))
-                    x_adv = read_examples(file, tuple(self.evidence.sets[CLEAN].shape))
                 else:
-                    x_adv = self._attack(self.dial.network(setting), attack, file, lambda n, name=name: advance(name, n))
-                self.evidence.add(name, x_adv)
+                    self._attack(self.dial.network(setting), attack, file, lambda n, name=name: advance(name, n))
+                x_adv = read_examples(file, tuple(self.evidence.sets[CLEAN].shape))
+                cost = Cost(**read_checked_json(file.with_suffix(".json"), CostFile, "remove it, and the examples"))
+                self._add(name, x_adv, Source(str(attack), str(setting), cost))
 
-    def _attack(self, net: nn.Module, attack: Attack, file: Path, advance: Callable[[int], None]) -> Tensor:
+    def _add(self, name: str, x_adv: Tensor, source: Source) -> None:
+        self.evidence.add(name, x_adv)
+        self.sources[name] = source
+
+    def _attack(self, net: nn.Module, attack: Attack, file: Path, advance: Callable[[int], None]) -> None:
+        """Attack a network, and write its examples; an interrupted attack is resumed."""
         state = file.with_name(f".{file.name}.state")
         evaluation = evaluate(
             net, self.evidence.images, [attack], batch_size=self.options.batch_size,
             precision=self.options.precision, seed=self.options.seed, keep_examples=True, state=state,
             advance=lambda name, done: advance(done) if name != CLEAN else None,
         )  # fmt: skip
-        x_adv = evaluation.examples[str(attack)]
+        x_adv, spelling = evaluation.examples[str(attack)], str(attack)
+        cost = Cost(evaluation.seconds[spelling], *evaluation.passes[spelling], evaluation.trails.get(spelling, {}))
+        write_checked_json(file.with_suffix(".json"), asdict(cost))
         write_examples(file, x_adv)
         state.unlink(missing_ok=True)
-        return x_adv
+
+    def name_of(self, attack: Attack, setting: Setting) -> str:
+        """Return the name of the examples made on a setting's network."""
+        return f"{attack} on {setting}"
 
     def curve(self, settings: Sequence[Setting]) -> Curve:
         """Return what each setting classifies correctly, of all examples that are there."""
@@ -130,19 +165,22 @@ class Stage:
         parts = (self.identity, self.name, name, attack, setting, str(self.evidence.threat), repr(self.options))
         return self.folder / f"{self.name}-{digest(*(f'{part} | ' for part in parts), digits=10)}.safetensors"
 
-    def _counting(self, names: Mapping[str, object]):  # noqa: ANN202 (a context manager of advance)
+    def _counting(self, names: Mapping[str, object]) -> AbstractContextManager[Callable[[str, int], None]]:
         return counting(self.console, list(names), len(self.evidence)) if names else nullcontext(lambda name, n: None)
 
 
 def trace(held_out: Stage, attack: Attack, points: int, give: float) -> tuple[Curve, int]:
     """Attack settings on the held-out images; return the best of them as a curve, and the number of the chosen one."""
     dial, evidence = held_out.dial, held_out.evidence
-    proposed = dial.propose(evidence, points)
-    held_out.attack_settings(proposed, attack)
-    further = [each for each in dial.refine(evidence, points) if each not in proposed]
-    held_out.attack_settings(further, attack)
-    tried = held_out.curve([*proposed, *further]).points
-    best = [tried[number].setting for number in front([point.count for point in tried], points)]
-    inner = [each for each in best if each not in (dial.accurate, dial.robust)]
-    curve = held_out.curve([dial.accurate, *inner, dial.robust])
-    return curve, choose([point.count for point in curve.points], curve.images, give)
+    tried = dial.propose(evidence, points, give)
+    held_out.attack_settings(tried, attack)
+    for _ in range(ROUNDS):
+        further = [each for each in dial.refine(evidence, points, give) if each not in tried]
+        held_out.attack_settings(further, attack)
+        tried += further
+    ranked = sorted(held_out.curve(tried).points, key=lambda point: (point.setting == dial.robust, point.count.robust))
+    counts = [point.count for point in ranked]
+    chosen = choose(counts, len(evidence), give)
+    kept = {0, *front(counts, points), chosen, len(counts) - 1}
+    curve = tuple(point for number, point in enumerate(ranked) if number in kept)
+    return Curve(curve, len(evidence)), curve.index(ranked[chosen])

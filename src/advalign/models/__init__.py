@@ -72,8 +72,8 @@ def _mix(
     classes: int,
     channels: int,
 ) -> Mix:
-    networks = (build(spelling, classes=classes, channels=channels) for spelling in (robust, accurate))
-    return Mix(*networks, weight, temperature, transform)
+    h, g = (build(spelling, classes=classes, channels=channels) for spelling in (robust, accurate))
+    return Mix(h, g, weight, temperature, transform)
 
 
 COMPOSED: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
@@ -161,5 +161,8 @@ def _resolve(spelling: str) -> tuple[str, Callable[..., nn.Module], dict[str, An
     if name in COMPOSED:
         for parameter in inspect.signature(make).parameters.values():
             missing = parameter.default is parameter.empty and parameter.name not in {**arguments, **given_by_data}
-            require(not missing, lambda each=parameter.name: f"model {quoted(name)} needs its {each}, as in {_EXAMPLES[name]}")
+            require(
+                not missing,
+                lambda each=parameter.name: f"model {quoted(name)} needs its {each}, as in {_EXAMPLES[name]}",
+            )
     return name, make, arguments

@@ -77,7 +77,7 @@ class Folded(nn.Module):
         except Exception as error:  # a user's forward may raise anything; if the network does too, it raises again
             self._give_up(f"its copy fails: {type(error).__name__}: {error}")
             return
-        if not _same(*outputs):
+        if not _same(*outputs, x.dtype):
             self._give_up("its copy gives other outputs")
 
     def _run_network(self, x: Tensor) -> Any:
@@ -161,20 +161,21 @@ def _in_nchw(_module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
     return (args[0].contiguous(),)
 
 
-def _same(ours: Any, plain: Any) -> bool:
+def _same(ours: Any, plain: Any, computed_in: torch.dtype) -> bool:
     """Tell whether outputs agree up to rounding; what is neither tensor nor `Output` is not compared."""
     if isinstance(ours, Output):
         pairs = [(ours.logits, plain.logits), *((ours.features[name], plain.features[name]) for name in plain.features)]
     else:
         pairs = [(ours, plain)]
-    return all(isinstance(a, Tensor) and isinstance(b, Tensor) and _close(a, b) for a, b in pairs)
+    return all(isinstance(a, Tensor) and isinstance(b, Tensor) and _close(a, b, computed_in) for a, b in pairs)
 
 
-def _close(ours: Tensor, plain: Tensor) -> bool:
+def _close(ours: Tensor, plain: Tensor, computed_in: torch.dtype) -> bool:
     if ours.shape != plain.shape or not plain.is_floating_point():
         return False
     coarse = torch.finfo(torch.float16).eps if plain.is_cuda else 0.0  # products in TF32 have as few digits
-    relative = min(0.1, 10 * max(torch.finfo(plain.dtype).eps, coarse) ** 0.5)
+    eps = max(torch.finfo(kind).eps for kind in (plain.dtype, computed_in))  # a mix of fp32 networks gives float64
+    relative = min(0.1, 10 * max(eps, coarse) ** 0.5)
     ours, plain = ours.double(), plain.double()
     scale = plain.nan_to_num(0.0, 0.0, 0.0).abs().amax() if plain.numel() else 0.0
     return torch.allclose(ours, plain, rtol=0, atol=float(relative * scale), equal_nan=True)

@@ -106,7 +106,8 @@ def check_transform(transform: Sequence[float]) -> None:
         UserError: it is not three numbers, or scale or power is not above 0.
     """
     require(
-        len(transform) in (0, 3), lambda: f"mix: transform={tuple(transform)} must be three numbers: scale, power, shift"
+        len(transform) in (0, 3),
+        lambda: f"mix: transform={tuple(transform)} must be three numbers: scale, power, shift",
     )
     for name, value in zip(("scale", "power"), transform, strict=False):
         require(value > 0, lambda: f"mix: the transform's {name}={value:g} must be above 0")

@@ -56,7 +56,7 @@ def split_norms(net: nn.Module) -> nn.Module:
         not split, lambda: f"the BatchNorms of {type(net).__name__} are split by view already: take a fresh network"
     )
     require(bool(norms), lambda: f"{type(net).__name__} has no BatchNorm to split by view")
-    _replace(net, {norm: SplitNorm(norm) for norm in norms})
+    replace_modules(net, {norm: SplitNorm(norm) for norm in norms})
     return net
 
 
@@ -64,11 +64,12 @@ def merged(net: nn.Module, view: View) -> nn.Module:
     """Return a copy of a network that has one of each two norms, under the names it had before the split."""
     net = copy.deepcopy(net)
     split = [module for module in net.modules() if isinstance(module, SplitNorm)]
-    _replace(net, {norm: norm.clean if view == "clean" else norm.adv for norm in split})
+    replace_modules(net, {norm: norm.clean if view == "clean" else norm.adv for norm in split})
     return net
 
 
-def _replace(net: nn.Module, by: dict[nn.Module, nn.Module]) -> None:
+def replace_modules(net: nn.Module, by: dict[nn.Module, nn.Module]) -> None:
+    """Put modules in the place of others of a network, under each of their names."""
     for parent in list(net.modules()):
         for name, child in list(parent._modules.items()):
             if child in by:

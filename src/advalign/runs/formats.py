@@ -143,6 +143,8 @@ class ResultFile(msgspec.Struct, forbid_unknown_fields=True):
     success: dict[str, float] = {}
     """by targeted attack, the share of the attacked images that is classified as the target"""
     own: dict[str, str] = {}
+    frontier: str = ""
+    """of the networks that the examples of a frontier were made on"""
 
     def __post_init__(self) -> None:
         if not self.records or "clean" not in self.outcomes:
@@ -215,6 +217,77 @@ class DiagnosisFile(msgspec.Struct, forbid_unknown_fields=True):
     environment: dict[str, str]
     note: str = ""
     class_names: list[str] = []
+
+
+class CostFile(msgspec.Struct, forbid_unknown_fields=True):
+    """What an attack on a setting of a frontier took, beside the file of its examples."""
+
+    seconds: float
+    forward: int
+    backward: int
+    trail: dict[str, float]
+
+
+class FrontierMember(msgspec.Struct, forbid_unknown_fields=True):
+    """One of the two networks of a frontier."""
+
+    method: str
+    model: str
+    weights: str
+    """digest of its file, or of its tensors"""
+    run: str = ""
+
+
+class FrontierPoint(msgspec.Struct, forbid_unknown_fields=True):
+    """What a setting classifies correctly: a digit for each image, 1 if it does."""
+
+    robust: str
+    """under every example shown"""
+    sources: dict[str, str]
+    """by the network or setting that the examples were made on; `clean` are the images themselves"""
+    floor: str = ""
+    """what no network in the accurate one's place could lose; empty where no floor is known"""
+
+
+class FrontierFile(msgspec.Struct, forbid_unknown_fields=True):
+    """`frontier.json`: the settings between two networks, from the accurate to the robust one."""
+
+    method: str
+    robust: FrontierMember
+    accurate: FrontierMember
+    data: str
+    images: str
+    """digest of the data set"""
+    threat: str
+    images_held_out: str
+    """in words, which images the setting was chosen on"""
+    give: float
+    rule: str
+    curve_attack: str
+    attacks: list[str]
+    """of the chosen setting and the robust network"""
+    settings: list[dict[str, Any]]
+    chosen: int
+    held_out: list[FrontierPoint]
+    test: list[FrontierPoint]
+    environment: dict[str, str]
+    run: str = ""
+    note: str = ""
+    warnings: list[str] = []
+
+    def __post_init__(self) -> None:
+        for points in (self.held_out, self.test):
+            if len(points) != len(self.settings) or not 0 <= self.chosen < len(points):
+                raise ValueError(f"{len(points)} points of {len(self.settings)} settings, number {self.chosen} chosen")
+            digits = [each for point in points for each in (point.robust, *point.sources.values(), point.floor) if each]
+            if len({len(each) for each in digits}) != 1 or any(each.strip("01") for each in digits):
+                raise ValueError("the outcomes are not one digit of 0 and 1 for each image")
+            for point in points:
+                if "clean" not in point.sources:
+                    raise ValueError("no outcomes of the clean images")
+                worst = "".join("1" if set(column) == {"1"} else "0" for column in zip(*point.sources.values(), strict=True))
+                if worst != point.robust:
+                    raise ValueError("the robust images are not those that withstand every example")
 
 
 class StudyFile(msgspec.Struct, forbid_unknown_fields=True):

@@ -81,50 +81,8 @@ class Plan:
         Raises:
             UserError: the recipe takes more images than there are.
         """
-        require_training(self.dataset)
-        recipe, name = self.recipe, self.dataset.name
-        if self.dataset.validation is None:
-            total = len(self.dataset.train)
-            held_out = recipe.validation or max(1, min(1000, total // 10))
-            require(
-                held_out < total,
-                lambda: f"validation={held_out} must be below {total}, the training images of {name}: set --validation",
-            )
-            draw = hold_out_validation if self._by_content else hold_out
-            rest, validation = draw(self.dataset.train, held_out, recipe.seed)
-            held_out = len(validation)
-        else:
-            held_out, rest, validation = 0, self.dataset.train, self.dataset.validation
-            if recipe.validation is not None:
-                require(
-                    recipe.validation <= len(validation),
-                    lambda: (
-                        f"validation={recipe.validation} must be at most {len(validation)}, the validation images of "
-                        f"{name}: set --validation"
-                    ),
-                )
-                validation = self._subset(validation, recipe.validation)
-        if self._by_content:
-            validation = validation.take(content_order(validation))
-        if recipe.subset is not None:
-            if recipe.subset > len(rest):
-                raise UserError(
-                    f"subset={recipe.subset} must be at most {len(rest)}, the training images of {name}"
-                    + (f" without the {held_out} held out" if held_out else "")
-                    + ": set --subset"
-                )
-            rest = self._subset(rest, recipe.subset)
-        require(
-            len(rest) >= 2, lambda: f"{name} leaves {len(rest)} images to train on: hold out fewer with --validation"
-        )
-        return rest, validation
-
-    def _subset(self, images: Images, size: int) -> Images:
-        """Draw `size` of the images, stratified by class."""
-        if not self._by_content:
-            return stratified_subset(images, size, self.recipe.seed)
-        order = content_order(images)
-        return images.take(order[stratified_split(images.labels.cpu()[order], size, self.recipe.seed)[1]])
+        recipe = self.recipe
+        return split_training(self.dataset, recipe.validation, recipe.subset, recipe.seed, by_content=self._by_content)
 
     def batches(self, images: Images) -> Batches:
         """Return the batches of the training images, on the device where these lie.
@@ -135,7 +93,7 @@ class Plan:
         r, order = self.recipe, content_order(self.images[0]) if self._by_content else None
         return Batches(
             images, r.batch_size, augment=r.augment, seed=r.seed, extra=self.extra, extra_share=r.extra_share,
-            order=order,
+            order=order, further_augment=self.method.further_augment,
         )  # fmt: skip
 
     @property
@@ -255,3 +213,60 @@ def _kind(source: Weights | Plan | None) -> list[str | None]:
         return [str(source.method), source.model, source.kind]
     card = source.read()[1]
     return [card[key] for key in ("method", "model", "recipe")] if "recipe" in card else [_identity(source)]
+
+
+def split_training(
+    dataset: Dataset, validation: int | None, subset: int | None, seed: int, *, by_content: bool
+) -> tuple[Images, Images]:
+    """Return the images that a recipe trains on, and those that it selects on; see `Plan.images`.
+
+    Args:
+        validation, subset, seed: of the recipe.
+        by_content: whether draws follow the content of the images and not their order.
+
+    Raises:
+        UserError: the recipe takes more images than there are.
+    """
+    require_training(dataset)
+    name = dataset.name
+    if dataset.validation is None:
+        total = len(dataset.train)
+        held_out = validation or max(1, min(1000, total // 10))
+        require(
+            held_out < total,
+            lambda: f"validation={held_out} must be below {total}, the training images of {name}: set --validation",
+        )
+        draw = hold_out_validation if by_content else hold_out
+        rest, selected = draw(dataset.train, held_out, seed)
+        held_out = len(selected)
+    else:
+        held_out, rest, selected = 0, dataset.train, dataset.validation
+        if validation is not None:
+            require(
+                validation <= len(selected),
+                lambda: (
+                    f"validation={validation} must be at most {len(selected)}, the validation images of "
+                    f"{name}: set --validation"
+                ),
+            )
+            selected = _subset(selected, validation, seed, by_content=by_content)
+    if by_content:
+        selected = selected.take(content_order(selected))
+    if subset is not None:
+        if subset > len(rest):
+            raise UserError(
+                f"subset={subset} must be at most {len(rest)}, the training images of {name}"
+                + (f" without the {held_out} held out" if held_out else "")
+                + ": set --subset"
+            )
+        rest = _subset(rest, subset, seed, by_content=by_content)
+    require(len(rest) >= 2, lambda: f"{name} leaves {len(rest)} images to train on: hold out fewer with --validation")
+    return rest, selected
+
+
+def _subset(images: Images, size: int, seed: int, *, by_content: bool) -> Images:
+    """Draw `size` of the images, stratified by class."""
+    if not by_content:
+        return stratified_subset(images, size, seed)
+    order = content_order(images)
+    return images.take(order[stratified_split(images.labels.cpu()[order], size, seed)[1]])

@@ -1,0 +1,184 @@
+"""The verb: from two networks to the curve between them, a chosen setting, and a run of its own for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from advalign.attacks import Attack, parse
+from advalign.attacks.names import transfer_name
+from advalign.attacks.spelled import parse_attacks
+from advalign.errors import require, unknown
+from advalign.evaluation.accuracy import Evaluation, Passes, PrecomputedExamples, evaluate
+from advalign.evaluation.measure import write_outcomes
+from advalign.evaluation.options import AttackOptions, TargetOptions
+from advalign.evaluation.target import Target, load_target
+from advalign.frontier.choose import RULE
+from advalign.frontier.dial import Dial, Setting
+from advalign.frontier.evidence import Evidence
+from advalign.frontier.members import HELD_OUT, held_out_images, load_members
+from advalign.frontier.mixing import Mixing
+from advalign.frontier.result import Frontier, write_frontier
+from advalign.frontier.saved import save_run
+from advalign.frontier.trace import CURVE, ON_ACCURATE, ON_ROBUST, Source, Stage, trace
+from advalign.registration import register_attacks
+from advalign.runs import Run, Weights
+from advalign.runtime.device import autocast, pick_device
+from advalign.runtime.files import digest, require_writable
+from advalign.threats import Linf
+
+DIALS: dict[str, Callable[[nn.Module, nn.Module], Dial]] = {"mix": Mixing}
+
+
+def frontier(
+    robust: str | Path | Weights,
+    accurate: str | Path | Weights | None = None,
+    *,
+    method: str = "mix",
+    points: int = 11,
+    give: float = 1.0,
+    attacks: Sequence[str] = ("autoattack",),
+    curve_attack: str = CURVE,
+    held_out: int | str = HELD_OUT,
+    target_options: TargetOptions | None = None,
+    attack_options: AttackOptions | None = None,
+    runs: str | Path | None = None,
+    out: str | Path | None = None,
+    console: Console | None = None,
+) -> Frontier:
+    """Trade robust for clean accuracy after training: the curve between two networks, and the best setting on it.
+
+    Settings are attacked on images that neither network was trained on, and one is chosen there: that of the highest
+    clean accuracy at a robust accuracy at most `give` points below the robust network's. Then all are measured on the
+    test images, each under the examples made on every other. An interrupted call is resumed by the same call.
+
+    Example:
+        >>> import advalign as aa
+        >>> recipe = aa.Recipe(epochs=1, steps=1, subset=64, validation=16)
+        >>> run = aa.train("trades+vfd", data="digits", model="small-cnn(width=2)", recipe=recipe)
+        >>> traced = aa.frontier(run.path, points=3, attacks=["fgsm"], curve_attack="fgsm", held_out=16)
+
+    Args:
+        robust: a run folder, a weights file, or `MODEL@FILE`.
+        accurate: as `robust`, for the accurate network; the vanilla guest that the robust run has learned from if None.
+        method: how the two become one, `mix`.
+        points: settings on the curve at most, the two networks among them.
+        give: points of robust accuracy, per cent, that may be lost on the held-out images.
+        attacks: spellings; on the test images, the chosen setting and the robust network are attacked by these too.
+        curve_attack: the attack on every setting.
+        held_out: the number of training images at most to choose on; `test:N` to set N test images apart for it, or
+            the name of another data set.
+        runs: folder for the run of the chosen network; that of the robust run, else `runs`, if None.
+        out: folder of the result; below `frontiers`, named by its content, if None.
+
+    Raises:
+        UserError: anything that cannot work, before the first attack.
+    """
+    which, how = target_options or TargetOptions(), attack_options or AttackOptions()
+    console = console or Console(quiet=True)
+    autocast(pick_device(which.device), how.precision)
+    if method not in DIALS:
+        raise unknown("method", method, DIALS)
+    require(3 <= points <= 101, lambda: f"points={points} must be in 3 to 101")
+    require(0 <= give <= 100, lambda: f"give={give:g} must be in 0 to 100: points of robust accuracy")
+    chosen_attacks = _bounded(parse_attacks(map(register_attacks, attacks), Linf()))
+    (on_curve,) = _bounded([parse(register_attacks(curve_attack), threat=Linf())])
+
+    h, g = load_members(robust, accurate, which, console)
+    images, test_images, where = held_out_images((h, g), held_out, which, console)
+    dial = DIALS[method](h.net, g.net)
+    identity = digest(*(f"{each} | " for each in (*_identity(h), *_identity(g), method)))
+    folder = Path(out) if out else Path("frontiers") / _slug(method, h, g, identity)
+    require_writable(folder)
+    root = Path(runs) if runs else h.path.parent.parent if "run" in h.card else Path("runs")
+    require_writable(root)
+
+    stages = [
+        Stage(name, dial, Evidence(part, h.threat, how.batch_size), how, folder / "examples", identity, console)
+        for name, part in (("held-out", images), ("test", test_images))
+    ]
+    for stage in stages:
+        stage.attack_members(h.net, g.net)
+    of_choice, of_test = stages
+    curve, chosen = trace(of_choice, on_curve.with_threat(h.threat), points, give)
+    settings = [point.setting for point in curve.points]
+    of_test.attack_settings(settings, on_curve.with_threat(h.threat))
+    for attack in chosen_attacks:
+        of_test.attack_settings([dial.robust, settings[chosen]], attack.with_threat(h.threat))
+    choice = {"by": method, "give": give, "attack": str(on_curve), "setting": dict(settings[chosen].values)}
+    made = save_run(
+        dial.network(settings[chosen]), dial.spelling(settings[chosen], h.model, g.model),
+        f"{method}({h.method}, {g.method}, {settings[chosen]})", {"robust": h, "accurate": g}, images, choice, root,
+    )  # fmt: skip
+    _write_evaluation(made, of_test, settings[chosen], (h, g), which, how)
+    about = {
+        "robust": _member(h), "accurate": _member(g), "data": h.dataset.name, "images": h.dataset.digest,
+        "threat": str(h.threat), "images_held_out": where, "give": give, "rule": RULE.format(give=give),
+        "curve_attack": str(on_curve), "attacks": [str(attack) for attack in chosen_attacks], "note": h.note,
+    }  # fmt: skip
+    traced = Frontier(dial, curve, of_test.curve(settings), chosen, made, folder, about)
+    write_frontier(traced)
+    return traced
+
+
+def _bounded(attacks: Sequence[Attack]) -> list[Attack]:
+    for attack in attacks:
+        require(attack.bounded, lambda each=attack: f"{each} may leave the threat model: name attacks that stay in it")
+    return list(attacks)
+
+
+def _write_evaluation(
+    run: Run, stage: Stage, setting: Setting, members: tuple[Target, Target], which: TargetOptions, how: AttackOptions
+) -> None:
+    """Write what the chosen network withstands into its run's folder, as `advalign evaluate` does."""
+    h, g = members
+    options = replace(
+        which, data=h.dataset, model=None, norm=h.threat.norm, eps=h.threat.eps, checkpoint="best", trust_model=True
+    )  # fmt: skip
+    target = replace(load_target(run.path, options), images=stage.evidence.images)
+    labels = {ON_ROBUST: h.label, ON_ACCURATE: g.label}
+    own = {name: source for name, source in stage.sources.items() if source.network == str(setting)}
+    names = {
+        name: source.attack
+        if name in own
+        else transfer_name(source.attack, labels.get(source.network, f"{stage.dial.name}({source.network})"))
+        for name, source in stage.sources.items()
+    }
+    shown = {names[name]: PrecomputedExamples(stage.evidence.sets[name], h.threat) for name in names}
+    evaluation = evaluate(
+        target.net, target.images, precomputed=shown, batch_size=how.batch_size, precision=how.precision, seed=how.seed
+    )
+    made_on = {"frontier": stage.identity}
+    write_outcomes(target, _with_costs(evaluation, own), how, identity=made_on, folder=run.path / "evaluations")
+
+
+def _with_costs(evaluation: Evaluation, own: Mapping[str, Source]) -> Evaluation:
+    """Return the evaluation with what the attacks on this very network have taken."""
+    costs = {source.attack: source.cost for source in own.values() if source.cost is not None}
+    return replace(
+        evaluation,
+        seconds={**evaluation.seconds, **{name: cost.seconds for name, cost in costs.items()}},
+        passes={**evaluation.passes, **{name: Passes(cost.forward, cost.backward) for name, cost in costs.items()}},
+        trails={name: cost.trail for name, cost in costs.items() if cost.trail},
+    )
+
+
+def _identity(target: Target) -> tuple[str, ...]:
+    return target.digest, target.part, target.model, str(target.net.__class__.__name__)
+
+
+def _member(target: Target) -> dict[str, Any]:
+    return {
+        "method": target.method, "model": target.model, "weights": target.digest, "run": target.card.get("run", "")
+    }  # fmt: skip
+
+
+def _slug(method: str, h: Target, g: Target, identity: str) -> str:
+    names = re.sub(r"[^\w.+=-]+", "_", f"{method}-{h.method}-{g.method}-{h.dataset.name.partition(':')[0]}")
+    return f"{names[:120]}-{identity[:8]}"

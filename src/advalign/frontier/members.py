@@ -1,0 +1,158 @@
+"""The two networks of a dial as they are loaded, and the images that neither of them was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from advalign.data import NAMES, Dataset, Images, load, stratified_subset
+from advalign.data.images import Digests
+from advalign.errors import UserError, quoted, require
+from advalign.evaluation.options import TargetOptions
+from advalign.evaluation.overlap import leave_out_seen
+from advalign.evaluation.target import SUBSET_SEED, Target, load_target
+from advalign.runs import Run, Weights, find_weights
+from advalign.training.plan import split_training
+
+HELD_OUT = 1000
+"""Images on which the setting is chosen, at most."""
+
+
+def load_members(
+    robust: str | Path | Weights, accurate: str | Path | Weights | None, options: TargetOptions, console: Console
+) -> tuple[Target, Target]:
+    """Load the robust and the accurate network on the same test images, in the robust one's threat model.
+
+    Args:
+        accurate: the vanilla guest of the robust run if None.
+
+    Raises:
+        UserError: as `load_target`; no accurate network is known, or the two have other classes.
+    """
+    weights = find_weights(robust, options.checkpoint, model=options.model, trust_model=options.trust_model)
+    other = _vanilla_guest(weights) if accurate is None else find_weights(accurate, trust_model=options.trust_model)
+    require(
+        (weights.path.resolve(), weights.part) != (other.path.resolve(), other.part),
+        lambda: f"{weights} is named twice: a robust network and another, accurate one are needed",
+    )
+    first = load_target(weights, options, console=console)
+    shared = replace(options, data=first.dataset, model=None, norm=first.threat.norm, eps=first.threat.eps)
+    second = load_target(other, shared, console=console)
+    if len(second.dataset.test) < len(first.dataset.test):  # it has seen test images that the first one has not
+        first = load_target(weights, replace(options, data=second.dataset), console=console)
+    names = first.classes.class_names, second.classes.class_names
+    require(
+        names[0] == names[1],
+        lambda: f"other classes: {weights} has {quoted(names[0])}, and {other} has {quoted(names[1])}, in this order",
+    )
+    return first, second
+
+
+def _vanilla_guest(weights: Weights) -> Weights:
+    """Return the weights of the vanilla network that a robust run has learned from, beside its folder."""
+    folder = weights.path.resolve().parent
+    advice = f"name the accurate network, as in: advalign frontier {folder} ACCURATE"
+    if not (folder / "run.json").is_file():
+        raise UserError(f"{weights.path} has no run's folder that would tell its vanilla network: {advice}")
+    run = Run.read(folder)
+    identity = run.setting.get("guests", {}).get("vanilla")
+    if identity is None:
+        raise UserError(f"{folder} was trained by {run.setting['method']}, without a vanilla network: {advice}")
+    for card in sorted(folder.parent.glob("*/run.json")):
+        if card.parent.name.endswith(identity) and Run.read(card.parent).id == identity:
+            return find_weights(card.parent)
+    raise UserError(f"the vanilla network of {folder}, run {identity}, is not beside it: {advice}")
+
+
+def held_out_images(
+    members: Sequence[Target], source: int | str, options: TargetOptions, console: Console
+) -> tuple[Images, Images, str]:
+    """Return images to choose a setting on, the test images that are left, and where the former come from.
+
+    Args:
+        source: how many training images at most that no member was trained on; `test:N` for N test images that are then
+            not measured; or another data set, all of whose test images are taken.
+
+    Raises:
+        UserError: there are no such images.
+    """
+    first = members[0]
+    dataset, device = first.dataset, first.images.labels.device
+    if isinstance(source, int) or source.isdecimal():
+        most = int(source)
+        require(most >= 1, lambda: f"--held-out {most} must be at least 1")
+        unseen = _unseen(members)
+        images = stratified_subset(unseen, min(most, len(unseen)), SUBSET_SEED)
+        where = f"{len(images)} training images that neither network was trained on"
+        return first.classes.relabel(images).to(device), first.images, where
+    if source.startswith("test:"):
+        return _of_test(first, source)
+    other = load(source, directory=options.data_dir, image_size=dataset.shape[1])
+    require(
+        other.shape == dataset.shape and other.class_names == dataset.class_names,
+        lambda: f"--held-out {source} must have the images' shape and the classes of {dataset.name}, in their order",
+    )
+    for member in members:
+        other = leave_out_seen(other, member.path, member.card)
+    known = np.isin(other.test.digests, dataset.test.digests)
+    require(not known.any(), lambda: f"--held-out {source}: {int(known.sum())} of its images are test images as well")
+    return first.classes.relabel(other.test).to(device), first.images, f"{len(other.test)} images of {source}"
+
+
+def _of_test(target: Target, source: str) -> tuple[Images, Images, str]:
+    """Set test images apart, as many as `test:N` says."""
+    number, total = source.removeprefix("test:"), len(target.images)
+    require(
+        number.isdecimal() and 0 < int(number) < total,
+        lambda: f"--held-out {quoted(source)}: N of test:N must be in 1 to {total - 1}, one less than the test images",
+    )
+    chosen = stratified_subset(target.images, int(number), SUBSET_SEED)
+    taken = np.isin(target.images.digests, chosen.digests)  # copies of an image are on one side
+    rest, apart = (target.images.take(torch.from_numpy(np.flatnonzero(side))) for side in (~taken, taken))
+    return apart, rest, f"{len(apart)} test images that are set apart and in no other number"
+
+
+def _unseen(members: Sequence[Target]) -> Images:
+    """Return the images of the data set's training and validation sets that no member was trained on."""
+    dataset = members[0].dataset
+    parts = [part for part in (dataset.train, dataset.validation) if part is not None and len(part)]
+    trained = [_trained_on(member, dataset) for member in members]
+    if not parts or any(each is None for each in trained):
+        lacking = [member for member, each in zip(members, trained, strict=True) if each is None]
+        whose = f"which images {lacking[0].path} was trained on is not known" if lacking else "there are none"
+        raise UserError(
+            f"no training images are known that neither network was trained on: {whose}. Choose on others: "
+            "--held-out test:1000 sets so many test images apart, npz:FILE and folder-test:PATH name your own"
+        )
+    seen = np.concatenate([each for each in trained if each is not None])
+    every = Images(torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts]))
+    unseen = torch.from_numpy(np.flatnonzero(~np.isin(every.digests, seen)))
+    require(
+        len(unseen) > 0,
+        lambda: (
+            f"every training image of {dataset.name} was trained on by one of the networks: choose on others, with "
+            "--held-out test:1000, npz:FILE or folder-test:PATH"
+        ),
+    )
+    return every.take(unseen)
+
+
+def _trained_on(member: Target, dataset: Dataset) -> Digests | None:
+    """Return the digests of the images that a run was trained on, without those it was selected on; None if unknown."""
+    folder = member.path.resolve().parent
+    if "run" not in member.card or not (folder / "run.json").is_file():
+        return None
+    setting = Run.read(folder).setting
+    if "recipe" not in setting or setting.get("images") not in (dataset.digest, dataset.training_digest):
+        return None
+    recipe = setting["recipe"]
+    by_content = dataset.name not in NAMES and setting["images"] == dataset.training_digest
+    used, _ = split_training(
+        dataset, recipe.get("validation"), recipe.get("subset"), recipe["seed"], by_content=by_content
+    )
+    return used.digests
