@@ -3,6 +3,7 @@ from .attacks import Attack
 from .errors import TrainingError, UserError
 from .evaluation.accuracy import evaluate
 from .evaluation.diagnose import diagnose
+from .frontier.frontier import frontier
 from .objectives import Base, Method, Objective, PlugIn, compose, parse, total
 from .objectives.bases.adaad import AdaAD
 from .objectives.bases.adaiad import AdaIAD
@@ -28,6 +29,7 @@ from .objectives.plugins.afa import AFA
 from .objectives.plugins.ar_at import ARAT
 from .objectives.plugins.bgat import BGAT
 from .objectives.plugins.consistency import Consistency
+from .objectives.plugins.dajat import DAJAT
 from .objectives.plugins.generalist import Generalist
 from .objectives.plugins.igdm import IGDM
 from .objectives.plugins.kd import KD
@@ -51,6 +53,7 @@ __all__ = [
     "ARD",
     "AT",
     "BGAT",
+    "DAJAT",
     "DKL",
     "HAT",
     "IAD",
@@ -93,6 +96,7 @@ __all__ = [
     "data",
     "diagnose",
     "evaluate",
+    "frontier",
     "load",
     "models",
     "parse",
