@@ -7,7 +7,9 @@ from torch import Tensor
 
 ImageBatch = Float[Tensor, "N C H W"]
 Attacked = Float[Tensor, "M C H W"]
-"""Adversarial images: N, or 2 N where two augmentations are attacked."""
+"""Adversarial images: N, or N for each augmentation that is attacked."""
+Further = Float[Tensor, "S C H W"]
+"""Further augmentations of N images: N of each, one behind the other."""
 Labels = Int[Tensor, "N"]
 Rows = Int[Tensor, "N"]
 """The numbers of images in the training set."""

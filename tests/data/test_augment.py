@@ -244,7 +244,7 @@ def test_a_batch_is_its_images_one_by_one(name: str, channels: int):
 @pytest.mark.parametrize("name", NEW)
 def test_epochs_batches_and_second_augmentations_draw_anew(name: str):
     batches = Batches(Images(photos()[:1].repeat(N, 1, 1, 1), torch.arange(N)), 12, augment=name, seed=0)
-    every = [x for epoch in range(2) for second in (False, True) for x, _ in batches.epoch(epoch, second=second)]
+    every = [x for epoch in range(2) for view in range(3) for x, _ in batches.epoch(epoch, view=view)]
     assert all(not torch.equal(a, b) for i, a in enumerate(every) for b in every[:i])
 
 

@@ -297,12 +297,12 @@ def test_resuming_at_a_batch_gives_the_tail_to_the_bit():
 
 def test_a_second_view_has_the_same_rows_in_other_cuts():
     x, y = whole(make())
-    x2, y2 = whole(make(), second=True)
+    x2, y2 = whole(make(), view=1)
     assert torch.equal(y, y2)
     differ = (x != x2).flatten(1).any(1)
     assert differ[y < FIRST].any()
     assert differ[y >= FIRST].any()
-    assert torch.equal(whole(make(augment="none"))[0], whole(make(augment="none"), second=True)[0])
+    assert torch.equal(whole(make(augment="none"))[0], whole(make(augment="none"), view=1)[0])
 
 
 def test_epochs_and_seeds_draw_other_extra_images():

@@ -64,8 +64,13 @@ def begun(objective: Objective) -> Objective:
 
 
 def views_of(objective: Objective, x: Tensor) -> Tensor:
-    """Return images in place of adversarial ones: twice if the method attacks two augmentations."""
-    return torch.cat([x, x]) if objective.method.doubles else x
+    """Return images in place of adversarial ones, once for each augmentation that the method attacks."""
+    return x.repeat(objective.method.augmentations, 1, 1, 1)
+
+
+def mirrored(objective: Objective, x: Tensor) -> Tensor:
+    """Return images in place of the further augmentations: as many as the method asks for, or one that nobody reads."""
+    return x.flip(3).repeat(max(1, objective.method.further), 1, 1, 1)
 
 
 def losses(objective: Objective, steps: int) -> list[float]:
@@ -78,8 +83,9 @@ def losses(objective: Objective, steps: int) -> list[float]:
     found = []
     for step in range(steps):
         torch.manual_seed(step)
-        x_adv = objective.perturb(x, y, Linf(), second=x.flip(3), steps=2)
-        loss = total(objective(x, x_adv, y, x.flip(3), torch.arange(len(x))))
+        second = mirrored(objective, x)
+        x_adv = objective.perturb(x, y, Linf(), second=second, steps=2)
+        loss = total(objective(x, x_adv, y, second, torch.arange(len(x))))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -92,7 +98,8 @@ def step(objective: Objective, seed: int) -> float:
     """Go one step in the network's own precision, without its update; the loss."""
     x, y = batch()
     torch.manual_seed(seed)
-    x_adv = objective.perturb(x, y, Linf(), second=x.flip(3), steps=2)
-    loss = total(objective(x, x_adv, y, x.flip(3)))
+    second = mirrored(objective, x)
+    x_adv = objective.perturb(x, y, Linf(), second=second, steps=2)
+    loss = total(objective(x, x_adv, y, second))
     loss.backward()
     return loss.item()

@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from tests.objectives.short_training import bound, combinations, every_part_quick, losses, pairs_once, step, views_of
+from tests.objectives.short_training import (
+    bound,
+    combinations,
+    every_part_quick,
+    losses,
+    mirrored,
+    pairs_once,
+    step,
+    views_of,
+)
 from tests.objectives.two_processes import gradients, half
 from tests.samples import batch
 
@@ -49,7 +58,7 @@ def test_each_declared_pass_runs_once(method: str):
     for name, net in objective.nets.items():
         net.register_forward_hook(lambda *_, name=name: count.update([name]))
     x, y = batch()
-    objective(x, views_of(objective, x.flip(2)), y, x.flip(3))
+    objective(x, views_of(objective, x.flip(2)), y, mirrored(objective, x))
     assert count == Counter(need.net for need in objective.method.needs)
     assert len(set(objective.method.needs)) == len(objective.method.needs)
 
@@ -64,7 +73,8 @@ def test_the_order_of_plug_ins_does_not_matter(method: str):
     for reverse in (False, True):
         objective = bound(method).double()
         objective.method.plugins = tuple(sorted(objective.method.plugins, key=lambda p: p.name, reverse=reverse))
-        found.append(total(objective(x.double(), views_of(objective, x_adv), y, x.flip(3).double())).item())
+        second = mirrored(objective, x.double())
+        found.append(total(objective(x.double(), views_of(objective, x_adv), y, second)).item())
     assert found[0] == pytest.approx(found[1], rel=1e-12)
 
 
@@ -92,7 +102,12 @@ def test_every_pair_of_plug_ins_on_every_base():
         ("at+bgat+qub", "'qub' changes the terms on hard labels, and 'bgat' drops them"),
         ("at+kd(robust=0.8, vanilla=0.2)+sglr", "'sglr' changes the terms on hard labels, and 'kd' drops them"),
         ("trades+adr+lbgat", "'adr' changes the terms on hard labels, and 'lbgat' drops them"),
-        ("at+consistency+sglr", "each image comes twice a step, and one label would be kept for both"),
+        ("at+consistency+sglr", "each image comes several times a step, and one label would be kept for all"),
+        ("at+dajat+sglr", "each image comes several times a step, and one label would be kept for all"),
+        ("trades+consistency+dajat", "consistency and dajat each attack further augmentations; take one"),
+        ("trades+ar-at+dajat", "ar-at and dajat each give the student norms for parts of a batch; take one"),
+        ("at+afa+dajat", "'afa' reads the second augmentation, which is attacked as well; take one"),
+        ("natural+dajat", "'dajat' reads adversarial examples, but 'natural' makes none"),
         ("trades+adaad", "its attack asks a robust teacher, and trades has none"),
         ("ard+adaad+afa(attack=contrast)", "adaad and afa each replace the loss of the attack; take one"),
         ("adaad+adaad", "adaad has this attack itself"),
@@ -176,7 +191,15 @@ def test_compiled_gives_the_same_to_the_bit():
         "at+rpat+qub",
         "score",
     )
-    methods += ("trades+consistency", "at+rebat", "at+sglr", "adaad+igdm", "adaiad", "mtard(balanced=true)")
+    methods += (
+        "trades+consistency",
+        "trades+dajat",
+        "at+rebat",
+        "at+sglr",
+        "adaad+igdm",
+        "adaiad",
+        "mtard(balanced=true)",
+    )
     done = subprocess.run([sys.executable, "-c", COMPILED, *methods], **PROCESS, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from advalign.errors import UserError
 from advalign.objectives import Objective, compose, parse, total
-from advalign.objectives.plugins.consistency import jensen_shannon
+from advalign.objectives.distances import jensen_shannon
 from advalign.threats import Linf
 
 
@@ -83,4 +83,4 @@ def test_what_is_missing_or_out_of_range_is_refused():
             bound(method, case).perturb(case.x, case.y, Linf(), second=255 * case.x)
     with pytest.raises(UserError, match="temperature=0 must be above 0"):
         parse("at+consistency(temperature=0)")
-    assert compose(parse("at+consistency"), student=tiny(0)).method.second
+    assert compose(parse("at+consistency"), student=tiny(0)).method.further == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.networks import tiny
-from tests.objectives.short_training import GUESTS, combinations, every_part_quick
+from tests.objectives.short_training import GUESTS, combinations, every_part_quick, mirrored
 
 from advalign.objectives import Objective, parse, total
 from advalign.threats import L2, Linf
@@ -31,8 +31,8 @@ def on_meta(method: str, dtype: torch.dtype = torch.float32):
 @pytest.mark.parametrize("method", ALL)
 def test_a_step_stays_on_the_students_device_and_reads_no_value(method: str):
     objective, x, y = on_meta(method)
-    x_adv = objective.perturb(x, y, Linf(), second=x.flip(3), steps=1)
-    terms = objective(x, x_adv, y, x.flip(3), y)
+    x_adv = objective.perturb(x, y, Linf(), second=mirrored(objective, x), steps=1)
+    terms = objective(x, x_adv, y, mirrored(objective, x), y)
     total(terms).backward()
     assert all(term.value.is_meta for term in terms.values())
     assert all(p.grad is not None and p.grad.is_meta for p in objective.parameters() if p.requires_grad)
@@ -49,5 +49,5 @@ def test_an_l2_attack_in_train_mode_and_perturbed_weights_stay_there_too(method:
 @pytest.mark.parametrize("method", ["at+ar-at", "mtard", "ikl", "at+part"])
 def test_the_parts_compute_in_the_numeric_type_of_the_student(method: str):
     objective, x, y = on_meta(method, torch.float64)
-    x_adv = objective.perturb(x, y, Linf(), second=x.flip(3), steps=1)
-    assert total(objective(x, x_adv, y, x.flip(3))).dtype == torch.float64
+    x_adv = objective.perturb(x, y, Linf(), second=mirrored(objective, x), steps=1)
+    assert total(objective(x, x_adv, y, mirrored(objective, x))).dtype == torch.float64

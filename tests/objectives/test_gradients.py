@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.networks import TinyNet, tiny
-from tests.objectives.short_training import bound, combinations, every_part_quick
+from tests.objectives.short_training import bound, combinations, every_part_quick, mirrored
 from torch import nn
 
 from advalign.errors import UserError
@@ -113,17 +113,17 @@ def test_a_clean_start_is_refused_exactly_where_the_loss_of_the_attack_is_flat(m
     assert loss.flat_at_clean == flat
     if flat:
         with pytest.raises(UserError, match="flat at the clean images; start=clean needs another"):
-            objective.perturb(x.detach(), y, Linf(), second=x.detach(), start="clean")
+            objective.perturb(x.detach(), y, Linf(), second=mirrored(objective, x.detach()), start="clean")
     else:
-        objective.perturb(x.detach(), y, Linf(), second=x.detach(), start="clean", steps=1)
+        objective.perturb(x.detach(), y, Linf(), second=mirrored(objective, x.detach()), start="clean", steps=1)
 
 
 @pytest.mark.parametrize("method", every_part_quick(METHODS))
 def test_gradients_reach_the_student_and_nothing_else(method: str, x_y):
     x, y = x_y
     objective = bound(method)
-    x_adv = objective.perturb(x, y, Linf(), second=x.flip(3))
-    total(objective(x, x_adv, y, x.flip(3))).backward()
+    x_adv = objective.perturb(x, y, Linf(), second=mirrored(objective, x))
+    total(objective(x, x_adv, y, mirrored(objective, x))).backward()
     learnt = [p for p in objective.student.parameters() if method != "afa" or p.requires_grad]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in learnt)
     for guest in objective.nets.keys() - {"student"}:
@@ -138,9 +138,9 @@ def test_buffers_of_frozen_guests_stay_to_the_bit_and_the_others_move_in_the_ste
     x, y = x_y
     objective = bound(method)
     before = copy.deepcopy(objective.state_dict())
-    x_adv = objective.perturb(x, y, Linf(), second=x.flip(3))
+    x_adv = objective.perturb(x, y, Linf(), second=mirrored(objective, x))
     assert all(torch.equal(value, before[key]) for key, value in objective.state_dict().items())
-    objective(x, x_adv, y, x.flip(3))
+    objective(x, x_adv, y, mirrored(objective, x))
     moved = {key for key, value in objective.state_dict().items() if not torch.equal(value, before[key])}
     learning = {"student", LEARNERS.get(method.partition("+")[2], "student")}
     assert {key.split(".")[1] for key in moved if key.startswith("nets.")} == (learning if method != "afa" else set())
@@ -169,17 +169,21 @@ def test_forwards_of_a_step(method: str, x_y, monkeypatch: pytest.MonkeyPatch):
         count[guests.get(id(self), "student")] += 1
         return plain(self, x)
 
-    objective.perturb(x, y, Linf(), second=x, steps=1)  # builds the folded copies, which traces forward
+    objective.perturb(
+        x, y, Linf(), second=mirrored(objective, x), steps=1
+    )  # builds the folded copies, which traces forward
     guests |= {id(folded.twin.get_submodule("net")): name for name, folded in objective._twins.guests.items()}
     monkeypatch.setattr(TinyNet, "forward", counted)
-    x_adv = objective.perturb(x, y, Linf(), second=x.flip(3), steps=10)
-    objective(x, x_adv, y, x.flip(3))
+    x_adv = objective.perturb(x, y, Linf(), second=mirrored(objective, x), steps=10)
+    objective(x, x_adv, y, mirrored(objective, x))
     base, _, plugin = method.partition("+")
     added = GUESTS.get(plugin, set()) if plugin != "adaad" else set()  # it has no loss of its own
     expected = Counter(net for net, _ in GUESTS.get(base, set()) | added)
     expected.update(IN_THE_ATTACK.get(plugin if plugin == "adaad" else base, {}))
     expected["ema"] += plugin == "adr" and base in LABELS_IN_THE_ATTACK
-    expected["student"] = FORWARDS[base] + (base in UNSEEN and plugin in ("vfd", "ar-at", "afa", "qub", "rpat"))
+    expected["student"] = FORWARDS[base] + (
+        base in UNSEEN and plugin in ("vfd", "ar-at", "afa", "qub", "rpat", "dajat")
+    )
     expected["student"] += plugin in ("part", "afa", "rpat", "igdm")  # a map, a second augmentation, a view of its own
     assert count == expected
 
@@ -197,11 +201,11 @@ def test_examples_are_inside_the_threat_model_and_leave_everything_as_it_was(met
     x, y = x_y
     objective = bound(method)
     before = x.clone()
-    x_adv = objective.perturb(x, y, threat, second=x.flip(3))
+    x_adv = objective.perturb(x, y, threat, second=mirrored(objective, x))
     assert torch.equal(x, before)
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
-    clean = torch.cat([x, x.flip(3)]) if objective.method.doubles else x
+    clean = torch.cat([x, mirrored(objective, x)]) if objective.method.augmentations > 1 else x
     assert (threat.distance(x_adv, clean) <= threat.eps + 1e-6).all()
     assert (x_adv - clean).abs().amax() > 0
     assert all(p.grad is None for p in objective.parameters())

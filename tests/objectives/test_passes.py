@@ -26,6 +26,8 @@ from advalign.objectives.passes import count_passes
         ("trades+rebat", 14, 12),  # the average on x', without gradient
         ("trades+consistency", 26, 24),  # everything on two augmentations
         ("trades+part", 14, 13),  # the gradient of the map
+        ("trades+dajat", 39, 36),  # on three
+        ("at+dajat(copies=1)", 24, 24),  # and once clean
     ],
 )
 def test_passes_are_those_of_the_formula(method: str, forward: int, backward: int):

@@ -46,8 +46,8 @@ def _joined(base: str, plugin: str) -> list[tuple[str, Method]]:
 def _needs(method: Method) -> list[str]:
     """Return what a method needs beside the student and a batch, in words."""
     guests = [f"{name} model" for name in method.guests]
-    second = ["second view"] if method.second else []
-    return [*guests, *second, *(["no extra data"] if method.reads_rows else [])]
+    further = {0: [], 1: ["second view"]}.get(method.further, [f"{method.further} further views"])
+    return [*guests, *further, *(["no extra data"] if method.reads_rows else [])]
 
 
 def attacks() -> Listing:

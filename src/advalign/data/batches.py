@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from advalign.data.augment.geometry import flip_and_crop
-from advalign.data.augment.registry import AUGMENTATIONS
+from advalign.data.augment.registry import AUGMENTATIONS, Augmentation
 from advalign.data.extra import Extra
 from advalign.data.images import Images, RowNumbers, to_unit
 from advalign.errors import require, unknown
@@ -37,6 +37,7 @@ class Batches:
         extra: generated images; they stay where they are, and only what is drawn is read.
         extra_share: their share of each batch, rounded to whole images.
         order: (N,) row numbers, from which each epoch's order is drawn; that of `images` if None.
+        further_augment: what makes the further views of the images, a name in `AUGMENTATIONS`; `augment` if None.
 
     Raises:
         UserError: unknown augmentation, or one that cannot work on such images, no images, or a batch that cannot be
@@ -55,13 +56,12 @@ class Batches:
         extra: Extra | None = None,
         extra_share: float = 0.7,
         order: RowNumbers | None = None,
+        further_augment: str | None = None,
     ) -> None:
-        if augment not in AUGMENTATIONS:
-            raise unknown("augmentation", augment, AUGMENTATIONS)
         require(len(images) > 0, "there are no images to make batches of")
         require(batch_size > 0, lambda: f"batch size {batch_size} must be positive")
-        self.augmentation = AUGMENTATIONS[augment]
-        self.augmentation.check(augment, tuple(images.pixels.shape[1:]))
+        self.augmentation = _augmentation(augment, images)
+        self.further = _augmentation(further_augment or augment, images)
         self.images, self.seed = images, seed
         self.rank, self.world, self.order = rank, world, order
         self.batch_size = min(batch_size, len(images))
@@ -94,17 +94,18 @@ class Batches:
         """Batches per epoch."""
         return len(self.images) // self.batch_size
 
-    def epoch(self, epoch: int, start: int = 0, *, second: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start: int = 0, *, view: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch's batches from number `start` on.
 
         Args:
-            second: the same images in the same order, in a second augmentation of its own draws.
+            view: 1, 2, ...: the same images in the same order, in a further augmentation of its own draws.
 
         Yields:
             x, (B, C, H, W) float32 in [0, 1], channels last in memory, and y, (B,) int64.
         """
         device = self.images.labels.device
-        order, flipped, corners, drawn = self._draw(epoch, second)
+        order, flipped, corners, drawn = self._draw(epoch, view)
+        augmentation = self.further if view else self.augmentation
         order, flipped, corners = order.to(device), flipped.to(device), corners.to(device)
         for step in range(start, self.steps):
             rows = order[self._mine(step, self.real)]
@@ -112,8 +113,8 @@ class Batches:
             if self.extra is not None:
                 batch = _joined(batch, self.extra.take(drawn[self._mine(step, self.generated)]).to(device))
             mine = self._mine(step, self.batch_size)
-            moved = flip_and_crop(batch.pixels, flipped[mine], corners[mine], self.augmentation.pad)
-            yield Images(self._augmented(moved, epoch, step, second), batch.labels).floats(), batch.labels
+            moved = flip_and_crop(batch.pixels, flipped[mine], corners[mine], augmentation.pad)
+            yield Images(self._augmented(moved, epoch, step, view), batch.labels).floats(), batch.labels
 
     def rows(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
         """Yield, as `epoch` yields batches, where their images stand in the set, (B,) int64.
@@ -122,7 +123,7 @@ class Batches:
             UserError: there are extra data, whose images have no such number.
         """
         require(self.extra is None, "the method keeps a label for each training image, and extra data have none")
-        order = self._draw(epoch, second=False)[0].to(self.images.labels.device)
+        order = self._draw(epoch, view=0)[0].to(self.images.labels.device)
         for step in range(start, self.steps):
             yield order[self._mine(step, self.real)]
 
@@ -132,31 +133,33 @@ class Batches:
         first = step * size + self.rank * share
         return slice(first, first + share)
 
-    def _augmented(self, pixels: Tensor, epoch: int, step: int, second: bool) -> Tensor:
+    def _augmented(self, pixels: Tensor, epoch: int, step: int, view: int) -> Tensor:
         """Do to this process's share of a batch what the augmentation adds to flip and crop, channels last."""
-        if self.augmentation.then is None:
+        augmentation = self.further if view else self.augmentation
+        if augmentation.then is None:
             return pixels
-        draw = _generator(f"{self.seed}, {epoch}, {step}", second)
-        size = self.batch_size, self.augmentation.draws
+        draw = _generator(f"{self.seed}, {epoch}, {step}", view)
+        size = self.batch_size, augmentation.draws
         uniforms = torch.rand(size, generator=draw, dtype=torch.float64, device="cpu")
-        changed = self.augmentation.then(pixels, uniforms[self._mine(0, self.batch_size)])
+        changed = augmentation.then(pixels, uniforms[self._mine(0, self.batch_size)])
         if changed.dtype != pixels.dtype:  # floats that were rounded to 256 levels
             changed = to_unit(changed).to(pixels.dtype)
         return changed.contiguous(memory_format=torch.channels_last)
 
-    def _draw(self, epoch: int, second: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _draw(self, epoch: int, view: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw an epoch's order (N,), flips (N,), upper left corners of the crops (N, 2), and extra rows."""
-        draw = _generator(f"{self.seed}, {epoch}", second=False)
+        draw = _generator(f"{self.seed}, {epoch}", view=0)
         n = len(self.images)
         order = torch.randperm(n, generator=draw, device="cpu")
         order = order if self.order is None else self.order[order]
         drawn = torch.empty(0, dtype=torch.int64, device="cpu")
         if self.extra is not None:
             drawn = torch.randint(len(self.extra), (self.steps * self.generated,), generator=draw, device="cpu")
-        if second:
-            draw = _generator(f"{self.seed}, {epoch}", second)
-        flipped = torch.rand(n, generator=draw, device="cpu") < (0.5 if self.augmentation.flip else 0)
-        corners = torch.randint(2 * self.augmentation.pad + 1, (n, 2), generator=draw, device="cpu")
+        augmentation = self.further if view else self.augmentation
+        if view:
+            draw = _generator(f"{self.seed}, {epoch}", view)
+        flipped = torch.rand(n, generator=draw, device="cpu") < (0.5 if augmentation.flip else 0)
+        corners = torch.randint(2 * augmentation.pad + 1, (n, 2), generator=draw, device="cpu")
         return order, flipped, corners, drawn
 
 
@@ -171,12 +174,25 @@ class Epoch:
         return self.batches.epoch(self.epoch)
 
 
-def _generator(of: str, second: bool) -> torch.Generator:
-    """Return the generator of an epoch, or of one of its batches, in the first or second augmentation."""
+def _augmentation(name: str, images: Images) -> Augmentation:
+    """Return the augmentation of a name.
+
+    Raises:
+        UserError: there is none, or it cannot work on such images.
+    """
+    if name not in AUGMENTATIONS:
+        raise unknown("augmentation", name, AUGMENTATIONS)
+    augmentation = AUGMENTATIONS[name]
+    augmentation.check(name, tuple(images.pixels.shape[1:]))
+    return augmentation
+
+
+def _generator(of: str, view: int) -> torch.Generator:
+    """Return the generator of an epoch, or of one of its batches, in the first augmentation or a further one."""
     # Hashed, so that neighbouring seeds and epochs share nothing: (1, 2), (2, 1) and (0, 3) are three draws.
     # 32 bits are all that torch's CPU generator takes.
     mixed = int(digest(of, digits=8), 16)
-    return torch.Generator("cpu").manual_seed(mixed ^ 0x5EC0_0D00 if second else mixed)
+    return torch.Generator("cpu").manual_seed(mixed ^ (view * 0x5EC0_0D00 & 0xFFFF_FFFF))
 
 
 def _joined(first: Images, second: Images) -> Images:

@@ -29,6 +29,7 @@ from advalign.objectives.plugins.afa import AFA
 from advalign.objectives.plugins.ar_at import ARAT
 from advalign.objectives.plugins.bgat import BGAT
 from advalign.objectives.plugins.consistency import Consistency
+from advalign.objectives.plugins.dajat import DAJAT
 from advalign.objectives.plugins.generalist import Generalist
 from advalign.objectives.plugins.igdm import IGDM
 from advalign.objectives.plugins.kd import KD
@@ -89,6 +90,7 @@ PLUGINS: dict[str, type[PlugIn]] = {
     "rebat": ReBAT,
     "generalist": Generalist,
     "consistency": Consistency,
+    "dajat": DAJAT,
     "sglr": SGLR,
     "igdm": IGDM,
     "adaad": AdaADAttack,

@@ -43,7 +43,7 @@ Terms = dict[str, Term]
 Views = Mapping[str, Tensor]  # images (N, C, H, W) by the name of the view
 Network = Callable[[Tensor], Output]
 Networks = Mapping[str, Network]
-Replaceable = Literal["labels", "targets", "attack_loss", "threat", "average"]
+Replaceable = Literal["labels", "targets", "attack_loss", "threat", "average", "norms"]
 Calibration = Mapping[str, Mapping[str, Tensor]]  # values by layer and name
 
 CLEAN, ADV, SECOND = Need("student", "clean"), Need("student", "adv"), Need("student", "second")

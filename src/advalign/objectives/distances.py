@@ -40,6 +40,18 @@ def pairwise_gap(logits: Logits, target: Logits, weights: Logits) -> PerImage:
     return 0.5 * (weights * (gap - mean).square()).sum(1)
 
 
+def jensen_shannon(*log_ps: Logits, least: float = 1e-8) -> Scalar:
+    """Return the mean of KL(p || m) over several predictions p, given as logarithms (N, K), and their mean m.
+
+    Args:
+        log_ps: the predictions' logarithms.
+        least: m is at least this.
+    """
+    log_p = torch.stack(log_ps)
+    log_mean = log_p.exp().mean(0).clamp_min(least).log()
+    return (log_p.exp() * (log_p - log_mean)).sum(2).mean()
+
+
 def euclidean(features: Features, target: Features) -> Scalar:
     """Return the mean over the batch of the unsquared norm of each image's flattened difference (N, ...)."""
     return _root((features - target).flatten(1).square().sum(1)).mean()

@@ -128,12 +128,17 @@ class PlugIn(Part):
     """What it replaces of the base; at most one plug-in of a method may replace each. `labels`: `reweigh` scales or
     drops the terms that supervise hard labels. `attack_loss`: the attack maximises the plug-in's. `threat`:
     `attack_threat` changes the threat model of the attack. `targets`: `soft_targets` takes the place of the hard labels
-    in every term that supervises them. `average`: it keeps an average of the student, the network `ema`."""
+    in every term that supervises them. `average`: it keeps an average of the student, the network `ema`. `norms`:
+    `adapt` gives the student other BatchNorms."""
     drops_labels: bool = False  # whether `reweigh` drops every term on hard labels, and it adds none to the student
     reads_labels: bool = False  # whether it changes such terms, and means nothing without
-    doubles: bool = False
-    """Whether a second augmentation of the batch is attacked as well, and the loss taken over both: first all images in
-    the first, then all in the second."""
+    augmentations: int = 1
+    """In how many augmentations the batch is attacked; the loss is taken over all: first all images in the first, then
+    all in the next."""
+    further_augment: str | None = None
+    """What makes the further augmentations, a name in `AUGMENTATIONS`; what makes the first, if None."""
+    weights_climb_first: bool = False
+    """Whether adversarial weight perturbation climbs the loss on the first augmentation alone, without its terms."""
     reads_rows: bool = False  # whether it keeps something for each training image
     images: int = 0  # in the training set, at most; set for parts with `reads_rows`
     partner: str | None = None
@@ -201,6 +206,7 @@ _CLASHES: dict[Replaceable, tuple[str, str]] = {
     "threat": ("attack_threat", "replace the threat model of the attack"),
     "targets": ("soft_targets", "put soft targets in the place of hard labels"),
     "average": ("average_decay", "keep an average of the student"),
+    "norms": ("adapt", "give the student norms for parts of a batch"),
 }
 
 
@@ -220,6 +226,8 @@ class Method:
     def __init__(self, base: Base, plugins: Iterable[PlugIn] = ()) -> None:
         self.base = base
         self.plugins = tuple(sorted(plugins, key=lambda plugin: plugin.name))
+        self.augmentations = max([1, *(plugin.augmentations for plugin in self.plugins)])
+        """In how many augmentations the batch is attacked; the loss is taken over all."""
         names = [plugin.name for plugin in self.plugins]
         for name in names:
             require(names.count(name) == 1, lambda: f"{self._shown}: {name!r} is named twice")
@@ -227,7 +235,10 @@ class Method:
             not (base.standalone_reason and names),
             lambda: f"{self._shown}: {base.name!r} {base.standalone_reason}, so no plug-in joins it",
         )
-        reads_adv = [plugin.name for plugin in self.plugins if any(need.view == "adv" for need in plugin.needs)]
+        attacking = (
+            plugin.augmentations > 1 or any(need.view == "adv" for need in plugin.needs) for plugin in self.plugins
+        )
+        reads_adv = [plugin.name for plugin, reads in zip(self.plugins, attacking, strict=True) if reads]
         if base.training_attack is None and reads_adv:
             raise UserError(f"{self._shown}: {reads_adv[0]!r} reads adversarial examples, but {base.name!r} makes none")
         for replaceable, (_, clash) in _CLASHES.items():
@@ -256,6 +267,11 @@ class Method:
             keeper is None or bool(averaging) or keeper.partner is not None,
             lambda: f"{self._shown}: {keeper and keeper.name!r} keeps an average of the student, and no part reads it",
         )
+        augmenting = [plugin.name for plugin in self.plugins if plugin.augmentations > 1]
+        require(
+            len(augmenting) <= 1,
+            lambda: f"{self._shown}: {' and '.join(augmenting)} each attack further augmentations; take one",
+        )
         rebuilt = [part.name for part in self.parts if type(part).restore is not Part.restore]
         require(
             not (self.exports_average and rebuilt),
@@ -266,12 +282,12 @@ class Method:
         )
         readers = [part.name for part in self.parts if any(need.view == "second" for need in part.needs)]
         require(
-            not (self.doubles and readers),
+            not (augmenting and readers),
             lambda: f"{self._shown}: {readers[0]!r} reads the second augmentation, which is attacked as well; take one",
         )
         require(
-            not (self.doubles and self.reads_rows),
-            lambda: f"{self._shown}: each image comes twice a step, and one label would be kept for both",
+            not (augmenting and self.reads_rows),
+            lambda: f"{self._shown}: each image comes several times a step, and one label would be kept for all",
         )
         for plugin in self.plugins:
             for replaceable in plugin.replaces:
@@ -346,13 +362,18 @@ class Method:
 
     @property
     def second(self) -> bool:
-        """Whether a step needs the batch in a second augmentation."""
-        return self.doubles or any(need.view == "second" for need in self.needs)
+        """Whether a step needs the batch in a second augmentation, or in more."""
+        return self.further > 0
 
     @property
-    def doubles(self) -> bool:
-        """Whether the second augmentation is attacked as well, and the loss taken over both."""
-        return any(plugin.doubles for plugin in self.plugins)
+    def further(self) -> int:
+        """How many further augmentations of the batch a step needs."""
+        return max(self.augmentations - 1, int(any(need.view == "second" for need in self.needs)))
+
+    @property
+    def further_augment(self) -> str | None:
+        """What makes the further augmentations, by name; what makes the first, if None."""
+        return next((plugin.further_augment for plugin in self.plugins if plugin.further_augment), None)
 
     @property
     def reads_rows(self) -> bool:

@@ -16,6 +16,7 @@ from advalign.attacks.batches import in_type_of, widened
 from advalign.attacks.losses import cross_entropy
 from advalign.errors import UserError, require, shorten, unknown
 from advalign.models.adapted import number_type
+from advalign.models.augmentation_norm import using_augmentations
 from advalign.models.fold import Folded
 from advalign.models.modes import buffers_kept, check_parameters, evaluating, outside_inference_mode
 from advalign.models.split_norm import SplitNorm, using_norms
@@ -26,7 +27,7 @@ from advalign.objectives.epoch_watch import EpochWatch
 from advalign.objectives.method import Base, Method, Part, PlugIn
 from advalign.objectives.terms import check_smoothing, method_terms
 from advalign.objectives.twins import Twins
-from advalign.shapes import Attacked, ImageBatch, Labels, Rows
+from advalign.shapes import Attacked, Further, ImageBatch, Labels, Rows
 from advalign.threats import Threat, check_images, check_step_size
 
 
@@ -175,7 +176,7 @@ class Objective(nn.Module):
         y: Labels,
         threat: Threat,
         *,
-        second: ImageBatch | None = None,
+        second: Further | None = None,
         steps: int | None = None,
         step_size: float | None = None,
         start: Start | None = None,
@@ -185,11 +186,12 @@ class Objective(nn.Module):
 
         Arguments that are None take the method's defaults; of the step size, a quarter of the radius. Inputs, modes and
         gradients are left as they were; in train mode the student's BatchNorm statistics move, as in Rice et al. 2020.
-        A base without adversarial examples returns x. The caller's autograd mode does not matter. Where the second
-        augmentation is attacked as well (`method.doubles`), it returns 2 N images, those of x first.
+        A base without adversarial examples returns x. The caller's autograd mode does not matter. Where a method
+        attacks several augmentations (`method.augmentations`), it returns so many times N images, those of x first.
 
         Args:
-            second: another augmentation of the same images, for methods that ask for one (`method.second`).
+            second: another augmentation of the same images, for methods that ask for one (`method.second`); for those
+                that ask for several (`method.further`), all images in the first of these, then all in the next.
 
         Raises:
             UserError: images outside [0, 1], on the first call; in train mode, more images than the last started epoch
@@ -212,7 +214,8 @@ class Objective(nn.Module):
         if step_size is not None:
             check_step_size("perturb", step_size, threat)
         networks = self._twins.attacked(mode or training_attack.mode)
-        with outside_inference_mode(), networks as nets, torch.enable_grad():
+        augmentations = using_augmentations(self.nets, self.method.augmentations)
+        with outside_inference_mode(), augmentations, networks as nets, torch.enable_grad():
             student = nets["student"]
             given, (x, y) = x, widened(x, y, number_type(self.student))
             second = None if second is None else widened(second, y, x.dtype)[0]
@@ -246,7 +249,7 @@ class Objective(nn.Module):
         x: ImageBatch,
         x_adv: Attacked,
         y: Labels,
-        second: ImageBatch | None = None,
+        second: Further | None = None,
         rows: Rows | None = None,
     ) -> Terms:
         """Run every declared pass once and return the named terms of the loss; `total` sums them.
@@ -255,7 +258,7 @@ class Objective(nn.Module):
             x: clean images (N, C, H, W) in [0, 1].
             x_adv: what `perturb` has made of them.
             y: labels (N,).
-            second: another augmentation of the same images, for methods that ask for one (`method.second`).
+            second: as for `perturb`.
             rows: the numbers of the images in the training set (N,), for methods that ask for them
                 (`method.reads_rows`).
 
@@ -277,12 +280,31 @@ class Objective(nn.Module):
         x, y, second = self._doubled(x, y, second)
         return method_terms(self.method, self._passes(x, x_adv, second), y.long(), rows, self.label_smoothing)
 
+    def weights_terms(
+        self,
+        x: ImageBatch,
+        x_adv: Attacked,
+        y: Labels,
+        second: Further | None = None,
+        rows: Rows | None = None,
+    ) -> Terms:
+        """Return the terms that adversarial weight perturbation climbs, from the arguments of a step.
+
+        They are those of the loss, or, where a plug-in says so (`weights_climb_first`), those of the other parts on the
+        first augmentation.
+        """
+        if not any(plugin.weights_climb_first for plugin in self.method.plugins):
+            return self(x, x_adv, y, second, rows)
+        alone = Method(self.method.base, [each for each in self.method.plugins if not each.weights_climb_first])
+        outs = self._passes(x, x_adv[: len(x)], None, alone)
+        return method_terms(alone, outs, y.long(), rows, self.label_smoothing)
+
     def calibrate(
         self,
         x: ImageBatch,
         x_adv: Attacked,
         y: Labels,
-        second: ImageBatch | None = None,
+        second: Further | None = None,
         rows: Rows | None = None,
     ) -> dict[str, Calibration]:
         """Return what the log records of each plug-in on one batch, by layer and name; nothing is changed.
@@ -301,7 +323,8 @@ class Objective(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the training passes and the attack's network with `torch.compile`, which takes the arguments."""
         super().compile(*args, **kwargs)
-        self._twins.student.compile(*args, **kwargs)
+        with using_augmentations(self.nets, self.method.augmentations):
+            self._twins.student.compile(*args, **kwargs)
 
     def learned_state(self) -> dict[str, Any]:
         """Return the state dict without the frozen guests, which are files of their own."""
@@ -359,12 +382,20 @@ class Objective(nn.Module):
             self.parts.to(weight.device, torch.promote_types(number_type(student) or torch.float32, torch.float32))
 
     def _doubled(self, x: Tensor, y: Tensor, second: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Put both augmentations into one batch, if both are to be attacked."""
-        if not self.method.doubles:
+        """Put all augmentations into one batch, if all are to be attacked."""
+        further = self.method.augmentations - 1
+        if not further:
             return x, y, second
         if second is None:
             raise UserError(f"{self.method} attacks a second augmentation of the batch: give second=")
-        return torch.cat([x, second]), torch.cat([y, y]), None
+        require(
+            len(second) == further * len(x),
+            lambda: (
+                f"{self.method} attacks {further} further augmentations of {len(x)} images: second= must hold "
+                f"{further * len(x)} images, not {len(second)}"
+            ),
+        )
+        return torch.cat([x, second]), y.repeat(1 + further), None
 
     def _clean_views(self, x: Tensor, second: Tensor | None) -> dict[str, Tensor]:
         reads = any(need.view == "second" for need in self.method.needs)
@@ -374,16 +405,21 @@ class Objective(nn.Module):
         )
         return {"clean": x} if second is None else {"clean": x, "second": second}
 
-    def _passes(self, x: Tensor, x_adv: Tensor, second: Tensor | None) -> dict[Need, Output]:
-        views = self.method.base.views(x, x_adv) | self._clean_views(x, second)
-        for plugin in self.method.plugins:
+    def _passes(
+        self, x: Tensor, x_adv: Tensor, second: Tensor | None, method: Method | None = None
+    ) -> dict[Need, Output]:
+        """Run what a method reads: that of the objective, or a part of it."""
+        method = method or self.method
+        views = method.base.views(x, x_adv) | self._clean_views(x, second)
+        for plugin in method.plugins:
             views = plugin.views(views)
         outs = _Outputs()
-        for need in self.method.needs:
-            require(
-                need.view in views, lambda: f"{self.method} has no view {need.view!r}: choose from {', '.join(views)}"
-            )
-            outs[need] = self._run(need, views)
+        with using_augmentations(self.nets, method.augmentations):
+            for need in method.needs:
+                require(
+                    need.view in views, lambda: f"{method} has no view {need.view!r}: choose from {', '.join(views)}"
+                )
+                outs[need] = self._run(need, views)
         return outs
 
     def _run(self, need: Need, views: Mapping[str, Tensor]) -> Output:

@@ -76,7 +76,7 @@ def count_passes(method: Method) -> Passes:
         student.layer1[2].register_forward_hook(counts.count)
         objective = Objective(method, student, {name: _Student() for name in method.guests}, images=n).train()
         x, y, rows = torch.rand(n, 3, 8, 8), torch.arange(n), torch.arange(n) if method.reads_rows else None
-        second = x.flip(3) if method.second else None
+        second = x.flip(3).repeat(method.further, 1, 1, 1) if method.second else None
         objective.start_epoch([(x, y)], progress=0.99)  # when everything that begins late has begun
         attack = partial(objective.perturb, x, y, Linf(), second=second)
         x_adv = attack(steps=1)  # tries the folded twins, once

@@ -128,13 +128,12 @@ class _Trainer:
         self.step.start_epoch(epoch)
 
     def remaining_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
-        """Yield the batches still to come: x, y, and where the method reads them, x in a second augmentation, rows."""
-        epoch, step = self.state.epoch, self.state.step
-        reads_second = self.objective.method.second
-        augmented_again = self.batches.epoch(epoch, step, second=True) if reads_second else repeat((None, None))
-        rows = self.batches.rows(epoch, step) if self.objective.method.reads_rows else repeat(None)
-        for (x, y), (second, _), its in zip(self.batches.epoch(epoch, step), augmented_again, rows, strict=False):
-            yield x, y, second, its
+        """Yield the batches still to come: x, y, and where the method reads them, further augmentations of x, rows."""
+        epoch, step, method = self.state.epoch, self.state.step, self.objective.method
+        views = [self.batches.epoch(epoch, step, view=view) for view in range(1 + method.further)]
+        rows = self.batches.rows(epoch, step) if method.reads_rows else repeat(None)
+        for ((x, y), *further), its in zip(zip(*views, strict=True), rows, strict=False):
+            yield x, y, torch.cat([second for second, _ in further]) if further else None, its
 
     def train_step(self, x: Tensor, y: Tensor, second: Tensor | None, rows: Tensor | None) -> None:
         """Make the adversarial images of a batch and update all that learns."""

@@ -141,7 +141,7 @@ def try_step(planned: Plan) -> None:
     )
     size = min(2, recipe.batch_size)
     x, y = torch.zeros(size, *shape), torch.zeros(size, dtype=torch.long)
-    second = x if planned.method.second else None
+    second = x.repeat(planned.method.further, 1, 1, 1) if planned.method.second else None
     rows = torch.arange(size) if planned.method.reads_rows else None
     objective.train()
     try:

@@ -350,6 +350,14 @@ def acat() -> Recipe:
     )  # fmt: skip
 
 
+def dajat() -> Recipe:
+    """DAJAT's code, for trades+dajat: 200 epochs, 5 steps in a radius that grows, AWP from epoch 10, EMA from 151."""
+    return Recipe(
+        epochs=200, schedule="cosine", lr=0.2, steps=5, step_size=LINF_EPS / 2, eps_ramp=True, awp=0.005, awp_start=9,
+        average="ema", ema_decay=0.9996, ema_constant=True, average_start=150 / 200,
+    )  # fmt: skip
+
+
 def dm() -> Recipe:
     """Wang et al. 2023, for generated data: 400 epochs, batch 512, one cycle, smoothed labels, EMA, 70 % generated."""
     return Recipe(
@@ -386,5 +394,6 @@ RECIPES = {
     "rebat": rebat,
     "generalist": generalist,
     "acat": acat,
+    "dajat": dajat,
     "dm": dm,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import final
 
 import torch
@@ -85,13 +86,14 @@ class Step:
         if r.batchnorm_passes == "rice":
             self._show(x_adv, "adv")
 
-        def terms_of_batch() -> Terms:
+        def terms_of(objective: Callable[..., Terms]) -> Terms:
             with autocast(self.device, r.precision):
-                return self.objective(x, x_adv, y, second, rows)
+                return objective(x, x_adv, y, second, rows)
 
         perturb = r.awp > 0 and self.epoch >= r.awp_start
-        with adversarial_weights(self.objective, r.awp, terms_of_batch) if perturb else nullcontext():
-            terms = terms_of_batch()
+        climbed = partial(terms_of, self.objective.weights_terms)
+        with adversarial_weights(self.objective, r.awp, climbed) if perturb else nullcontext():
+            terms = terms_of(self.objective)
             loss = total(terms)
             loss.backward()
             if r.batchnorm_passes in ("clean", "pang"):

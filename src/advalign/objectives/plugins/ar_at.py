@@ -68,7 +68,7 @@ class ARAT(PlugIn):
         )
         self.weight, self.layer, self.predictor, self.symmetric = weight, layer, predictor, symmetric
         self.noisy_clean = noisy_clean
-        self.replaces = frozenset({"labels", "threat"} if noisy_clean else {"labels"})
+        self.replaces = frozenset({"labels", "norms", "threat"} if noisy_clean else {"labels", "norms"})
         self.predictors = nn.ModuleList()
         self.register_buffer("share", torch.tensor(0.5))
 
@@ -138,6 +138,9 @@ class _Moved(Linf):
     noise: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def sample(self, x: Tensor) -> Tensor:
+        return self.draw(x)
+
+    def draw(self, x: Tensor) -> Tensor:
         return x + self.noise
 
     def ball(self, x: Tensor) -> Projection:

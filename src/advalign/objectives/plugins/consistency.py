@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
-from torch import Tensor
-
 from advalign.errors import require
 from advalign.objectives.contract import ADV, Outputs, Term, Terms
+from advalign.objectives.distances import jensen_shannon
 from advalign.objectives.method import PlugIn
 from advalign.shapes import Labels
 
@@ -31,7 +29,7 @@ class Consistency(PlugIn):
 
     name = "consistency"
     needs = (ADV,)
-    doubles = True
+    augmentations = 2
 
     def __init__(self, weight: float = 1.0, temperature: float = 0.5) -> None:
         super().__init__()
@@ -43,10 +41,3 @@ class Consistency(PlugIn):
         """Return the divergence of the two augmentations' adversarial predictions."""
         log_p = (outs[ADV].logits / self.temperature).log_softmax(1)
         return {"consistency": Term(self.weight, jensen_shannon(*log_p.chunk(2)))}
-
-
-def jensen_shannon(*log_ps: Tensor) -> Tensor:
-    """Return the mean of KL(p || m) over several predictions p, given as logarithms (N, K), and their mean m."""
-    log_p = torch.stack(log_ps)
-    log_mean = log_p.exp().mean(0).clamp_min(1e-8).log()
-    return (log_p.exp() * (log_p - log_mean)).sum(2).mean()
