@@ -58,6 +58,10 @@ class Dial(Protocol):
         """Return (N,) bool: images that no network in the accurate one's place could lose; None if none is known."""
         ...
 
+    def robust_views(self) -> Mapping[str, nn.Module]:
+        """Return forms of the robust network, known once settings are proposed, to be attacked without the accurate one."""
+        ...
+
     def spelling(self, setting: Setting, robust: str, accurate: str) -> str:
         """Return how the setting's network is spelled, given the spellings of the two."""
         ...

@@ -24,6 +24,7 @@ from advalign.frontier.dial import Dial, Setting
 from advalign.frontier.evidence import Evidence
 from advalign.frontier.members import HELD_OUT, held_out_images, load_members
 from advalign.frontier.mixing import Mixing
+from advalign.frontier.nuts import MixedNuts
 from advalign.frontier.result import Frontier, write_frontier
 from advalign.frontier.saved import save_run
 from advalign.frontier.trace import CURVE, ON_ACCURATE, ON_ROBUST, Source, Stage, trace
@@ -33,7 +34,7 @@ from advalign.runtime.device import autocast, pick_device
 from advalign.runtime.files import digest, require_writable
 from advalign.threats import Linf
 
-DIALS: dict[str, Callable[[nn.Module, nn.Module], Dial]] = {"mix": Mixing}
+DIALS: dict[str, Callable[[nn.Module, nn.Module], Dial]] = {"mix": Mixing, "mixednuts": MixedNuts}
 
 
 def frontier(
@@ -108,6 +109,7 @@ def frontier(
     of_choice, of_test = stages
     curve, chosen = trace(of_choice, on_curve.with_threat(h.threat), points, give)
     settings = [point.setting for point in curve.points]
+    of_test.attack_to_the_end(dial.robust_views(), "min-margin")
     of_test.attack_settings(settings, on_curve.with_threat(h.threat))
     for attack in chosen_attacks:
         of_test.attack_settings([dial.robust, settings[chosen]], attack.with_threat(h.threat))

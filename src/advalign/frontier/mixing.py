@@ -8,7 +8,6 @@ class whatever the accurate network says, since mix_y - mix_k >= -(1 - w) + w m.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,6 @@ TEMPERATURES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.
 WEIGHTS = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998)
 
 
-@final
 class Mixing:
     """log((1 - w) softmax(g / T) + w softmax(M(h))), w from 0 to 1; T is chosen for each w."""
 
@@ -42,11 +40,18 @@ class Mixing:
         One of them is certain to lose no more than what may be given. The temperature is that of the highest clean
         accuracy on the held-out images; the guarantee does not depend on it.
         """
-        margins = self.margins(held_out)
-        certain = margins[margins > 0].sort().values.tolist()
-        ranks = {int(give / 100 * len(held_out)), *(len(certain) * k // (points - 1) for k in range(1, points - 1))}
-        weights = sorted({_weight_above(certain[rank]) for rank in ranks if rank < len(certain)})
+        weights = self.spaced_weights(self.margins(held_out), len(held_out), points, give)
         return [self.accurate, *(self._sharpest(held_out, each) for each in weights if each < 1), self.robust]
+
+    def spaced_weights(self, margins: Tensor, images: int, points: int, give: float) -> list[float]:
+        """Return weights at which evenly spaced shares of the images are certain, and that which gives `give` points.
+
+        Args:
+            margins: (N,), the least found of each image.
+        """
+        certain = margins[margins > 0].sort().values.tolist()
+        ranks = {int(give / 100 * images), *(len(certain) * k // (points - 1) for k in range(1, points - 1))}
+        return sorted({weight_above(certain[rank]) for rank in ranks if rank < len(certain)})
 
     def refine(self, held_out: Evidence, points: int, give: float) -> list[Setting]:
         """Return the best settings of a grid of weights and temperatures, as far as the examples so far can tell.
@@ -100,6 +105,10 @@ class Mixing:
     def _margin(self, evidence: Evidence, name: str, transform: Sequence[float]) -> Tensor:
         return -probability_margin(transformed(evidence.logits(self.h, name).double(), transform), evidence.labels)
 
+    def robust_views(self) -> dict[str, nn.Module]:
+        """Return no other form of the robust network."""
+        return {}
+
     def spelling(self, setting: Setting, robust: str, accurate: str) -> str:
         """Spell the mix as a model."""
         return spell_mix(robust, accurate, setting)
@@ -110,7 +119,7 @@ def threshold(weight: float) -> float:
     return (1 - weight) / weight
 
 
-def _weight_above(margin: float) -> float:
+def weight_above(margin: float) -> float:
     """Return the weight at which a margin just suffices, to four digits, rounded to the robust side."""
     exact = 1 / (1 + margin)
     digits = 4 if exact < 0.99 else 6

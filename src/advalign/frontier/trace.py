@@ -97,17 +97,17 @@ class Stage:
     """Of each set of adversarial examples."""
 
     def attack_members(self, robust: nn.Module, accurate: nn.Module) -> None:
-        """Add examples made on the two networks, to the last step, whether they fool these or not."""
-        threat = self.evidence.threat
-        members = {
-            ON_ROBUST: (robust, parse("min-margin", threat=threat)),
-            ON_ACCURATE: (accurate, parse('pgd(loss="margin", steps=40, until_fooled=False)', threat=threat)),
-        }
-        with self._counting(members) as advance:
-            for name, (net, attack) in members.items():
-                file = self._file(name, str(attack), str(Setting({})))
+        """Add examples made on the two networks."""
+        self.attack_to_the_end({ON_ROBUST: robust}, "min-margin")
+        self.attack_to_the_end({ON_ACCURATE: accurate}, 'pgd(loss="margin", steps=40, until_fooled=False)')
+
+    def attack_to_the_end(self, networks: Mapping[str, nn.Module], spelling: str) -> None:
+        """Add examples made on networks by name, to the last step, whether they fool these or not."""
+        attack = parse(spelling, threat=self.evidence.threat)
+        with self._counting(networks) as advance:
+            for name, net in networks.items():
                 x_adv = craft_examples(
-                    net, self.evidence.images, attack, self.options, file=file,
+                    net, self.evidence.images, attack, self.options, file=self._file(name, str(attack), ""),
                     advance=lambda done, name=name: advance(name, done),
                 )  # fmt: skip
                 self._add(name, x_adv, Source(str(attack), name))
@@ -173,6 +173,7 @@ def trace(held_out: Stage, attack: Attack, points: int, give: float) -> tuple[Cu
     """Attack settings on the held-out images; return the best of them as a curve, and the number of the chosen one."""
     dial, evidence = held_out.dial, held_out.evidence
     tried = dial.propose(evidence, points, give)
+    held_out.attack_to_the_end(dial.robust_views(), "min-margin")
     held_out.attack_settings(tried, attack)
     for _ in range(ROUNDS):
         further = [each for each in dial.refine(evidence, points, give) if each not in tried]
