@@ -59,7 +59,7 @@ class Dial(Protocol):
         ...
 
     def robust_views(self) -> Mapping[str, nn.Module]:
-        """Return forms of the robust network, known once settings are proposed, to be attacked without the accurate one."""
+        """Return forms of the robust network that are known once settings are proposed, to be attacked alone."""
         ...
 
     def spelling(self, setting: Setting, robust: str, accurate: str) -> str:
