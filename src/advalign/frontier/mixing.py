@@ -58,7 +58,7 @@ class Mixing:
 
         A blunt accurate network cannot do all that the guarantee allows for, so that less of the robust one may do.
         """
-        grid = [self._setting(weight, temperature) for weight in WEIGHTS for temperature in TEMPERATURES]
+        grid = [self.setting(weight, temperature) for weight in WEIGHTS for temperature in TEMPERATURES]
         counts = [self._count(each, held_out) for each in (*grid, self.robust)]
         best = [*front(counts, points), choose(counts, len(held_out), give)]
         return [grid[number] for number in dict.fromkeys(best) if number < len(grid)]
@@ -68,12 +68,13 @@ class Mixing:
         return Count(int(right[CLEAN].sum()), int(evidence.withstand(right.__getitem__).sum()))
 
     def _sharpest(self, held_out: Evidence, weight: float) -> Setting:
-        settings = [self._setting(weight, temperature) for temperature in TEMPERATURES]
+        settings = [self.setting(weight, temperature) for temperature in TEMPERATURES]
         accuracy = [int(self.correct(each, held_out, CLEAN).sum()) for each in settings]
         best = [each for each, right in zip(settings, accuracy, strict=True) if right == max(accuracy)]
         return min(best, key=lambda each: abs(each.values["temperature"] - 1))  # the least change of equals
 
-    def _setting(self, weight: float, temperature: float) -> Setting:
+    def setting(self, weight: float, temperature: float) -> Setting:
+        """Return the setting of a weight and a temperature."""
         transform = {"transform": self.transform} if self.transform else {}
         return Setting({"weight": weight, "temperature": temperature, **transform})
 

@@ -49,7 +49,7 @@ class MixedNuts(Mixing):
         self.transform = self.found.transform
         margins = self.margins(held_out)
         weights = [each for each in self.spaced_weights(margins, len(held_out), points, give) if each < 1]
-        return [self.accurate, *(self._setting(each, 0.0) for each in weights), self.robust]
+        return [self.accurate, *(self.setting(each, 0.0) for each in weights), self.robust]
 
     def refine(self, held_out: Evidence, points: int, give: float) -> list[Setting]:
         """Return nothing: the search is over."""
