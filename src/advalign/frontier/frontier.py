@@ -123,6 +123,10 @@ def frontier(
         "robust": _member(h), "accurate": _member(g), "data": h.dataset.name, "images": h.dataset.digest,
         "threat": str(h.threat), "images_held_out": where, "give": give, "rule": RULE.format(give=give),
         "curve_attack": str(on_curve), "attacks": [str(attack) for attack in chosen_attacks], "note": h.note,
+        "options": {
+            "points": points, "held_out": str(held_out), "checkpoint": which.checkpoint, "batch_size": how.batch_size,
+            "precision": how.precision, "seed": how.seed,
+        },
     }  # fmt: skip
     traced = Frontier(dial, curve, of_test.curve(settings), chosen, made, folder, about)
     write_frontier(traced)

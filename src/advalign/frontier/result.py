@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from advalign.frontier.dial import Dial
+from advalign.frontier.dial import Dial, Setting
+from advalign.frontier.evidence import CLEAN
 from advalign.frontier.trace import Curve, Point
 from advalign.runs import Run
 from advalign.runs.formats import FrontierFile, read_checked_json, write_checked_json
@@ -66,13 +68,41 @@ def write_frontier(frontier: Frontier) -> None:
     write_checked_json(frontier.path / FILE, content)
 
 
-def read_frontier(path: Path) -> dict[str, Any]:
-    """Read a `frontier.json`, as `FrontierFile` describes it.
+@dataclass(frozen=True, eq=False)
+class StoredFrontier:
+    """A frontier as its file tells it."""
+
+    file: Path
+    content: Mapping[str, Any]
+    """As `FrontierFile` describes it."""
+    held_out: Curve
+    test: Curve
+
+    @property
+    def chosen(self) -> int:
+        """The number of the chosen setting in both curves."""
+        return self.content["chosen"]
+
+
+def read_frontier(path: Path) -> StoredFrontier:
+    """Read a `frontier.json`.
 
     Raises:
         UserError: it is missing, damaged, or something else.
     """
-    return read_checked_json(path, FrontierFile, "make the frontier again")
+    content = read_checked_json(path, FrontierFile, "make the frontier again")
+    held_out, test = (_curve(content["settings"], content[images]) for images in ("held_out", "test"))
+    return StoredFrontier(path, content, held_out, test)
+
+
+def _curve(settings: Sequence[Mapping[str, Any]], outcomes: Sequence[Mapping[str, Any]]) -> Curve:
+    points = []
+    for values, outcome in zip(settings, outcomes, strict=True):
+        setting = Setting({name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
+        by_source = {name: _flags(digits) for name, digits in outcome["sources"].items()}
+        floor = _flags(outcome["floor"]) if outcome.get("floor") else None
+        points.append(Point(setting, by_source[CLEAN], _flags(outcome["robust"]), floor, by_source))
+    return Curve(tuple(points), len(points[0].clean))
 
 
 def _outcomes(point: Point) -> dict[str, Any]:
@@ -83,3 +113,7 @@ def _outcomes(point: Point) -> dict[str, Any]:
 
 def _digits(right: Tensor) -> str:
     return "".join(map(str, right.int().tolist()))
+
+
+def _flags(digits: str) -> Tensor:
+    return torch.tensor([each == "1" for each in digits])

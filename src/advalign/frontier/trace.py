@@ -179,7 +179,10 @@ def trace(held_out: Stage, attack: Attack, points: int, give: float) -> tuple[Cu
         further = [each for each in dial.refine(evidence, points, give) if each not in tried]
         held_out.attack_settings(further, attack)
         tried += further
-    ranked = sorted(held_out.curve(tried).points, key=lambda point: (point.setting == dial.robust, point.count.robust))
+    ranked = sorted(
+        held_out.curve(tried).points,
+        key=lambda point: (point.setting == dial.robust, point.setting != dial.accurate, point.count.robust),
+    )
     counts = [point.count for point in ranked]
     chosen = choose(counts, len(evidence), give)
     kept = {0, *front(counts, points), chosen, len(counts) - 1}

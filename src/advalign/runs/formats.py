@@ -268,12 +268,16 @@ class FrontierFile(msgspec.Struct, forbid_unknown_fields=True):
     """of the chosen setting and the robust network"""
     settings: list[dict[str, Any]]
     chosen: int
+    """the number of the chosen setting"""
     held_out: list[FrontierPoint]
     test: list[FrontierPoint]
     environment: dict[str, str]
     run: str = ""
+    """of the chosen network"""
     note: str = ""
     warnings: list[str] = []
+    options: dict[str, Any] = {}
+    """what else the command that repeats it names: flags without hyphens"""
 
     def __post_init__(self) -> None:
         for points in (self.held_out, self.test):
@@ -285,7 +289,9 @@ class FrontierFile(msgspec.Struct, forbid_unknown_fields=True):
             for point in points:
                 if "clean" not in point.sources:
                     raise ValueError("no outcomes of the clean images")
-                worst = "".join("1" if set(column) == {"1"} else "0" for column in zip(*point.sources.values(), strict=True))
+                worst = "".join(
+                    "1" if set(column) == {"1"} else "0" for column in zip(*point.sources.values(), strict=True)
+                )
                 if worst != point.robust:
                     raise ValueError("the robust images are not those that withstand every example")
 
