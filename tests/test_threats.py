@@ -100,6 +100,17 @@ def test_samples_are_inside(threat: Threat):
     assert (norms(drawn - x, threat) <= threat.eps + 1e-12).all()
 
 
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_a_draw_that_is_not_clamped_leaves_the_ball_nowhere_and_is_the_sample_once_it_is(threat: Threat):
+    x = images(60).round()
+    torch.manual_seed(0)
+    drawn = threat.draw(x)
+    torch.manual_seed(0)
+    assert torch.equal(threat.sample(x), drawn.clamp(0, 1))
+    assert (norms(drawn - x, threat) <= threat.eps + 1e-12).all()
+    assert threat.eps == 0 or (drawn.min() < 0 and drawn.max() > 1)
+
+
 def test_linf_samples_are_uniform():
     torch.manual_seed(0)
     moved = (Linf(0.2).sample(torch.full((1000, 1, 4, 4), 0.5)) - 0.5).flatten()

@@ -47,7 +47,11 @@ class Linf:
 
     def sample(self, x: Pixels) -> Pixels:
         """Draw uniformly from the ball around x, then clamp to [0, 1]."""
-        return torch.empty_like(x).uniform_(-self.eps, self.eps).add_(x).clamp_(0, 1)
+        return self.draw(x).clamp_(0, 1)
+
+    def draw(self, x: Pixels) -> Pixels:
+        """Draw uniformly from the ball around x, also beyond [0, 1]."""
+        return torch.empty_like(x).uniform_(-self.eps, self.eps).add_(x)
 
     def ball(self, x: Pixels) -> Projection:
         """Return the projection to the ball around x and to [0, 1]; it works in place."""
@@ -87,9 +91,13 @@ class L2:
 
     def sample(self, x: Pixels) -> Pixels:
         """Draw uniformly from the ball around x, then clamp to [0, 1]."""
+        return self.draw(x).clamp_(0, 1)
+
+    def draw(self, x: Pixels) -> Pixels:
+        """Draw uniformly from the ball around x, also beyond [0, 1]."""
         direction = self.steepest(torch.randn_like(x))
         radius = self.eps * torch.rand(len(x), device=x.device, dtype=x.dtype) ** (1 / x.shape[1:].numel())
-        return (x + direction * _per_image(radius, x)).clamp_(0, 1)
+        return x + direction * _per_image(radius, x)
 
     def ball(self, x: Pixels) -> Projection:
         """Return the projection to the ball around x and then to [0, 1]; it works in place."""
@@ -129,7 +137,11 @@ class PixelLinf:
 
     def sample(self, x: Pixels) -> Pixels:
         """Draw uniformly from the box around x, then clamp to [0, 1]."""
-        return torch.empty_like(x).uniform_(-1, 1).mul_(self.radii).add_(x).clamp_(0, 1)
+        return self.draw(x).clamp_(0, 1)
+
+    def draw(self, x: Pixels) -> Pixels:
+        """Draw uniformly from the box around x, also beyond [0, 1]."""
+        return torch.empty_like(x).uniform_(-1, 1).mul_(self.radii).add_(x)
 
     def ball(self, x: Pixels) -> Projection:
         """Return the projection to the box around x and to [0, 1]; it works in place."""

@@ -75,7 +75,7 @@ def assert_inside(x_adv: Tensor, x: Tensor, threat: Threat) -> None:
     ),
     steps=st.integers(1, 4),
     share=st.one_of(st.none(), st.floats(1e-3, 2)),
-    start=st.sampled_from(["uniform", "gaussian", "clean"]),
+    start=st.sampled_from(["uniform", "unclamped", "gaussian", "clean"]),
     until_fooled=st.booleans(),
     seed=st.integers(0, 99),
 )
@@ -389,7 +389,7 @@ def test_spelling_is_canonical(spelling: str, canonical: str):
         ("pgd(step_size=-1/255)", "must be above 0"),
         ("pgd(step_size=1e999)", "step_size=inf"),
         ("pgd(loss=mse)", "unknown loss of attack 'pgd' 'mse'"),
-        ("pgd(start=middle)", "'middle': choose from clean, gaussian, uniform"),
+        ("pgd(start=middle)", "'middle': choose from clean, gaussian, unclamped, uniform"),
         ("mim(decay=-1)", "decay=-1"),
         ("square(queries=0)", "square: queries=0 must be at least 1"),
         ("square(restarts=0)", "square: restarts=0 must be at least 1"),
@@ -443,7 +443,7 @@ def climb(x: Tensor, y: Tensor, **given) -> Tensor:
 
 
 @pytest.mark.parametrize("steps", [0, -1])
-@pytest.mark.parametrize("start", ["clean", "gaussian"])
+@pytest.mark.parametrize("start", ["clean", "gaussian", "unclamped"])
 def test_a_climb_has_a_step_at_least(steps: int, start: str, x_y):
     with pytest.raises(UserError, match=f"steps={steps} must be at least 1"):
         climb(*x_y, steps=steps, start=start)

@@ -451,3 +451,26 @@ def test_a_folded_teacher_follows_its_network_in_a_train_mode_attack_too():
     objective.perturb(x, y, Linf(), mode="train", steps=1)
     objective.double()
     assert objective.perturb(x.double(), y, Linf(), mode="train", steps=1).dtype == torch.float64
+
+
+@pytest.mark.parametrize("method", ["ard", "iad"])
+def test_from_an_unclamped_start_the_attack_is_the_loop_of_ards_code(method: str):
+    case, eps, step = Lesson(), 8 / 255, 2 / 255
+    x = case.x.round()  # black and white, so that half of the draw leaves [0, 1]
+    objective = case.objective(method)
+    torch.manual_seed(0)
+    x_adv = objective.perturb(x, case.y, Linf(eps), steps=3, step_size=step, start="unclamped", mode="eval")
+    net = copy.deepcopy(case.student).eval()
+    torch.manual_seed(0)
+    plain = x + torch.empty_like(x).uniform_(-eps, eps)
+    assert plain.min() < 0
+    assert plain.max() > 1
+    for _ in range(3):
+        plain = plain.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(torch.nn.functional.cross_entropy(net(plain), case.y), plain)
+        plain = plain.detach() + step * grad.sign()
+        plain = torch.min(torch.max(plain, x - eps), x + eps).clamp(0, 1)
+    torch.testing.assert_close(x_adv, plain, atol=1e-12, rtol=0)
+    torch.manual_seed(0)
+    clamped = objective.perturb(x, case.y, Linf(eps), steps=3, step_size=step, mode="eval")
+    assert not torch.equal(clamped, x_adv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,9 +26,9 @@ from advalign.objectives.passes import count_passes
         ("at+generalist", 11, 11),  # the natural learner is another network
         ("trades+rebat", 14, 12),  # the average on x', without gradient
         ("trades+consistency", 26, 24),  # everything on two augmentations
-        ("trades+part", 14, 13),  # the gradient of the map
         ("trades+dajat", 39, 36),  # on three
         ("at+dajat(copies=1)", 24, 24),  # and once clean
+        ("trades+part", 14, 13),  # the gradient of the map
     ],
 )
 def test_passes_are_those_of_the_formula(method: str, forward: int, backward: int):
@@ -48,3 +49,9 @@ def test_the_list_shows_what_each_part_needs_and_costs():
 @pytest.mark.parametrize("part", [*BASES.values(), *PLUGINS.values()])
 def test_the_first_line_names_a_paper_and_its_year(part: type):
     assert re.search(r"[A-Z][a-z]+( et al\.| and [A-Z][a-z]+)? (19|20)\d\d", (part.__doc__ or "").partition("\n")[0])
+
+
+@pytest.mark.parametrize("name", [*BASES, *PLUGINS])
+def test_the_page_says_what_batchnorm_sees(name: str):
+    page = Path(__file__).parents[2] / "docs" / "methods" / f"{'afa' if name == 'contrast' else name}.md"
+    assert "BatchNorm" in page.read_text()

@@ -15,7 +15,7 @@ from advalign.runtime.device import autocast_type, without_autocast
 from advalign.shapes import ImageBatch
 from advalign.threats import Threat
 
-Start = Literal["uniform", "gaussian", "clean"]
+Start = Literal["uniform", "unclamped", "gaussian", "clean"]
 
 
 class AttackLoss(NamedTuple):
@@ -92,11 +92,15 @@ def _mended(attack_loss: AttackLoss, x_adv: Tensor, values: ValueAndGrad) -> Val
 def start_point(x: ImageBatch, threat: Threat, start: Start) -> ImageBatch:
     """Return the start of an attack, a new tensor: uniform in the ball, x + 0.001 gaussian (TRADES), or x itself.
 
+    A uniform one is clamped to [0, 1], unless it is `unclamped` (ARD, IAD).
+
     Raises:
         UserError: another start.
     """
     if start == "uniform":
         return threat.sample(x)
+    if start == "unclamped":
+        return threat.draw(x)
     if start == "gaussian":  # not clamped, as in the authors' code: the first step does it
         return x + 0.001 * torch.randn_like(x)
     if start == "clean":
@@ -140,7 +144,7 @@ def projected_gradient_ascent(
     result, rows = x_adv.detach(), torch.arange(len(x), device=x.device)
     for step in range(steps):
         outputs, _, grad = value_and_grad(attack_loss, x_adv)
-        kept = step > 0 or start != "gaussian"  # which may lie outside the threat model
+        kept = step > 0 or start in ("uniform", "clean")  # the others may lie outside the threat model
         if goal is not None and kept and (there := goal.reached(attack_loss.network, outputs, x_adv)).any():
             result = result.index_copy(0, rows[there], x_adv[there])
             if there.all():

@@ -231,7 +231,7 @@ class Objective(nn.Module):
                 not (attack_loss.flat_at_clean and start == "clean"),
                 lambda: (
                     f"{shorten(str(self.method))}: the attack's loss is flat at the clean images; start=clean needs "
-                    "another: choose from uniform, gaussian"
+                    "another: choose from uniform, unclamped, gaussian"
                 ),
             )
             x_adv = projected_gradient_ascent(

@@ -78,8 +78,8 @@ class Recipe:
     """steps of the training attack"""
     step_size: float | None = None
     """step of the training attack; a quarter of eps if not given"""
-    start: Literal["uniform", "gaussian", "clean"] | None = None
-    """where the training attack starts; the method's own if not given"""
+    start: Literal["uniform", "unclamped", "gaussian", "clean"] | None = None
+    """where the training attack starts, unclamped: uniform, also beyond [0, 1]; the method's own if not given"""
     mode: Literal["eval", "train"] | None = None
     """the student's mode during the attack; the method's own if not given"""
     batchnorm_passes: Literal["loss", "clean", "pang", "rice"] = "loss"
