@@ -153,6 +153,7 @@ def test_time_budget_stops_in_good_order_and_the_same_call_goes_on(tmp_path: Pat
         pytest.param("at+rebat(begin=0.5)", {"average": "method"}, marks=pytest.mark.slow),
         pytest.param("at+generalist(begin=0.5, every=1)", {}, marks=pytest.mark.slow),
         pytest.param("trades+consistency", {"augment": "flip-crop", "awp": 0.01}, marks=pytest.mark.slow),
+        pytest.param("trades+dajat", {"eps_ramp": True, "awp": 0.01, "average": "ema"}, marks=pytest.mark.slow),
         pytest.param("at+sglr(begin=0)", {"awp": 0.01}, marks=pytest.mark.slow),
         pytest.param("trades+adr", {"average": "method", "awp": 0.01}, marks=pytest.mark.slow),
         pytest.param("ikl", {}, marks=pytest.mark.slow),
