@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +13,13 @@ from tests.networks import tiny
 from tests.samples import batch
 from torch import nn
 
+from advalign.data import load
 from advalign.data.batches import Epoch
 from advalign.errors import UserError
 from advalign.objectives import Objective, compose, parse, total
 from advalign.threats import Linf
 from advalign.training.averaging import Average
+from advalign.training.planning import plan
 from advalign.training.recipes import Recipe
 
 EPOCHS, STEPS, LR, MOMENTUM, DECAY = 12, 2, 0.05, 0.9, 5e-4
@@ -169,6 +172,7 @@ def test_the_average_is_what_is_validated_and_saved(average: Any):
         ("at+generalist(decay=1)", "decay=1 must be in"),
         ("natural+generalist", "its robust learner is the base's, and natural makes no adversarial examples"),
         ("at+ar-at+generalist", "'ar-at' rebuilds the student, and 'generalist' averages it with another network"),
+        ("at+dajat+generalist", "'dajat' rebuilds the student, and 'generalist' averages it with another network"),
         ("at+adr+generalist", "adr and generalist each keep an average of the student; take one"),
         ("at+generalist+rebat", "generalist and rebat each keep an average of the student; take one"),
     ],
@@ -181,3 +185,10 @@ def test_what_makes_no_sense_is_refused(method: str, words: str):
 def test_learners_of_two_architectures_are_refused():
     with pytest.raises(UserError, match="averages the student with the natural model, so both must have one architect"):
         compose(parse("trades+generalist"), student=tiny(0), natural=nn.Sequential(nn.Flatten(), nn.Linear(192, 4)))
+
+
+def test_a_second_average_is_refused_before_any_work(tmp_path: Path):
+    for average in ("ema", "swa"):
+        with pytest.raises(UserError, match=f"its model is an average of its learners: average={average} must be none"):
+            plan(parse("at+generalist"), load("digits"), "small-cnn", Recipe(average=average), runs=tmp_path, guests={})
+    assert not list(tmp_path.iterdir())
