@@ -284,7 +284,7 @@ def test_numbers_say_what_they_count():
 
 def test_every_check_has_its_advice(natural: nn.Module, test_images: Images):
     names = {verdict.name for verdict in diagnose(natural, test_images, Linf(0.2), n=20).verdicts}
-    assert names == checks.ADVICE.keys()
+    assert names | {"members", "floor"} == checks.ADVICE.keys()  # these two of mixes alone
 
 
 def test_what_is_no_logits_is_refused(natural: nn.Module, test_images: Images):

@@ -51,6 +51,8 @@ ADVICE = {
     "convergence": "Report more steps, or more restarts.",
     "large radius": "Do not trust the attack at any radius before it succeeds at this one.",
     "black box": "Report the worst case over both, and attack without the gradient.",
+    "members": "Report the worst case over the attacks on the mix and on its members, as `advalign frontier` does.",
+    "floor": "Trust the floor; attack the mix with other losses, restarts, and examples of mixes at other settings.",
     "random noise": "Do not trust the attack before it beats noise.",
     "loss": "Report the margin loss or AutoAttack, not cross entropy alone.",
 }
@@ -111,8 +113,8 @@ def check_mode(training: Sequence[str]) -> Verdict:
     return Verdict("eval mode", "fail", len(training), "modules", text + " The rest was done in eval mode.")
 
 
-def check_outputs(outputs: Tensor) -> Verdict:
-    """Outputs are logits, neither probabilities nor their logarithms."""
+def check_outputs(outputs: Tensor, *, mix: bool = False) -> Verdict:
+    """Outputs are logits, neither probabilities nor their logarithms, unless of a mix."""
     outputs = outputs.double()
     inside = (outputs >= 0).all(1) & (outputs <= 1 + SUMS).all(1)
     shares = inside & ((outputs.sum(1) - 1).abs() < SUMS)
@@ -121,6 +123,9 @@ def check_outputs(outputs: Tensor) -> Verdict:
         text = "Outputs are probabilities: losses take the softmax again, and gradients vanish."
         return Verdict("logits", "fail", 100, "% probabilities", text)
     if logs.all():
+        if mix:
+            text = "Outputs are the logarithms of mixed probabilities, in float64, so nothing saturates."
+            return Verdict("logits", "pass", 100, "% log-probabilities", text)
         text = "Outputs are log-probabilities. Cross entropy and margin are unaffected, other losses may not be."
         return Verdict("logits", "warn", 100, "% log-probabilities", text)
     return Verdict("logits", "pass", 100 * share(shares), "% probabilities", "Outputs are logits.")
@@ -276,6 +281,42 @@ def judge_slips(black: str, count: int, left: int, n: int) -> Verdict:
         text += " An attack that sees less breaks more: the gradient is masked."
         return Verdict("black box", "fail", number, "%", text)
     return Verdict("black box", "warn" if number > 50 * SLIPS else "pass", number, "%", text)
+
+
+def check_members(white: Tensor, kept: Tensor) -> Verdict:
+    """Of a mix: examples made on one of its two networks break nothing that attacks on the whole leave.
+
+    Args:
+        white: withstand the attacks on the mix.
+        kept: of those, withstand the examples as well.
+    """
+    count, n = int((white & ~kept).sum()), len(white)
+    text = (
+        f"Examples made on its members alone broke {count} of the {int(white.sum())} images that attacks on it leave."
+    )
+    if tail(count, n, SLIPS) < ALPHA:
+        text += " One member hides the other from the gradient."
+        return Verdict("members", "fail", 100 * count / n, "%", text)
+    return Verdict("members", "warn" if 100 * count / n > 50 * SLIPS else "pass", 100 * count / n, "%", text)
+
+
+def check_floor(kept: Tensor, certain: Tensor, accurate: Tensor) -> Verdict:
+    """Of a mix: it withstands little more than its robust network guarantees, unless the accurate one withstands too.
+
+    Args:
+        kept: withstand all attacks.
+        certain: would do so whatever network stood in the accurate one's place.
+        accurate: what the accurate network by itself withstands.
+    """
+    number = points(kept, certain)
+    text = (
+        f"The robust member alone guarantees {format_share(certain)}; {format_share(kept)} withstand, and "
+        f"{format_share(accurate)} of the accurate member by itself."
+    )
+    if number - 100 * share(accurate) > GAP and clearly_below(certain, kept):
+        text += " What lies between is what the accurate member adds, or what it hides: an attack has not told which."
+        return Verdict("floor", "warn", number, "points", text)
+    return Verdict("floor", "pass", number, "points", text)
 
 
 def check_noise(noise: Tensor, pgd: Tensor, right: Tensor) -> Verdict:

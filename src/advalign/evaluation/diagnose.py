@@ -42,10 +42,12 @@ from advalign.evaluation.checks import (
     check_steps,
     share,
 )
+from advalign.evaluation.diagnose_mix import mix_verdicts
 from advalign.evaluation.logits import check_logits, require_finite
 from advalign.evaluation.options import AttackOptions
 from advalign.evaluation.target import SUBSET_SEED
 from advalign.models.adapted import Adapted, adapted
+from advalign.models.mix import Mix
 from advalign.models.modes import evaluating, outside_inference_mode
 from advalign.runtime.seeds import seeded
 from advalign.threats import L2, Linf, Threat
@@ -163,7 +165,7 @@ def _diagnose(bench: _Bench, threat: Linf | L2, of_input: list[Verdict], surroga
     repeatable = check_determinism(outputs, bench.outputs())
     verdicts = [
         *of_input,
-        check_outputs(outputs),
+        check_outputs(outputs, mix=isinstance(bench.model.net, Mix)),
         check_clean(bench.right, bench.y),
         repeatable,
         check_batch(bench.outputs(half), outputs, repeatable.passed == "pass"),
@@ -214,6 +216,8 @@ def _attack(
         check_noise(noise, usual, bench.right),
         check_loss(usual, by_margin),
     ]
+    if isinstance(bench.model.net, Mix):
+        verdicts += mix_verdicts(bench.model.net, bench.x, bench.y, threat, white, bench.withstand)
     return steps, radii, verdicts
 
 

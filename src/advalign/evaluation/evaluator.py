@@ -32,6 +32,7 @@ from advalign.evaluation.logits import check_logits, require_finite
 from advalign.evaluation.options import AttackOptions
 from advalign.evaluation.state import CurrentAttack, EvaluationState, StateFile
 from advalign.models.adapted import Adapted
+from advalign.models.mix import Mix
 from advalign.runtime.device import autocast
 from advalign.runtime.files import present
 from advalign.runtime.seeds import seeded
@@ -95,7 +96,7 @@ class Evaluator:
         outputs = torch.cat(logits)
         require_finite(outputs)
         correct = classified(outputs, labels)
-        verdicts = [check_outputs(logits[0]), check_clean(correct, labels)]
+        verdicts = [check_outputs(logits[0], mix=isinstance(self.model.net, Mix)), check_clean(correct, labels)]
         repeated = self._repeat_first_batch(logits[0], correct) if attacked else ()
         self.state.doubts = [*warnings_of(verdicts), *warnings_of(repeated)]
         self.state.correct["clean"] = correct
