@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, get_args, get_type_hints
 
 import numpy as np
@@ -246,6 +247,30 @@ def test_epochs_batches_and_second_augmentations_draw_anew(name: str):
     batches = Batches(Images(photos()[:1].repeat(N, 1, 1, 1), torch.arange(N)), 12, augment=name, seed=0)
     every = [x for epoch in range(2) for view in range(3) for x, _ in batches.epoch(epoch, view=view)]
     assert all(not torch.equal(a, b) for i, a in enumerate(every) for b in every[:i])
+
+
+@pytest.mark.parametrize(("name", "darkest"), [("autoaugment", 1.0), ("autoaugment-first", 0.0)])
+def test_the_border_of_the_crop_stays_black_where_flip_and_crop_come_last(
+    name: str, darkest: float, monkeypatch: pytest.MonkeyPatch
+):
+    inverting = replace(AUGMENTATIONS[name], then=lambda pixels, u: 255 - pixels)
+    monkeypatch.setitem(AUGMENTATIONS, name, inverting)
+    black = Images(torch.zeros(16, 3, 12, 12, dtype=torch.uint8), torch.arange(16))
+    ((x, _),) = Batches(black, 16, augment=name, seed=0).epoch(0)
+    assert (float(x.min()), float(x.max())) == (darkest, 1.0)
+
+
+def test_further_views_are_made_by_an_augmentation_of_their_own():
+    images = Images(photos(), torch.arange(N))
+    batches = Batches(images, N, augment="none", seed=0, further_augment="flip")
+    ((x, y),), *further = ([*batches.epoch(0, view=view)] for view in range(3))
+    assert torch.equal(x, images.floats(y))
+    for ((flipped, labels),) in further:
+        assert torch.equal(labels, y)
+        assert all(torch.equal(a, b) or torch.equal(a, b.flip(2)) for a, b in zip(flipped, x, strict=True))
+        assert not torch.equal(flipped, x)
+    with pytest.raises(UserError, match="unknown augmentation 'flips'"):
+        Batches(images, N, augment="none", seed=0, further_augment="flips")
 
 
 def test_a_recipe_knows_the_same_names():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from advalign.data import load
+from advalign.data import AUGMENTATIONS, load
 from advalign.errors import UserError
 from advalign.models import build
 from advalign.objectives import parse
@@ -118,3 +118,13 @@ def test_guests_that_are_trained_first_are_announced_with_method_and_time(tmp_pa
 def save_untrained(folder: Path) -> Path:
     torch.save(build(MODEL, classes=10, channels=1).state_dict(), folder / "net.pt")
     return folder / "net.pt"
+
+
+def test_a_method_says_what_makes_its_further_augmentations(tmp_path: Path):
+    for method, expected in (
+        ("trades+dajat", "autoaugment-first"),
+        ("trades+dajat(augment=flip)", "flip"),
+        ("trades+consistency", "none"),
+    ):
+        batches = (each := planned(method, tmp_path)).batches(each.images[0])
+        assert (batches.augmentation, batches.further) == (AUGMENTATIONS["none"], AUGMENTATIONS[expected])

@@ -148,7 +148,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"mode": "Train"}, "'Train': did you mean 'train'? choose from eval, train"),
     (
         {"augment": "flips"},
-        "'flips': did you mean 'flip'? choose from autoaugment, cropshift, flip, flip-crop, idbh-strong, ",
+        "'flips': did you mean 'flip'? choose from autoaugment, autoaugment-first, cropshift, flip, ",
     ),
     ({"norm": "l3"}, "unknown norm of recipe 'l3': did you mean 'l2'? choose from l2, linf"),
     ({"start": 3}, "start=3 must be one of uniform, unclamped, gaussian, clean"),

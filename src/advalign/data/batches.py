@@ -113,8 +113,10 @@ class Batches:
             if self.extra is not None:
                 batch = _joined(batch, self.extra.take(drawn[self._mine(step, self.generated)]).to(device))
             mine = self._mine(step, self.batch_size)
-            moved = flip_and_crop(batch.pixels, flipped[mine], corners[mine], augmentation.pad)
-            yield Images(self._augmented(moved, epoch, step, view), batch.labels).floats(), batch.labels
+            pixels = self._augmented(batch.pixels, epoch, step, view) if augmentation.then_first else batch.pixels
+            pixels = flip_and_crop(pixels, flipped[mine], corners[mine], augmentation.pad)
+            pixels = pixels if augmentation.then_first else self._augmented(pixels, epoch, step, view)
+            yield Images(pixels, batch.labels).floats(), batch.labels
 
     def rows(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
         """Yield, as `epoch` yields batches, where their images stand in the set, (B,) int64.

@@ -65,6 +65,7 @@ class Recipe:
         "idbh-weak",
         "idbh-strong",
         "autoaugment",
+        "autoaugment-first",
         "resized-crop",
     ] = "flip-crop"
     """flip: mirror at random; crop: pad by 4 and crop at random; the others: see the table of augmentations"""

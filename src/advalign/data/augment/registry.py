@@ -18,7 +18,7 @@ PAD = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What happens to each image of a batch: flip, crop, and then what the method adds."""
+    """What happens to each image of a batch: flip, crop, and then what the method adds, or this first."""
 
     summary: str
     """what it does, in a line"""
@@ -30,6 +30,8 @@ class Augmentation:
     """uniform numbers that `then` reads for each image"""
     then: Callable[[Tensor, Tensor], Tensor] | None = None
     """turns pixels (N, C, H, W) and uniforms (N, draws) into pixels; each image depends on its own row alone"""
+    then_first: bool = False
+    """whether `then` comes before flip and crop"""
     min_side: int = 1
     """smallest height and width it can work on"""
     changes_colors: bool = False
@@ -90,6 +92,14 @@ AUGMENTATIONS = {
         pad=PAD,
         draws=5,
         then=autoaugment,
+        changes_colors=True,
+    ),
+    "autoaugment-first": Augmentation(
+        summary="two operations of AutoAugment's policy for CIFAR-10, then flip-crop",
+        pad=PAD,
+        draws=5,
+        then=autoaugment,
+        then_first=True,
         changes_colors=True,
     ),
     "resized-crop": Augmentation(

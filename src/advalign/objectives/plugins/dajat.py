@@ -42,7 +42,7 @@ class DAJAT(PlugIn):
     replaces = frozenset({"norms"})
     weights_climb_first = True
 
-    def __init__(self, weight: float = 2.0, copies: int = 2, augment: str = "autoaugment") -> None:
+    def __init__(self, weight: float = 2.0, copies: int = 2, augment: str = "autoaugment-first") -> None:
         super().__init__()
         require(weight >= 0, lambda: f"dajat: weight={weight:g} must be at least 0")
         require(copies >= 1, lambda: f"dajat: copies={copies} must be at least 1")
