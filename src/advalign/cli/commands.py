@@ -125,8 +125,10 @@ def frontier_command(options: FrontierOptions) -> None:
     """Print the curve, and write it, its page, and the chosen network as a run."""
     from advalign.evaluation.options import AttackOptions, TargetOptions
     from advalign.frontier.frontier import frontier
+    from advalign.frontier.result import FILE, read_frontier
     from advalign.registration import register
-    from advalign.report.frontier import curve_table, summary, write_page
+    from advalign.report.frontier import curve_table, write_page
+    from advalign.report.frontier_words import alarms, summary
     from advalign.report.tables import print_table
     from advalign.runtime.progress import say
 
@@ -138,16 +140,17 @@ def frontier_command(options: FrontierOptions) -> None:
         trust_model=options.trust_model,
     )  # fmt: skip
     traced = frontier(
-        options.robust, options.accurate, method=options.method, points=options.points, give=options.give,
+        options.robust, *options.others, method=options.method, points=options.points, give=options.give,
         attacks=options.attacks, curve_attack=options.curve_attack, held_out=options.held_out,
         target_options=target_options,
         attack_options=AttackOptions(batch_size=options.batch_size, precision=options.precision, seed=options.seed),
         runs=options.runs, out=options.out, console=_console(),
     )  # fmt: skip
-    print_table(_console(), curve_table(traced))
-    for line in summary(traced):
+    stored = read_frontier(traced.path / FILE)
+    print_table(_console(), curve_table(stored))
+    for line in (*summary(stored), *alarms(stored)):
         say(_console(), line)
-    page = write_page(traced)
+    page = write_page(stored)
     say(_console(), f"Written: {page}, {traced.path / 'frontier.json'}")
     say(_console(), f"The chosen network: {traced.run.path}\nNext: advalign diagnose {str(traced.run.path)!r}")
 

@@ -70,6 +70,44 @@ def train_line(run: Run, folders: RunFolders) -> str:
     return "\n".join((*(f"# {note}" for note in notes), shlex.join(["advalign", "train", *words])))
 
 
+def repeat_frontier(content: Mapping[str, Any], folders: RunFolders) -> str:
+    """Return the line that repeats a frontier, from its `frontier.json`."""
+    words, notes = [], []
+    for name in ("robust", "accurate"):
+        member = content[name]
+        identity = member.get("run") or member["weights"]
+        words.append(str(folders.get(identity) or name.upper()))
+        if identity not in folders:
+            notes.append(f"{name.upper()}: {member['method']}, the run or weights file with digest {identity}")
+    threat, options = parse_threat(content["threat"]), content.get("options", {})
+    shown = sum(len(content[images][0]["robust"]) for images in _measured(options))
+    words += ["--method", content["method"], "--give", spell_number(content["give"])]
+    words += ["--attacks", *content["attacks"], "--curve-attack", content["curve_attack"], "--data", content["data"]]
+    words += ["--n", str(shown), "--norm", threat.norm, "--eps", spell_number(threat.eps)]
+    words += [word for name, value in options.items() for word in _flag(name, value)]
+    return "\n".join((*(f"# {note}" for note in notes), shlex.join(["advalign", "frontier", *words])))
+
+
+def frontier_line(run: Run, folders: RunFolders) -> str:
+    """Return the line that makes a frontier's run again, as far as the run tells; `frontier.json` tells all."""
+    setting, choice = run.setting, run.setting["frontier"]
+    sources = [str(folders.get(identity) or name.upper()) for name, identity in setting["guests"].items()]
+    notes = [
+        f"# {name.upper()}: the run or weights file with digest {identity}, not below these paths"
+        for name, identity in setting["guests"].items()
+        if identity not in folders
+    ]
+    words = [*sources, "--method", choice["by"], "--give", spell_number(choice["give"])]
+    words += ["--curve-attack", choice["attack"], "--data", setting["data"], "--runs", str(run.path.parent)]
+    return "\n".join((*notes, shlex.join(["advalign", "frontier", *words])))
+
+
+def _measured(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the sets of images that were test images."""
+    apart = str(options.get("held_out", "")).startswith("test:")
+    return ("held_out", "test") if apart else ("test",)
+
+
 def evaluate_line(source: Run | Path | None, evaluation: Mapping[str, Any], folders: RunFolders) -> str:
     """Return the line that repeats the evaluation of a result file of `advalign evaluate`.
 
