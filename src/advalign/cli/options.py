@@ -158,8 +158,9 @@ class FrontierOptions(ThreatOptions):
 
     robust: Annotated[Positional[str], tyro.conf.arg(metavar="ROBUST")]
     """run folder, weights file, or MODEL@FILE"""
-    accurate: Annotated[Positional[str | None], tyro.conf.arg(metavar="ACCURATE")] = None
-    """the same of the accurate network; the vanilla network that ROBUST has learned from if not given"""
+    others: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="ACCURATE")] = ()
+    """the same of the accurate network; the vanilla network that ROBUST has learned from if not given; none for
+    finetune, and for soup further robust networks"""
     method: str = "mix"
     """how the two become one; see `advalign list frontiers`"""
     points: int = 11

@@ -65,3 +65,7 @@ class Dial(Protocol):
     def spelling(self, setting: Setting, robust: str, accurate: str) -> str:
         """Return how the setting's network is spelled, given the spellings of the two."""
         ...
+
+    def warnings(self, held_out: Evidence) -> list[str]:
+        """Say what the user should know of the settings tried, a line each."""
+        ...

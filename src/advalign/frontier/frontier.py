@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import nn
 
 from advalign.attacks import Attack, parse
 from advalign.attacks.names import transfer_name
@@ -22,25 +21,33 @@ from advalign.evaluation.target import Target, load_target
 from advalign.frontier.choose import RULE
 from advalign.frontier.dial import Dial, Setting
 from advalign.frontier.evidence import Evidence
-from advalign.frontier.members import HELD_OUT, held_out_images, load_members
+from advalign.frontier.finetune import fine_tune
+from advalign.frontier.members import HELD_OUT, Material, held_out_images, load_members
 from advalign.frontier.mixing import Mixing
 from advalign.frontier.nuts import MixedNuts
 from advalign.frontier.result import Frontier, write_frontier
 from advalign.frontier.saved import save_run
 from advalign.frontier.trace import CURVE, ON_ACCURATE, ON_ROBUST, Source, Stage, trace
+from advalign.frontier.weights import cook_soup, interpolate
 from advalign.registration import register_attacks
 from advalign.runs import Run, Weights
 from advalign.runtime.device import autocast, pick_device
 from advalign.runtime.files import digest, require_writable
 from advalign.threats import Linf
 
-DIALS: dict[str, Callable[[nn.Module, nn.Module], Dial]] = {"mix": Mixing, "mixednuts": MixedNuts}
+DIALS: dict[str, Callable[[Material], Dial]] = {
+    "mix": lambda material: Mixing(*material.two),
+    "mixednuts": lambda material: MixedNuts(*material.two),
+    "weights": interpolate,
+    "finetune": fine_tune,
+    "soup": cook_soup,
+}
+MOST_ROBUST_RUNS = 9
 
 
 def frontier(
     robust: str | Path | Weights,
-    accurate: str | Path | Weights | None = None,
-    *,
+    *others: str | Path | Weights,
     method: str = "mix",
     points: int = 11,
     give: float = 1.0,
@@ -67,7 +74,8 @@ def frontier(
 
     Args:
         robust: a run folder, a weights file, or `MODEL@FILE`.
-        accurate: as `robust`, for the accurate network; the vanilla guest that the robust run has learned from if None.
+        others: as `robust`, the accurate network; the vanilla guest that the robust run has learned from if not given.
+            None for `finetune`, and further robust networks for `soup`.
         method: how the two become one, `mix`.
         points: settings on the curve at most, the two networks among them.
         give: points of robust accuracy, per cent, that may be lost on the held-out images.
@@ -84,22 +92,24 @@ def frontier(
     which, how = target_options or TargetOptions(), attack_options or AttackOptions()
     console = console or Console(quiet=True)
     autocast(pick_device(which.device), how.precision)
-    if method not in DIALS:
-        raise unknown("method", method, DIALS)
+    _check_number(method, 1 + len(others))
     require(3 <= points <= 101, lambda: f"points={points} must be in 3 to 101")
     require(0 <= give <= 100, lambda: f"give={give:g} must be in 0 to 100: points of robust accuracy")
     chosen_attacks = _bounded(parse_attacks(map(register_attacks, attacks), Linf()))
     (on_curve,) = _bounded([parse(register_attacks(curve_attack), threat=Linf())])
 
-    h, g = load_members(robust, accurate, which, console)
-    images, test_images, where = held_out_images((h, g), held_out, which, console)
-    dial = DIALS[method](h.net, g.net)
-    identity = digest(*(f"{each} | " for each in (*_identity(h), *_identity(g), method)))
-    folder = Path(out) if out else Path("frontiers") / _slug(method, h, g, identity)
+    members = load_members((robust, *others), which, console, alone=method == "finetune")
+    images, test_images, where = held_out_images(members, held_out, which, console)
+    identity = digest(*(f"{each} | " for member in members for each in _identity(member)), f"{method} | ")
+    folder = Path(out) if out else Path("frontiers") / _slug(method, members, identity)
     require_writable(folder)
+    h = members[0]
     root = Path(runs) if runs else h.path.parent.parent if "run" in h.card else Path("runs")
     require_writable(root)
 
+    material = Material(members, images, how, folder, console)
+    dial = DIALS[method](material)
+    g = members[1] if len(members) > 1 else _accurate_end(h, dial)
     stages = [
         Stage(name, dial, Evidence(part, h.threat, how.batch_size), how, folder / "examples", identity, console)
         for name, part in (("held-out", images), ("test", test_images))
@@ -116,13 +126,15 @@ def frontier(
     choice = {"by": method, "give": give, "attack": str(on_curve), "setting": dict(settings[chosen].values)}
     made = save_run(
         dial.network(settings[chosen]), dial.spelling(settings[chosen], h.model, g.model),
-        f"{method}({h.method}, {g.method}, {settings[chosen]})", {"robust": h, "accurate": g}, images, choice, root,
+        f"{method}({', '.join(member.method for member in members)}, {settings[chosen]})", _parts(method, members),
+        material.seen, choice, root,
     )  # fmt: skip
     _write_evaluation(made, of_test, settings[chosen], (h, g), which, how)
     about = {
         "robust": _member(h), "accurate": _member(g), "data": h.dataset.name, "images": h.dataset.digest,
         "threat": str(h.threat), "images_held_out": where, "give": give, "rule": RULE.format(give=give),
         "curve_attack": str(on_curve), "attacks": [str(attack) for attack in chosen_attacks], "note": h.note,
+        "further": [_member(member) for member in members[2:]], "warnings": dial.warnings(of_choice.evidence),
         "options": {
             "points": points, "held_out": str(held_out), "checkpoint": which.checkpoint, "batch_size": how.batch_size,
             "precision": how.precision, "seed": how.seed,
@@ -131,6 +143,33 @@ def frontier(
     traced = Frontier(dial, curve, of_test.curve(settings), chosen, made, folder, about)
     write_frontier(traced)
     return traced
+
+
+def _check_number(method: str, networks: int) -> None:
+    """Refuse an unknown method, and a number of networks that it does not take."""
+    if method not in DIALS:
+        raise unknown("method", method, DIALS)
+    least, most, what = {
+        "finetune": (1, 1, "the robust network alone"),
+        "soup": (2, MOST_ROBUST_RUNS, f"2 to {MOST_ROBUST_RUNS} robust networks"),
+    }.get(method, (1, 2, "a robust network and an accurate one"))
+    require(least <= networks <= most, lambda: f"method={method} takes {what}, not {networks} networks")
+
+
+def _accurate_end(robust: Target, dial: Dial) -> Target:
+    """Return, as something measured, the accurate network of a dial that makes it from the robust one."""
+    net = dial.network(dial.accurate)
+    tensors = [tensor.detach().cpu().contiguous().numpy().data for tensor in net.state_dict().values()]
+    card = {key: value for key, value in robust.card.items() if key != "run"}
+    card["method"] = f"{dial.name}({robust.method}, {dial.accurate})"
+    return replace(robust, net=net, card=card, digest=digest(*tensors))
+
+
+def _parts(method: str, members: Sequence[Target]) -> dict[str, Target]:
+    """Name the members, as the run's folder keeps them."""
+    if method == "soup":
+        return {f"robust {number}": member for number, member in enumerate(members, 1)}
+    return dict(zip(("robust", "accurate"), members, strict=False))
 
 
 def _bounded(attacks: Sequence[Attack]) -> list[Attack]:
@@ -185,6 +224,7 @@ def _member(target: Target) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _slug(method: str, h: Target, g: Target, identity: str) -> str:
-    names = re.sub(r"[^\w.+=-]+", "_", f"{method}-{h.method}-{g.method}-{h.dataset.name.partition(':')[0]}")
+def _slug(method: str, members: Sequence[Target], identity: str) -> str:
+    methods = "-".join(member.method for member in members)
+    names = re.sub(r"[^\w.+=-]+", "_", f"{method}-{methods}-{members[0].dataset.name.partition(':')[0]}")
     return f"{names[:120]}-{identity[:8]}"

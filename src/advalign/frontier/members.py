@@ -1,19 +1,21 @@
-"""The two networks of a dial as they are loaded, and the images that neither of them was trained on."""
+"""The networks of a dial as they are loaded, the images that none of them was trained on, and those that one was."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
+from torch import nn
 
 from advalign.data import NAMES, Dataset, Images, load, stratified_subset
-from advalign.data.images import Digests
 from advalign.errors import UserError, quoted, require
-from advalign.evaluation.options import TargetOptions
+from advalign.evaluation.options import AttackOptions, TargetOptions
 from advalign.evaluation.overlap import leave_out_seen
 from advalign.evaluation.target import SUBSET_SEED, Target, load_target
 from advalign.runs import Run, Weights, find_weights
@@ -23,34 +25,94 @@ HELD_OUT = 1000
 """Images on which the setting is chosen, at most."""
 
 
+@dataclass(frozen=True)
+class Material:
+    """What a dial is made of."""
+
+    members: tuple[Target, ...]
+    """The robust network first."""
+    held_out: Images
+    """Images that none of them was trained on."""
+    options: AttackOptions
+    folder: Path
+    """Of the result, for what is made once."""
+    console: Console
+
+    @property
+    def nets(self) -> tuple[nn.Module, ...]:
+        """The networks of the members."""
+        return tuple(member.net for member in self.members)
+
+    @property
+    def two(self) -> tuple[nn.Module, nn.Module]:
+        """The robust and the accurate network, where there are these two."""
+        robust, accurate = self.nets
+        return robust, accurate
+
+    @cached_property
+    def training(self) -> Images:
+        """The images that the robust network was trained on; all training images of the data where that is not known.
+
+        Held-out images are not among them.
+
+        Raises:
+            UserError: there are none.
+        """
+        robust = self.members[0]
+        known = _trained_on(robust, robust.dataset)
+        images = robust.dataset.train if known is None else known
+        rows = np.flatnonzero(~np.isin(images.digests, self.held_out.digests))
+        require(len(rows) > 0, lambda: f"{robust.dataset.name} has no training images, which this method needs")
+        images = images.take(torch.from_numpy(rows))
+        return robust.classes.relabel(images).to(robust.images.labels.device)
+
+    @property
+    def seen(self) -> list[Images]:
+        """The images that were made use of: no command measures the made network on them."""
+        return [self.held_out, *([self.training] if "training" in vars(self) else [])]
+
+
 def load_members(
-    robust: str | Path | Weights, accurate: str | Path | Weights | None, options: TargetOptions, console: Console
-) -> tuple[Target, Target]:
-    """Load the robust and the accurate network on the same test images, in the robust one's threat model.
+    sources: Sequence[str | Path | Weights], options: TargetOptions, console: Console, *, alone: bool = False
+) -> tuple[Target, ...]:
+    """Load the robust network and those beside it on the same test images, in the robust one's threat model.
 
     Args:
-        accurate: the vanilla guest of the robust run if None.
+        sources: the robust network's first; to it alone, the vanilla guest of its run is the second.
+        alone: whether the robust network needs no other.
 
     Raises:
-        UserError: as `load_target`; no accurate network is known, or the two have other classes.
+        UserError: as `load_target`; no accurate network is known, or two have other classes.
     """
-    weights = find_weights(robust, options.checkpoint, model=options.model, trust_model=options.trust_model)
-    other = _vanilla_guest(weights) if accurate is None else find_weights(accurate, trust_model=options.trust_model)
-    require(
-        (weights.path.resolve(), weights.part) != (other.path.resolve(), other.part),
-        lambda: f"{weights} is named twice: a robust network and another, accurate one are needed",
-    )
-    first = load_target(weights, options, console=console)
+    robust = find_weights(sources[0], options.checkpoint, model=options.model, trust_model=options.trust_model)
+    others = [find_weights(source, trust_model=options.trust_model) for source in sources[1:]]
+    weights = [robust, *(others or ([] if alone else [_vanilla_guest(robust)]))]
+    for number, each in enumerate(weights):
+        places = [(other.path.resolve(), other.part) for other in weights[:number]]
+        require(
+            (each.path.resolve(), each.part) not in places,
+            lambda each=each: f"{each} is named twice: a robust network and another one are needed",
+        )
+    first = load_target(robust, options, console=console)
     shared = replace(options, data=first.dataset, model=None, norm=first.threat.norm, eps=first.threat.eps)
-    second = load_target(other, shared, console=console)
-    if len(second.dataset.test) < len(first.dataset.test):  # it has seen test images that the first one has not
-        first = load_target(weights, replace(options, data=second.dataset), console=console)
+    targets = [first]
+    for each in weights[1:]:
+        targets.append(load_target(each, replace(shared, data=targets[-1].dataset), console=console))
+    dataset = targets[-1].dataset  # without the test images that one of them has seen
+    for number, (each, target) in enumerate(zip(weights, targets, strict=True)):
+        if len(target.dataset.test) > len(dataset.test):
+            again = replace(shared if number else options, data=dataset)
+            targets[number] = load_target(each, again, console=console)
+        _require_same_classes(robust, first, each, target)
+    return tuple(targets)
+
+
+def _require_same_classes(robust: Weights, first: Target, other: Weights, second: Target) -> None:
     names = first.classes.class_names, second.classes.class_names
     require(
         names[0] == names[1],
-        lambda: f"other classes: {weights} has {quoted(names[0])}, and {other} has {quoted(names[1])}, in this order",
+        lambda: f"other classes: {robust} has {quoted(names[0])}, and {other} has {quoted(names[1])}, in this order",
     )
-    return first, second
 
 
 def _vanilla_guest(weights: Weights) -> Weights:
@@ -129,7 +191,7 @@ def _unseen(members: Sequence[Target]) -> Images:
             f"no training images are known that neither network was trained on: {whose}. Choose on others: "
             "--held-out test:1000 sets so many test images apart, npz:FILE and folder-test:PATH name your own"
         )
-    seen = np.concatenate([each for each in trained if each is not None])
+    seen = np.concatenate([each.digests for each in trained if each is not None])
     every = Images(torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts]))
     unseen = torch.from_numpy(np.flatnonzero(~np.isin(every.digests, seen)))
     require(
@@ -142,12 +204,9 @@ def _unseen(members: Sequence[Target]) -> Images:
     return every.take(unseen)
 
 
-def _trained_on(member: Target, dataset: Dataset) -> Digests | None:
-    """Return the digests of the images that a run was trained on, without those it was selected on; None if unknown."""
-    folder = member.path.resolve().parent
-    if "run" not in member.card or not (folder / "run.json").is_file():
-        return None
-    setting = Run.read(folder).setting
+def _trained_on(member: Target, dataset: Dataset) -> Images | None:
+    """Return the images that a run was trained on, without those it was selected on; None if unknown."""
+    setting = setting_of(member)
     if "recipe" not in setting or setting.get("images") not in (dataset.digest, dataset.training_digest):
         return None
     recipe = setting["recipe"]
@@ -155,4 +214,12 @@ def _trained_on(member: Target, dataset: Dataset) -> Digests | None:
     used, _ = split_training(
         dataset, recipe.get("validation"), recipe.get("subset"), recipe["seed"], by_content=by_content
     )
-    return used.digests
+    return used
+
+
+def setting_of(member: Target) -> Mapping[str, Any]:
+    """Return the setting of the run whose folder holds a member's weights; empty if there is none."""
+    folder = member.path.resolve().parent
+    if "run" not in member.card or not (folder / "run.json").is_file():
+        return {}
+    return Run.read(folder).setting

@@ -114,6 +114,10 @@ class Mixing:
         """Spell the mix as a model."""
         return spell_mix(robust, accurate, setting)
 
+    def warnings(self, held_out: Evidence) -> list[str]:
+        """Return nothing."""
+        return []
+
 
 def threshold(weight: float) -> float:
     """Return (1 - w) / w: the margin of the robust network that the accurate one can make up for at most."""

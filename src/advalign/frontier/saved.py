@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def save_run(
     model: str,
     method: str,
     members: Mapping[str, Target],
-    chosen_on: Images,
+    seen: Sequence[Images],
     options: Mapping[str, Any],
     root: Path,
 ) -> Run:
@@ -35,8 +35,8 @@ def save_run(
         model: its spelling.
         method: how it is called in tables.
         members: by their part, `robust` first.
-        chosen_on: the images on which the setting was chosen; like those that the members have seen, no command
-            measures on them.
+        seen: the images on which the setting was chosen, and those that the network was made with; like those that the
+            members have seen, no command measures on them.
         options: what the setting was chosen by; part of what names the run.
         root: folder of run folders.
 
@@ -76,7 +76,7 @@ def save_run(
     run.path.mkdir(parents=True, exist_ok=True)
     save_weights(run.weights("best"), net, card)
     run.write_card("finished", environment(), about)
-    write_trained_on(run, [chosen_on], [Weights(member.path) for member in members.values()])
+    write_trained_on(run, seen, [Weights(member.path) for member in members.values()])
     return run
 
 

@@ -276,6 +276,8 @@ class FrontierFile(msgspec.Struct, forbid_unknown_fields=True):
     """of the chosen network"""
     note: str = ""
     warnings: list[str] = []
+    further: list[FrontierMember] = []
+    """robust networks of a soup beside the first two"""
     options: dict[str, Any] = {}
     """what else the command that repeats it names: flags without hyphens"""
 

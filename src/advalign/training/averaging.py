@@ -9,10 +9,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from advalign.data.batches import Epoch
 from advalign.models.modes import buffers_kept
+from advalign.models.norm_statistics import estimate_norm_statistics
 from advalign.models.split_norm import SplitNorm
 from advalign.objectives import Objective
 from advalign.runtime.seeds import derive_seed
@@ -115,15 +115,7 @@ class Average:
         batches = epoch if not adversarial else list(islice(self._attacked(epoch), ADVERSARIAL_BATCHES))
         modes = [(module, module.training) for module in student.modules()]
         student.train()
-        norms = [module for module in student.modules() if isinstance(module, _BatchNorm) and module.training]
-        momentum = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the cumulative mean
-        for x, _ in batches if norms else ():
-            student(x)
-        for norm, was in zip(norms, momentum, strict=True):
-            norm.momentum = was
+        estimate_norm_statistics(student, (x for x, _ in batches))
         for module, training in modes:
             module.training = training
 
