@@ -18,6 +18,7 @@ from .objectives.bases.iad import IAD
 from .objectives.bases.iad2 import IAD2
 from .objectives.bases.ikl import IKL
 from .objectives.bases.mart import MART
+from .objectives.bases.mixaware import MixAware
 from .objectives.bases.mtard import MTARD
 from .objectives.bases.natural import Natural
 from .objectives.bases.rslad import RSLAD
@@ -84,6 +85,7 @@ __all__ = [
     "LinearAFA",
     "Linf",
     "Method",
+    "MixAware",
     "Natural",
     "Objective",
     "PlugIn",

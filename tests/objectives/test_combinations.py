@@ -189,6 +189,7 @@ def test_compiled_gives_the_same_to_the_bit():
         "mart+kd",
         "at+adr",
         "at+rpat+qub",
+        "mixaware",
         "score",
     )
     methods += (

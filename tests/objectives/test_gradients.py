@@ -39,6 +39,7 @@ FORWARDS = {  # of the student, with 10 steps
     "adaad": 11,
     "adaiad": 12,
     "mtard": 12,
+    "mixaware": 13,
     "score": 13,
     "contrast": 15,
     "afa": 1,
@@ -55,6 +56,7 @@ GUESTS = {
     "iad2": {("robust", "adv"), ("vanilla", "adv")},
     "adaad": {("robust", "adv")},
     "mtard": {("robust", "adv"), ("vanilla", "clean")},
+    "mixaware": {("vanilla", "clean"), ("vanilla", "adv")},
     "kd": {("robust", "adv"), ("vanilla", "adv")},
     "bgat": {("vanilla", "clean")},
     "lbgat": {("guide", "clean")},
@@ -70,6 +72,7 @@ IN_THE_ATTACK = {
     "rslad": {"robust": 1},
     "adaad": {"robust": 10},
     "adaiad": {"robust": 10},
+    "mixaware": {"vanilla": 11},
 }  # passes of guests in an attack of 10 steps
 LABELS_IN_THE_ATTACK = {"at", "alp", "mart", "iad2"}  # bases with label terms whose attack climbs their cross entropy
 KEEPS_COUNT = {"mtard", "ar-at"}  # parts whose own buffers move in a step

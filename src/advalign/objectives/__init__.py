@@ -16,6 +16,7 @@ from advalign.objectives.bases.iad import IAD
 from advalign.objectives.bases.iad2 import IAD2
 from advalign.objectives.bases.ikl import IKL
 from advalign.objectives.bases.mart import MART
+from advalign.objectives.bases.mixaware import MixAware
 from advalign.objectives.bases.mtard import MTARD
 from advalign.objectives.bases.natural import Natural
 from advalign.objectives.bases.rslad import RSLAD
@@ -72,6 +73,7 @@ BASES: dict[str, type[Base]] = {
     "adaad": AdaAD,
     "adaiad": AdaIAD,
     "mtard": MTARD,
+    "mixaware": MixAware,
     "score": SCORE,
     "contrast": Contrast,
     "afa": LinearAFA,
