@@ -1,8 +1,8 @@
 """Presets `acat` and `dajat` beside the authors' loop in plain PyTorch: ramp, attack, AWP by a proxy, SGD, average.
 
 Theirs is val-iisc/DAJAT: with `--num_auto 0` it is ACAT. They count epochs from 1; the learning rate moves once an
-epoch, as here where an epoch is one step. With smoothed labels their AWP climbs the loss of plain ones; here, as in our
-code, that of the smoothed ones.
+epoch, as here where an epoch is one step. Two things are as in our code, and not in theirs: AWP climbs the loss of the
+smoothed labels, and the average starts with a copy of the weights, where theirs follows them for one more step.
 """
 
 from __future__ import annotations
