@@ -31,6 +31,8 @@ class Dial(Protocol):
     """The end at which the network is the accurate one, or nearest to it."""
     robust: Setting
     """The end at which it is the robust one."""
+    has_floor: bool
+    """Whether the robust network alone tells what a setting cannot lose."""
 
     def propose(self, held_out: Evidence, points: int, give: float) -> list[Setting]:
         """Return so many settings at most from the accurate end to the robust one, both ends among them.

@@ -119,7 +119,7 @@ def frontier(
     of_choice, of_test = stages
     curve, chosen = trace(of_choice, on_curve.with_threat(h.threat), points, give)
     settings = [point.setting for point in curve.points]
-    of_test.attack_to_the_end(dial.robust_views(), "min-margin")
+    of_test.attack_views()
     of_test.attack_settings(settings, on_curve.with_threat(h.threat))
     for attack in chosen_attacks:
         of_test.attack_settings([dial.robust, settings[chosen]], attack.with_threat(h.threat))

@@ -30,6 +30,7 @@ class Mixing:
     name = "mix"
     accurate = Setting({"weight": 0.0})
     robust = Setting({"weight": 1.0})
+    has_floor = True
 
     def __init__(self, robust: nn.Module, accurate: nn.Module, transform: Sequence[float] = ()) -> None:
         self.h, self.g, self.transform = robust, accurate, tuple(transform)

@@ -23,6 +23,8 @@ from advalign.runtime.files import digest
 from advalign.runtime.progress import counting
 
 ON_ROBUST, ON_ACCURATE = "robust network", "accurate network"
+MARGIN, TO_THE_END = "min-margin", 'pgd(loss="margin", steps=40, until_fooled=False)'
+"""The attacks on the robust and on the accurate network alone."""
 CURVE = "worst(apgd-ce(steps=40), apgd-t(steps=40, targets=4))"
 """The attack on every setting of the curve, to which the examples made on the others add; the chosen one gets more."""
 ROUNDS = 2
@@ -97,9 +99,13 @@ class Stage:
     """Of each set of adversarial examples."""
 
     def attack_members(self, robust: nn.Module, accurate: nn.Module) -> None:
-        """Add examples made on the two networks."""
-        self.attack_to_the_end({ON_ROBUST: robust}, "min-margin")
-        self.attack_to_the_end({ON_ACCURATE: accurate}, 'pgd(loss="margin", steps=40, until_fooled=False)')
+        """Add examples made on the two networks; of the robust one those of its least margin, where that is a floor."""
+        self.attack_to_the_end({ON_ROBUST: robust}, MARGIN if self.dial.has_floor else TO_THE_END)
+        self.attack_to_the_end({ON_ACCURATE: accurate}, TO_THE_END)
+
+    def attack_views(self) -> None:
+        """Add examples made on forms of the robust network that the dial has found."""
+        self.attack_to_the_end(self.dial.robust_views(), MARGIN)
 
     def attack_to_the_end(self, networks: Mapping[str, nn.Module], spelling: str) -> None:
         """Add examples made on networks by name, to the last step, whether they fool these or not."""
@@ -173,7 +179,7 @@ def trace(held_out: Stage, attack: Attack, points: int, give: float) -> tuple[Cu
     """Attack settings on the held-out images; return the best of them as a curve, and the number of the chosen one."""
     dial, evidence = held_out.dial, held_out.evidence
     tried = dial.propose(evidence, points, give)
-    held_out.attack_to_the_end(dial.robust_views(), "min-margin")
+    held_out.attack_views()
     held_out.attack_settings(tried, attack)
     for _ in range(ROUNDS):
         further = [each for each in dial.refine(evidence, points, give) if each not in tried]

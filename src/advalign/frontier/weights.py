@@ -47,6 +47,8 @@ class WeightSpace:
         about: what every setting says beside the shares.
     """
 
+    has_floor = False
+
     def __init__(
         self, name: str, nets: Sequence[nn.Module], statistics: Images | None, about: Mapping[str, Any] | None = None
     ) -> None:
