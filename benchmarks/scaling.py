@@ -63,7 +63,7 @@ def step_of(
     step = Step(objective, replace(RECIPE, steps=steps), 1, device)
     x, y = x.to(device).contiguous(memory_format=torch.channels_last), y.to(device)
     objective.start_epoch([(x, y)], progress=0.0)
-    second = x.flip(3) if bound.second else None
+    second = x.flip(3).repeat(bound.further, 1, 1, 1) if bound.second else None
 
     def once() -> None:
         step.schedule(0)
