@@ -20,6 +20,19 @@ from advalign.report.page import FigureSection, TableSection, TextSection
 from advalign.report.tables import Table
 
 
+def frontier_name(stored: StoredFrontier) -> str:
+    """Name a frontier by its way and its two networks."""
+    content = stored.content
+    return f"{content['method']}({content['robust']['method']}, {content['accurate']['method']})"
+
+
+def curve_attacks(stored: StoredFrontier) -> str:
+    """Say in short how the settings were attacked."""
+    content = stored.content
+    ends = f", {', '.join(content['attacks'])} on the chosen one and the robust network" if content["attacks"] else ""
+    return f"{content['curve_attack']} on every setting{ends}, examples shown to all"
+
+
 def curve_table(stored: StoredFrontier) -> Table:
     """Tabulate the settings on the test images, from the accurate network to the robust one, the chosen one bold."""
     return _settings_table(stored, {"clean": "clean", "robust": "robust", "floor": "floor"}, held_out=False)
@@ -99,8 +112,7 @@ def write_page(stored: StoredFrontier) -> Path:
         TextSection("The command that repeats it", {f"run {content.get('run', '')}": repeat_frontier(content, {})}),
     ]
     introduction = [*summary(stored), *alarms(stored), rule, *filter(None, [content.get("note", "")])]
-    names = f"{content['method']} of {content['robust']['method']} and {content['accurate']['method']}"
-    page.write_page(path, f"Frontier: {names}", introduction, None, sections, content["environment"])
+    page.write_page(path, f"Frontier: {frontier_name(stored)}", introduction, None, sections, content["environment"])
     return path
 
 

@@ -15,6 +15,7 @@ from advalign.report.doubts import doubt_sections
 from advalign.report.maps import feature_sections
 from advalign.report.page import Section, TableSection, write_page
 from advalign.report.rows import group_rows
+from advalign.report.same_clean import frontiers_of, same_clean_sections
 from advalign.report.sections import (
     class_sections,
     command_sections,
@@ -66,7 +67,7 @@ def report_on(
     require(page.is_file() or not page.exists(), lambda: f"{page} is there and no file: name a file")
     require_writable(page.parent)
     flags = {run: flags_of(each.setting) for run, each in sources.runs.items()}
-    scopes = sources.scopes()
+    scopes, all_trained = sources.scopes(), set(sources.trained)
     sections: list[Section] = doubt_sections(sources)
     tables = []
     for scope, records in scopes.items():
@@ -75,17 +76,23 @@ def report_on(
         tables.append(accuracy_table(records, flags).with_notes(sources.notes(scope)))
         sections.append(TableSection(f"Accuracy: {name}", tables[-1]))
         sections += balance_sections(name, scope, sources)
-        if worst_cases_among(record.attack for record in records):
-            several = len(group_rows(records, flags)[0]) > 1
+        trained = [record for record in records if record in all_trained]
+        if worst_cases_among(record.attack for record in trained):
+            several = len(group_rows(trained, flags)[0]) > 1
+            frontiers = frontiers_of(scope, sources.frontiers)
             main = max((each for each in scopes if each.data == scope.data), key=lambda each: len(scopes[each]))
-            sections += trade_off_sections(name, records, flags) if several else []
+            sections += trade_off_sections(name, trained, flags, frontiers) if several or frontiers else []
+            sections += same_clean_sections(name, trained, flags, frontiers)
             if several or scope == main:  # one model at another radius is in the curve over the radius
-                sections += class_sections(name, scope, records, sources, flags, data_dir, missing)
+                sections += class_sections(name, scope, trained, sources, flags, data_dir, missing)
             sections += gallery_sections(name, scope, sources, missing)
     sections += feature_sections(
         sources, parts / "features", most=maps, data_dir=data_dir, trust_model=trust_model, missing=missing,
         console=console or Console(quiet=True),
     )  # fmt: skip
+    for stored in sources.frontiers:
+        if not any(stored in frontiers_of(scope, [stored]) for scope in scopes):
+            missing.append(f"{stored.file}: no trained network was measured on its images in its threat model.")
     for make in (targeted_sections, radius_sections, training_sections, verdict_sections):
         sections += make(sources, missing)
     sections += command_sections(sources)

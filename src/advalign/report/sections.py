@@ -9,15 +9,16 @@ from advalign.attacks import ATTACKS
 from advalign.attacks.names import worst_cases_among
 from advalign.attacks.spelled import benchmark_of
 from advalign.errors import UserError
+from advalign.frontier.result import StoredFrontier
 from advalign.report.classes import by_class, class_figure, class_table, dataset_of, labels_of, outcomes_of
-from advalign.report.commands import diagnose_line, evaluate_line, train_line
+from advalign.report.commands import diagnose_line, evaluate_line, frontier_line, repeat_frontier, train_line
 from advalign.report.diagnosis import remarks_table, verdicts_table
 from advalign.report.examples import COLUMNS, read_examples
 from advalign.report.gallery import gallery, gallery_in_words
 from advalign.report.page import FigureSection, Section, TableSection, TextSection
 from advalign.report.radius import Curve, radii_of, radius_curves
 from advalign.report.rows import Flags, group_rows
-from advalign.report.sources import ReportSources, Scope
+from advalign.report.sources import ReportSources, Scope, of_frontier
 from advalign.report.trade_off import trade_off_figure
 from advalign.report.training import calibration_section, training_section
 from advalign.runs import Record
@@ -27,18 +28,27 @@ from advalign.threats import parse_threat
 _GALLERY_MODELS = 6
 
 
-def trade_off_sections(name: str, records: Sequence[Record], flags: Flags) -> list[Section]:
-    """Return clean against worst-case accuracy, and against each attack by which a benchmark compares models."""
+def trade_off_sections(
+    name: str, records: Sequence[Record], flags: Flags, frontiers: Sequence[StoredFrontier] = ()
+) -> list[Section]:
+    """Return clean against worst-case accuracy, and against each attack by which a benchmark compares models.
+
+    Args:
+        records: of trained networks.
+        frontiers: curves on the same images.
+    """
     caption = (
         "Up and to the right is better. Bars: standard deviation over seeds, where there are several. Dotted: the "
         "Pareto front, the models that no other one equals or beats in both. Point at a mark for its numbers."
     )
+    if frontiers:
+        caption += " Small marks on a line: settings of a frontier, attacked as the legend says; star: the chosen one."
     sections: list[Section] = [
-        FigureSection(f"Trade-off: {name}", trade_off_figure(records, flags=flags), caption),
+        FigureSection(f"Trade-off: {name}", trade_off_figure(records, flags=flags, frontiers=frontiers), caption),
     ]  # fmt: skip
     for attack in filter(benchmark_of, dict.fromkeys(record.attack for record in records)):
         title = f"Trade-off, {ATTACKS[attack].__name__}: {name}"
-        sections.append(FigureSection(title, trade_off_figure(records, attack, flags), caption))
+        sections.append(FigureSection(title, trade_off_figure(records, attack, flags, frontiers), caption))
     return sections
 
 
@@ -188,9 +198,16 @@ def command_sections(sources: ReportSources) -> list[Section]:
     lines: dict[str, list[str]] = {}
     for run, each in sources.runs.items():
         made_with = _made_with(each.environment)
-        lines[run] = [f"# trained with {made_with}", train_line(each, folders)]
+        if of_frontier(each):
+            stored = next((stored for stored in sources.frontiers if stored.content.get("run") == run), None)
+            line = frontier_line(each, folders) if stored is None else repeat_frontier(stored.content, folders)
+            lines[run] = [f"# made and measured with {made_with}", line]
+        else:
+            lines[run] = [f"# trained with {made_with}", train_line(each, folders)]
     for model, of_model in sources.results.items():
         for result in of_model:
+            if result.by_frontier:
+                continue
             line = evaluate_line(sources.runs.get(model, result.weights), result.content, folders)
             line += " --save-examples" if result.examples.exists() else ""
             lines.setdefault(model, []).extend([f"# measured with {_made_with(result.first)}", line])

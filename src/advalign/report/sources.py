@@ -8,11 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from advalign.attacks.names import parse_name, transfer_name, worst_case_name
 from advalign.errors import UserError, require
+from advalign.frontier.result import FILE as FRONTIER_FILE
+from advalign.frontier.result import StoredFrontier, read_frontier
 from advalign.runs import Record, Run, latest, read_records
 from advalign.runs.formats import DiagnosisFile, ResultFile, read_checked_json
 from advalign.runtime.files import digest_of_file, require_original
 from advalign.runtime.near import near_path
+from advalign.spelling import parse_calls
 
 # How a result file of `advalign evaluate` begins. Other JSON below the paths belongs to other programs and is not read.
 _RESULT = re.compile(rb'\s*\{\s*"records":\s*\[\s*\{\s*"method"')
@@ -64,6 +68,11 @@ class StoredResult(NamedTuple):
         return file if file.is_file() and digest_of_file(file) == self.content.get("weights") else None
 
     @property
+    def by_frontier(self) -> bool:
+        """Whether `advalign frontier` has measured it, by examples made on many networks."""
+        return len({parse_name(attack).surrogate for attack in self.content["outcomes"]} - {""}) > 1
+
+    @property
     def examples(self) -> Path:
         """The file of the adversarial images, which exists if they were saved."""
         return self.file.with_suffix(".npz")
@@ -86,8 +95,14 @@ class ReportSources:
     """The content of the newest diagnosis of each run."""
     names: dict[str, str]
     """The name of each model: of a run its method, with seed or id where several runs have the same method."""
+    frontiers: list[StoredFrontier]
     unreadable: list[str]
     """A line on each file that could not be read, with the reason."""
+
+    @property
+    def trained(self) -> list[Record]:
+        """The records of networks that were trained, and not made of others by a frontier."""
+        return [each for each in self.records if each.run not in self.runs or not of_frontier(self.runs[each.run])]
 
     def scopes(self) -> dict[Scope, list[Record]]:
         """Return the records of each scope."""
@@ -112,6 +127,12 @@ def find_sources(paths: Sequence[Path]) -> ReportSources:
     for path in paths:
         require(path.exists(), lambda: f"no such file or folder: {str(path)!r}{near_path(path)}")
     reader = _Reader()
+    files = {file.resolve(): file for path in paths for file in (path, *sorted(path.rglob(FRONTIER_FILE)))}
+    frontiers = [
+        stored
+        for file in files.values()
+        if file.name == FRONTIER_FILE and (stored := reader.read(read_frontier, file)) is not None
+    ]
     folders = [card.parent for path in paths for card in sorted(path.rglob("run.json"))]
     runs = {run.id: run for folder in folders if (run := reader.read(_read_run, folder)) is not None}
     results = {run.id: _results_of_run(run, reader) for run in runs.values()}
@@ -124,6 +145,7 @@ def find_sources(paths: Sequence[Path]) -> ReportSources:
     # Records in a run's folder come last, and so replace older ones of the same measurement.
     records = latest([*(r for of_model in others.values() for result in of_model for r in result.records),
                       *_records_below(paths, reader)])  # fmt: skip
+    records = _without_sets_of_frontiers(records, runs)
     records.sort(key=lambda record: not record.run)  # runs come first in tables
     reasons = "".join(f"; {line}" for line in reader.unreadable[:1])
     require(bool(records), lambda: f"no records below {', '.join(map(str, paths))}: evaluate a run first{reasons}")
@@ -136,7 +158,38 @@ def find_sources(paths: Sequence[Path]) -> ReportSources:
     places = _places_of_data(records)
     records = [replace(record, data=places.get(record.images, record.data)) for record in records]
     results = {model: [result.with_data(places) for result in of_model] for model, of_model in results.items()}
-    return ReportSources(records, runs, results, diagnoses, names, reader.unreadable)
+    return ReportSources(records, runs, results, diagnoses, names, frontiers, reader.unreadable)
+
+
+def of_frontier(run: Run) -> bool:
+    """Return whether a run is the chosen network of a frontier, which was not trained."""
+    return "frontier" in run.setting
+
+
+def _without_sets_of_frontiers(records: Sequence[Record], runs: Mapping[str, Run]) -> list[Record]:
+    """Return records without the many sets of examples that a frontier shows its network; of their worst case a name.
+
+    How much each set has taken is on the frontier's own page. A mix is named by its two networks alone.
+    """
+    shown, hidden = list(records), set[tuple[str, str]]()
+    for i, each in enumerate(records):
+        if each.run in runs and of_frontier(runs[each.run]):
+            record = shown[i] = replace(each, model=" and ".join(_networks(each.model)))
+            members = {member: parse_name(member).surrogate for member in parse_name(record.attack).members}
+            if len({*members.values()} - {""}) > 1:
+                own = [member for member, surrogate in members.items() if not surrogate]
+                name = worst_case_name([*own, transfer_name("all examples", "its frontier")])
+                shown[i] = replace(record, attack=name)
+                hidden |= {(record.run, member) for member, surrogate in members.items() if surrogate}
+    return [record for record in shown if (record.run, record.attack) not in hidden]
+
+
+def _networks(model: str) -> list[str]:
+    """Return the spellings of the networks in a mix; of another model its own."""
+    if not model.startswith("mix("):
+        return [model]
+    (call,) = parse_calls(model)
+    return [str(call.arguments[name]) for name in ("robust", "accurate")]
 
 
 def _places_of_data(records: Iterable[Record]) -> dict[str, str]:
@@ -203,7 +256,7 @@ def _read_records(file: Path) -> list[Record]:
 
 def _result_files(paths: Sequence[Path]) -> list[Path]:
     """Return the result files of `advalign evaluate`: those among the paths, and those in folders."""
-    named = [path for path in paths if path.is_file() and path.suffix == ".json"]
+    named = [path for path in paths if path.is_file() and path.suffix == ".json" and path.name != FRONTIER_FILE]
     below = [file for path in paths for file in sorted(path.rglob("*.json")) if _begins_as_result(file)]
     return list({file.resolve(): file for file in (*named, *below)}.values())
 

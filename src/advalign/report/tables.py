@@ -137,9 +137,11 @@ def _quantization(attacks: Sequence[str]) -> list[str]:
 def print_table(console: Console, table: Table) -> None:
     """Print the table: the best in bold, what is inside its noise dimmed; into a pipe or a log at its full width."""
     shown = RichTable()
+    # Names that leave no room for the numbers go over several lines.
+    short = max((len(row[0]) for row in table.rows), default=0) <= console.width // 2
     for j, column in enumerate(table.columns):
         justify = "left" if j == 0 or table.prose else "right"
-        shown.add_column(column, justify=justify, overflow="fold", no_wrap=j == 0 and not table.prose)
+        shown.add_column(column, justify=justify, overflow="fold", no_wrap=j == 0 and short and not table.prose)
     for i, row in enumerate(table.rows):
         styles = ["bold" if (i, j) in table.best else "dim" if (i, j) in table.faint else "" for j in range(len(row))]
         shown.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))

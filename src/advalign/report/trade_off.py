@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 
 from advalign.attacks.names import parse_name, worst_cases_among
 from advalign.errors import UserError
+from advalign.frontier.result import StoredFrontier
 from advalign.report.figures import FEW_CURVES, HOVER, MARKERS, STYLE, color_of
+from advalign.report.frontier import curve_attacks, draw_curve, frontier_name
 from advalign.report.rows import Flags, group_rows
 from advalign.runs import Record
 from advalign.spelling import parse_calls, spell_arguments
@@ -43,7 +45,12 @@ class TradeOffPoint(NamedTuple):
 Families = dict[str, list[TradeOffPoint]]
 
 
-def trade_off_figure(records: Sequence[Record], attack: str | None = None, flags: Flags | None = None) -> Figure:
+def trade_off_figure(
+    records: Sequence[Record],
+    attack: str | None = None,
+    flags: Flags | None = None,
+    frontiers: Sequence[StoredFrontier] = (),
+) -> Figure:
     """Plot clean against robust accuracy, a point for each row of the table, and the Pareto front.
 
     A point is the mean over the seeds of which both were measured, with their standard deviations. A family is a method
@@ -51,6 +58,7 @@ def trade_off_figure(records: Sequence[Record], attack: str | None = None, flags
 
     Args:
         attack: the attack of the robust accuracy; the worst case over the most attacks if None.
+        frontiers: curves on the same images, under the attacks of their own.
     """
     attack = attack or worst_cases_among(record.attack for record in records)[0]
     families = _families(records, attack, flags)
@@ -59,6 +67,9 @@ def trade_off_figure(records: Sequence[Record], attack: str | None = None, flags
         figure = Figure(figsize=(7, 4.6), layout="constrained")
         axes = figure.add_subplot(xlabel="clean accuracy, %", ylabel=f"robust accuracy ({_short(attack)}), %")
         _draw_families(axes, families)
+        for i, stored in enumerate(frontiers):
+            color = color_of(len(families) + i, len(families) + len(frontiers))
+            draw_curve(axes, stored, color, frontier_name(stored), band=False)
         front = pareto([(point.clean, point.robust) for point in every])
         if len(front) > 1:
             axes.plot(*zip(*front, strict=True), ":", color="0.4", linewidth=1.2, label="Pareto front", zorder=1)
@@ -69,13 +80,15 @@ def trade_off_figure(records: Sequence[Record], attack: str | None = None, flags
                 side.set_view_interval(middle - _SPAN / 2, middle + _SPAN / 2, ignore=True)
         for point in every:
             axes.plot(point.clean, point.robust, "o", markersize=16, alpha=0, gid=HOVER + str(point))
-        legend = {"frameon": False, "fontsize": 8 if len(families) <= FEW_CURVES else 6}
-        if len(families) <= FEW_CURVES:
+        few = len(families) <= FEW_CURVES and not frontiers
+        legend = {"frameon": False, "fontsize": 8 if few else 6}
+        if few:
             axes.legend(**legend)
         else:
             figure.set_size_inches(10, max(4.6, 0.17 * len(families)))
             figure.legend(**legend, loc="outside right upper")
-        axes.set_title(f"{attack}, test images", fontsize=8, wrap=True)
+        curves = (f"{frontier_name(stored)}: {curve_attacks(stored)}" for stored in frontiers)
+        axes.set_title("\n".join((f"{attack}, test images", *curves)), fontsize=8, wrap=True)
     return figure
 
 
