@@ -242,10 +242,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
 SMALL = TargetOptions(n=12)
 
 
-def trace(sources: list[Run], method: str, folder: Path) -> Frontier:
+def trace(sources: list[Run], method: str, folder: Path, shown: TargetOptions = SMALL) -> Frontier:
     return aa.frontier(
         *(run.path for run in sources), method=method, points=3, attacks=["fgsm"], curve_attack="fgsm", held_out=12,
-        target_options=SMALL, out=folder,
+        target_options=shown, out=folder,
     )  # fmt: skip
 
 
@@ -286,3 +286,8 @@ def test_the_chosen_network_is_a_run_like_any_other(method: str, members: int, r
     assert target.method.startswith(f"{method}(at, " if method != "weights" else "weights(at, natural, share=")
     again = trace(runs[:members], method, tmp_path / "out")
     assert again.run.id == traced.run.id
+
+
+def test_other_test_images_in_the_same_folder_are_attacked_anew(runs: list[Run], tmp_path: Path):
+    for n in (12, 16):
+        assert trace(runs[:2], "soup", tmp_path / "out", TargetOptions(n=n)).test.images == n

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from advalign.frontier.evidence import Evidence
+from advalign.frontier.choose import Count
+from advalign.frontier.evidence import CLEAN, Evidence
 from advalign.spelling import spell_arguments
 
 
@@ -71,3 +72,9 @@ class Dial(Protocol):
     def warnings(self, held_out: Evidence) -> list[str]:
         """Say what the user should know of the settings tried, a line each."""
         ...
+
+
+def count(dial: Dial, setting: Setting, evidence: Evidence) -> Count:
+    """Count the images that a setting classifies correctly: the clean ones, and those right in all sets."""
+    right = {name: dial.correct(setting, evidence, name) for name in evidence.sets}
+    return Count(int(right[CLEAN].sum()), int(evidence.withstand(right.__getitem__).sum()))

@@ -13,6 +13,7 @@ from advalign.data import Images
 from advalign.errors import UserError
 from advalign.models.adapted import adapted
 from advalign.models.modes import evaluating
+from advalign.runtime.files import digest
 from advalign.threats import Threat, require_inside
 
 CLEAN = "clean"
@@ -40,6 +41,11 @@ class Evidence:
     def labels(self) -> Tensor:
         """(N,) int64, on the CPU."""
         return self.images.labels.cpu()
+
+    @property
+    def identity(self) -> str:
+        """A digest of images and labels."""
+        return digest(self.images.digests.tobytes(), self.labels.numpy().tobytes())
 
     def __len__(self) -> int:
         return len(self.images)

@@ -33,6 +33,7 @@ from advalign.registration import register_attacks
 from advalign.runs import Run, Weights
 from advalign.runtime.device import autocast, pick_device
 from advalign.runtime.files import digest, require_writable
+from advalign.runtime.progress import say
 from advalign.threats import Linf
 
 DIALS: dict[str, Callable[[Material], Dial]] = {
@@ -118,6 +119,9 @@ def frontier(
         stage.attack_members(h.net, g.net)
     of_choice, of_test = stages
     curve, chosen = trace(of_choice, on_curve.with_threat(h.threat), points, give)
+    warnings = dial.warnings(of_choice.evidence)
+    for line in warnings:
+        say(console, f"warning: {line}")
     settings = [point.setting for point in curve.points]
     of_test.attack_views()
     of_test.attack_settings(settings, on_curve.with_threat(h.threat))
@@ -134,7 +138,7 @@ def frontier(
         "robust": _member(h), "accurate": _member(g), "data": h.dataset.name, "images": h.dataset.digest,
         "threat": str(h.threat), "images_held_out": where, "give": give, "rule": RULE.format(give=give),
         "curve_attack": str(on_curve), "attacks": [str(attack) for attack in chosen_attacks], "note": h.note,
-        "further": [_member(member) for member in members[2:]], "warnings": dial.warnings(of_choice.evidence),
+        "further": [_member(member) for member in members[2:]], "warnings": warnings,
         "options": {
             "points": points, "held_out": str(held_out), "checkpoint": which.checkpoint, "batch_size": how.batch_size,
             "precision": how.precision, "seed": how.seed,

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from advalign.attacks.classification import classified
 from advalign.attacks.losses import probability_margin
-from advalign.frontier.choose import Count, choose, front
-from advalign.frontier.dial import Setting
+from advalign.frontier.choose import choose, front
+from advalign.frontier.dial import Setting, count
 from advalign.frontier.evidence import CLEAN, Evidence
 from advalign.models.mix import Mix, mixed, transformed
 from advalign.spelling import spell
@@ -60,13 +60,9 @@ class Mixing:
         A blunt accurate network cannot do all that the guarantee allows for, so that less of the robust one may do.
         """
         grid = [self.setting(weight, temperature) for weight in WEIGHTS for temperature in TEMPERATURES]
-        counts = [self._count(each, held_out) for each in (*grid, self.robust)]
+        counts = [count(self, each, held_out) for each in (*grid, self.robust)]
         best = [*front(counts, points), choose(counts, len(held_out), give)]
         return [grid[number] for number in dict.fromkeys(best) if number < len(grid)]
-
-    def _count(self, setting: Setting, evidence: Evidence) -> Count:
-        right = {name: self.correct(setting, evidence, name) for name in evidence.sets}
-        return Count(int(right[CLEAN].sum()), int(evidence.withstand(right.__getitem__).sum()))
 
     def _sharpest(self, held_out: Evidence, weight: float) -> Setting:
         settings = [self.setting(weight, temperature) for temperature in TEMPERATURES]

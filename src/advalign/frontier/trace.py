@@ -85,7 +85,7 @@ class Stage:
 
     Args:
         name: `held-out` or `test`.
-        identity: what examples depend on beside what is said here: the networks and the images.
+        identity: what examples depend on beside what is said here: the networks.
     """
 
     name: str
@@ -168,7 +168,8 @@ class Stage:
         return Point(setting, by_source[CLEAN], robust, floor, by_source)
 
     def _file(self, name: str, attack: str, setting: str) -> Path:
-        parts = (self.identity, self.name, name, attack, setting, str(self.evidence.threat), repr(self.options))
+        options = str(self.evidence.threat), repr(self.options), self.evidence.identity
+        parts = (self.identity, self.name, name, attack, setting, *options)
         return self.folder / f"{self.name}-{digest(*(f'{part} | ' for part in parts), digits=10)}.safetensors"
 
     def _counting(self, names: Mapping[str, object]) -> AbstractContextManager[Callable[[str, int], None]]:

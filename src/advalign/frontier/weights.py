@@ -19,9 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from advalign.attacks.classification import classified, in_fp32
 from advalign.data import Images
 from advalign.errors import require
-from advalign.frontier.choose import Count, choose
-from advalign.frontier.dial import Setting
-from advalign.frontier.evidence import CLEAN, Evidence
+from advalign.frontier.choose import choose
+from advalign.frontier.dial import Setting, count
+from advalign.frontier.evidence import Evidence
 from advalign.frontier.members import Material
 from advalign.models.adapted import number_type
 from advalign.models.norm_statistics import estimate_norm_statistics
@@ -80,17 +80,13 @@ class WeightSpace:
         """Return the settings halfway from the one that would be chosen to its neighbours; none off a line."""
         if len(self.nets) > 2:
             return []
-        counts = [self._count(self.setting(shares), held_out) for shares in self._tried]
+        counts = [count(self, self.setting(shares), held_out) for shares in self._tried]
         number = choose(counts, len(held_out), give)
         near = self._tried[max(number - 1, 0) : number + 2]
         middles = ((a[0] + b[0]) / 2 for a, b in pairwise(near))
         between = [_rounded([share, 1 - share]) for share in middles]
         self._tried = sorted({*self._tried, *between})
         return [self.setting(shares) for shares in between]
-
-    def _count(self, setting: Setting, evidence: Evidence) -> Count:
-        right = {name: self.correct(setting, evidence, name) for name in evidence.sets}
-        return Count(int(right[CLEAN].sum()), int(evidence.withstand(right.__getitem__).sum()))
 
     def network(self, setting: Setting) -> nn.Module:
         """Return the network of a setting; of a share of 1, the very network that has it."""
@@ -121,7 +117,7 @@ class WeightSpace:
 
     def warnings(self, held_out: Evidence) -> list[str]:
         """Say that the networks lie in different basins of the loss, if means of them do little better than chance."""
-        clean = {each: self._count(self.setting(each), held_out).clean / len(held_out) for each in self._tried}
+        clean = {each: count(self, self.setting(each), held_out).clean / len(held_out) for each in self._tried}
         ends = [accuracy for shares, accuracy in clean.items() if 1 in shares]
         inside = {shares: accuracy for shares, accuracy in clean.items() if 1 not in shares}
         if not inside:

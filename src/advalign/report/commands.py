@@ -73,8 +73,9 @@ def train_line(run: Run, folders: RunFolders) -> str:
 def repeat_frontier(content: Mapping[str, Any], folders: RunFolders) -> str:
     """Return the line that repeats a frontier, from its `frontier.json`."""
     words, notes = [], []
-    for name in ("robust", "accurate"):
-        member = content[name]
+    accurate = {} if content["method"] == "finetune" else {"accurate": content["accurate"]}  # which made it itself
+    further = {f"robust-{number}": member for number, member in enumerate(content.get("further", ()), 3)}
+    for name, member in {"robust": content["robust"], **accurate, **further}.items():
         identity = member.get("run") or member["weights"]
         words.append(str(folders.get(identity) or name.upper()))
         if identity not in folders:
