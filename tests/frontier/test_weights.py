@@ -288,6 +288,27 @@ def test_the_chosen_network_is_a_run_like_any_other(method: str, members: int, r
     assert again.run.id == traced.run.id
 
 
+def test_values_that_the_made_network_would_lack_are_refused(runs: list[Run]):
+    normalised = TargetOptions(data="digits", mean=(0.5,), std=(0.5,))
+    with pytest.raises(UserError, match="normalized"):
+        aa.frontier(runs[0].path, runs[1].path, target_options=normalised)
+
+
 def test_other_test_images_in_the_same_folder_are_attacked_anew(runs: list[Run], tmp_path: Path):
     for n in (12, 16):
         assert trace(runs[:2], "soup", tmp_path / "out", TargetOptions(n=n)).test.images == n
+
+
+def test_weights_from_elsewhere_are_averaged_on_test_images_set_apart(runs: list[Run], tmp_path: Path):
+    """Which images they were trained on is not known: the data's training images give the statistics."""
+    named = []
+    for number, run in enumerate(runs[:2]):
+        torch.save(aa.load(run.path).state_dict(), tmp_path / f"{number}.pt")
+        named.append(f"small-cnn(width=2)@{tmp_path / f'{number}.pt'}")
+    traced = aa.frontier(
+        *named, method="weights", points=3, give=100, attacks=[], curve_attack="fgsm", held_out="test:12",
+        target_options=TargetOptions(data="digits", n=30), out=tmp_path / "out", runs=tmp_path / "runs",
+    )  # fmt: skip
+    x = load("digits").test.floats()[:32]
+    assert torch.equal(aa.load(traced.run.path)(x), traced.network(x))
+    assert traced.test.images == 18

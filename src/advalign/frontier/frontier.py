@@ -77,8 +77,8 @@ def frontier(
         robust: a run folder, a weights file, or `MODEL@FILE`.
         others: as `robust`, the accurate network; the vanilla guest that the robust run has learned from if not given.
             None for `finetune`, and further robust networks for `soup`.
-        method: how the two become one, `mix`.
-        points: settings on the curve at most, the two networks among them.
+        method: how the networks become one: `mix`, `mixednuts`, `weights`, `finetune` or `soup`.
+        points: settings on the curve at most, the networks among them.
         give: points of robust accuracy, per cent, that may be lost on the held-out images.
         attacks: spellings; on the test images, the chosen setting and the robust network are attacked by these too.
         curve_attack: the attack on every setting.
@@ -94,6 +94,11 @@ def frontier(
     console = console or Console(quiet=True)
     autocast(pick_device(which.device), how.precision)
     _check_number(method, 1 + len(others))
+    require(
+        not which.mean,
+        "the made network would not have mean and std: name weights of normalised images as "
+        "normalized(model=..., mean=..., std=...)@FILE",
+    )
     require(3 <= points <= 101, lambda: f"points={points} must be in 3 to 101")
     require(0 <= give <= 100, lambda: f"give={give:g} must be in 0 to 100: points of robust accuracy")
     chosen_attacks = _bounded(parse_attacks(map(register_attacks, attacks), Linf()))
