@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.report.test_page import Checked
+from tests.markup import Checked
 from tests.samples import RECORD
 
+from advalign.cli.listing import LISTS
+from advalign.frontier.frontier import DIALS
 from advalign.frontier.result import StoredFrontier, read_frontier
 from advalign.report import report_on
 from advalign.report.commands import frontier_line, repeat_frontier
-from advalign.report.frontier import attack_table, curve_table, write_page
+from advalign.report.frontier import attack_table, curve_table, frontier_name, write_page
 from advalign.report.frontier_words import alarms, summary
 from advalign.report.same_clean import frontiers_of, robust_at
 from advalign.report.sources import Scope, find_sources
@@ -162,6 +164,21 @@ def test_the_command_names_what_the_file_tells(tmp_path: Path):
     )
     apart = {**content, "options": {"held_out": "test:10"}}
     assert "--n 20 " in repeat_frontier(apart, {})  # the ten that were set apart are test images as well
+
+
+def test_the_command_names_the_networks_that_the_way_takes(tmp_path: Path):
+    content = written(tmp_path, method="finetune", attacks=[]).content
+    assert "advalign frontier ROBUST --method finetune --give 10 --attacks none " in repeat_frontier(content, {})
+    third = {"method": "at", "model": "small-cnn", "weights": "c" * 16}
+    soup = written(tmp_path, method="soup", further=[third])
+    assert "advalign frontier ROBUST-1 ROBUST-2 ROBUST-3 --method soup" in repeat_frontier(soup.content, {})
+    assert frontier_name(soup) == "soup(trades+vfd, natural, at)"
+    assert "the second robust network, natural, has 90.0 %" in summary(soup)[0]
+
+
+def test_every_way_is_listed_with_a_line():
+    assert [name for name, _ in LISTS["frontiers"]()] == list(DIALS)
+    assert all(20 < len(line) < 110 for _, line in LISTS["frontiers"]())
 
 
 def run_of_frontier(root: Path) -> Run:

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib as mpl
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from tests.markup import Checked
 from tests.samples import RECORD, records
 
 from advalign.report import report_on
@@ -23,41 +23,6 @@ from advalign.report.tables import Table
 from advalign.runs import append_records
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-VOID = {"meta", "br", "img", "link", "input", "hr"}
-
-
-class Checked(HTMLParser):
-    """Every element is closed in order; what the page loads and what its tables hold is kept."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.loaded: list[str] = []
-        self.links: list[str] = []
-        self.cells: list[str] = []
-        self.titles: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.loaded += [value or "" for key, value in attrs if key in ("src", "srcset", "xlink:href", "data", "action")]
-        self.links += [value or "" for key, value in attrs if key == "href"]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th"):
-            self.cells.append(data)
-        if self.open and self.open[-1] == "title":
-            self.titles.append(data)
 
 
 def page_of(folder: Path, *more) -> Path:

@@ -87,6 +87,13 @@ def recipes() -> Listing:
     return [(name, _first_line(recipe)) for name, recipe in RECIPES.items()]
 
 
+def frontiers() -> Listing:
+    """List the ways in which `advalign frontier` makes one network of several."""
+    from advalign.frontier.frontier import DIALS
+
+    return [(name, _first_line(make)) for name, make in DIALS.items()]
+
+
 def studies() -> Listing:
     """List the studies: tables and figures of papers."""
     from advalign.studies import STUDIES
@@ -108,6 +115,7 @@ LISTS: dict[str, Callable[[], Listing]] = {
     "models": models,
     "data": data,
     "recipes": recipes,
+    "frontiers": frontiers,
     "studies": studies,
 }
 

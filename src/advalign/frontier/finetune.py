@@ -39,7 +39,9 @@ _BATCH_OF_ASCENT = 512
 
 
 def fine_tune(material: Material) -> WeightSpace:
-    """Make the dial between a robust network and its copy with one layer tuned, which is kept in the result's folder.
+    """RiFT: average a robust network's weights with those of a copy, one layer of which is tuned on clean images.
+
+    The copy is kept in the result's folder.
 
     Raises:
         UserError: there are no training images, or the network has no layer to tune.

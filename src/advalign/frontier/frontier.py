@@ -23,8 +23,8 @@ from advalign.frontier.dial import Dial, Setting
 from advalign.frontier.evidence import Evidence
 from advalign.frontier.finetune import fine_tune
 from advalign.frontier.members import HELD_OUT, Material, held_out_images, load_members
-from advalign.frontier.mixing import Mixing
-from advalign.frontier.nuts import MixedNuts
+from advalign.frontier.mixing import mix
+from advalign.frontier.nuts import mix_nuts
 from advalign.frontier.result import Frontier, write_frontier
 from advalign.frontier.saved import save_run
 from advalign.frontier.trace import CURVE, ON_ACCURATE, ON_ROBUST, Source, Stage, trace
@@ -37,8 +37,8 @@ from advalign.runtime.progress import say
 from advalign.threats import Linf
 
 DIALS: dict[str, Callable[[Material], Dial]] = {
-    "mix": lambda material: Mixing(*material.two),
-    "mixednuts": lambda material: MixedNuts(*material.two),
+    "mix": mix,
+    "mixednuts": mix_nuts,
     "weights": interpolate,
     "finetune": fine_tune,
     "soup": cook_soup,

@@ -17,6 +17,7 @@ from advalign.attacks.losses import probability_margin
 from advalign.frontier.choose import choose, front
 from advalign.frontier.dial import Setting, count
 from advalign.frontier.evidence import CLEAN, Evidence
+from advalign.frontier.members import Material
 from advalign.models.mix import Mix, mixed, transformed
 from advalign.spelling import spell
 
@@ -114,6 +115,11 @@ class Mixing:
     def warnings(self, held_out: Evidence) -> list[str]:
         """Return nothing."""
         return []
+
+
+def mix(material: Material) -> Mixing:
+    """Mix probabilities of an accurate and a robust network, (1 - w) softmax(g / T) + w softmax(h); two passes."""
+    return Mixing(*material.two)
 
 
 def threshold(weight: float) -> float:

@@ -17,6 +17,7 @@ from advalign.attacks.classification import classified
 from advalign.attacks.losses import probability_margin
 from advalign.frontier.dial import Setting
 from advalign.frontier.evidence import CLEAN, Evidence
+from advalign.frontier.members import Material
 from advalign.frontier.mixing import Mixing, threshold, weight_above
 from advalign.models.mix import transformed
 
@@ -103,6 +104,11 @@ def transformed_logits(logits: Tensor, transform: tuple[float, ...]) -> Tensor:
     """Return M(z) in float64, as the mix computes it."""
     kind = torch.float32 if logits.device.type == "mps" else torch.float64
     return transformed(logits.to(kind), transform)
+
+
+def mix_nuts(material: Material) -> MixedNuts:
+    """MixedNUTS: mix the accurate network's decision with the robust one's transformed logits; two passes."""
+    return MixedNuts(*material.two)
 
 
 def _sureness(logits: Tensor, transform: tuple[float, ...]) -> Tensor:

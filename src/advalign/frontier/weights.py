@@ -134,7 +134,7 @@ class WeightSpace:
 
 
 def interpolate(material: Material) -> WeightSpace:
-    """Make the dial of a robust and an accurate network of one architecture.
+    """Average the weights of a robust and an accurate network of one architecture; one forward pass.
 
     Raises:
         UserError: they have two architectures; or no training images for BatchNorm's statistics.
@@ -144,7 +144,7 @@ def interpolate(material: Material) -> WeightSpace:
 
 
 def cook_soup(material: Material) -> WeightSpace:
-    """Make the dial of robust networks of one architecture.
+    """Average the weights of several robust networks of one architecture; one forward pass.
 
     Raises:
         UserError: as `interpolate`.

@@ -73,9 +73,7 @@ def train_line(run: Run, folders: RunFolders) -> str:
 def repeat_frontier(content: Mapping[str, Any], folders: RunFolders) -> str:
     """Return the line that repeats a frontier, from its `frontier.json`."""
     words, notes = [], []
-    accurate = {} if content["method"] == "finetune" else {"accurate": content["accurate"]}  # which made it itself
-    further = {f"robust-{number}": member for number, member in enumerate(content.get("further", ()), 3)}
-    for name, member in {"robust": content["robust"], **accurate, **further}.items():
+    for name, member in members_of(content).items():
         identity = member.get("run") or member["weights"]
         words.append(str(folders.get(identity) or name.upper()))
         if identity not in folders:
@@ -83,19 +81,30 @@ def repeat_frontier(content: Mapping[str, Any], folders: RunFolders) -> str:
     threat, options = parse_threat(content["threat"]), content.get("options", {})
     shown = sum(len(content[images][0]["robust"]) for images in _measured(options))
     words += ["--method", content["method"], "--give", spell_number(content["give"])]
-    words += ["--attacks", *content["attacks"], "--curve-attack", content["curve_attack"], "--data", content["data"]]
-    words += ["--n", str(shown), "--norm", threat.norm, "--eps", spell_number(threat.eps)]
+    words += ["--attacks", *(content["attacks"] or ["none"]), "--curve-attack", content["curve_attack"]]
+    words += ["--data", content["data"], "--n", str(shown), "--norm", threat.norm, "--eps", spell_number(threat.eps)]
     words += [word for name, value in options.items() for word in _flag(name, value)]
     return "\n".join((*(f"# {note}" for note in notes), shlex.join(["advalign", "frontier", *words])))
+
+
+def members_of(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the networks that a frontier was made from, in the order in which the command names them."""
+    if content["method"] == "finetune":  # which has made the other one itself
+        return {"robust": content["robust"]}
+    if content["method"] == "soup":
+        members = [content["robust"], content["accurate"], *content.get("further", ())]
+        return {f"robust-{number}": member for number, member in enumerate(members, 1)}
+    return {"robust": content["robust"], "accurate": content["accurate"]}
 
 
 def frontier_line(run: Run, folders: RunFolders) -> str:
     """Return the line that makes a frontier's run again, as far as the run tells; `frontier.json` tells all."""
     setting, choice = run.setting, run.setting["frontier"]
-    sources = [str(folders.get(identity) or name.upper()) for name, identity in setting["guests"].items()]
+    members = {name.upper().replace(" ", "-"): identity for name, identity in setting["guests"].items()}
+    sources = [str(folders.get(identity) or name) for name, identity in members.items()]
     notes = [
-        f"# {name.upper()}: the run or weights file with digest {identity}, not below these paths"
-        for name, identity in setting["guests"].items()
+        f"# {name}: the run or weights file with digest {identity}, not below these paths"
+        for name, identity in members.items()
         if identity not in folders
     ]
     words = [*sources, "--method", choice["by"], "--give", spell_number(choice["give"])]

@@ -13,7 +13,7 @@ from torch import Tensor
 from advalign.frontier.result import StoredFrontier
 from advalign.frontier.trace import Curve, Point
 from advalign.report import page
-from advalign.report.commands import repeat_frontier
+from advalign.report.commands import members_of, repeat_frontier
 from advalign.report.figures import HOVER, STYLE
 from advalign.report.frontier_words import alarms, by_source, only_elsewhere, percent, summary
 from advalign.report.page import FigureSection, TableSection, TextSection
@@ -21,9 +21,8 @@ from advalign.report.tables import Table
 
 
 def frontier_name(stored: StoredFrontier) -> str:
-    """Name a frontier by its way and its two networks."""
-    content = stored.content
-    return f"{content['method']}({content['robust']['method']}, {content['accurate']['method']})"
+    """Name a frontier by its way and the networks that it was made from."""
+    return f"{stored.content['method']}({', '.join(each['method'] for each in members_of(stored.content).values())})"
 
 
 def curve_attacks(stored: StoredFrontier) -> str:
@@ -111,7 +110,8 @@ def write_page(stored: StoredFrontier) -> Path:
         TableSection("How much each attack took", attack_table(stored)),
         TextSection("The command that repeats it", {f"run {content.get('run', '')}": repeat_frontier(content, {})}),
     ]
-    introduction = [*summary(stored), *alarms(stored), rule, *filter(None, [content.get("note", "")])]
+    introduction = [*summary(stored), *alarms(stored), *content.get("warnings", ()), rule]
+    introduction += filter(None, [content.get("note", "")])
     page.write_page(path, f"Frontier: {frontier_name(stored)}", introduction, None, sections, content["environment"])
     return path
 

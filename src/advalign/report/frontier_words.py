@@ -17,6 +17,8 @@ NOTABLE = 2.0
 _COMPLEMENTARY = 3.0  # points below which mixing cannot pay
 _TWO_PASSES = ("mix", "mixednuts")
 _HARDLY_ROBUST = 1.0
+_FIRST_END = {"soup": "second robust network", "finetune": "tuned network"}
+"""What the network at the first setting is, where it is not an accurate one."""
 _LISTED = 3
 
 
@@ -61,13 +63,15 @@ def summary(stored: StoredFrontier) -> list[str]:
     """Say what the two networks reach, what was chosen, what it gains and costs, and whether that could be more."""
     content, test = stored.content, stored.test
     accurate, robust = test.points[0], test.points[-1]
+    first = _FIRST_END.get(content["method"], "accurate network")
     images = f"{test.images} test images of {content['data']}, {content['threat']}"
     lines = [
-        f"On {images}: the accurate network, {content['accurate']['method']}, has {_accuracies(accurate)}; the robust "
+        f"On {images}: the {first}, {content['accurate']['method']}, has {_accuracies(accurate)}; the robust "
         f"one, {content['robust']['method']}, {_accuracies(robust)}."
     ]
     lines += _nothing_gained(stored) if stored.chosen == len(test.points) - 1 else _gain(stored)
-    lines.append(_complementarity(stored))
+    if content["method"] in _TWO_PASSES:
+        lines.append(_complementarity(stored))
     return lines
 
 
