@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from advalign.data import NAMES, Images
 from advalign.evaluation.target import Target
 from advalign.runs import Run, Weights
 from advalign.runs.checkpoint import save_weights
+from advalign.runs.run import data_kind, run_id
 from advalign.runs.trained_on import write_trained_on
 from advalign.runtime.environment import environment
 
@@ -60,7 +62,7 @@ def save_run(
         **names,
     }
     setting = json.loads(json.dumps(setting))
-    run = Run.at(root, setting)
+    run = Run.at(root, setting, _folder_name(method, setting))
     about = {"class_names": list(robust.classes.class_names), "preprocessing": dict(dataset.preprocessing)}
     of_robust = {key: robust.card[key] for key in _OF_ROBUST if key in robust.card}
     card = {
@@ -78,6 +80,12 @@ def save_run(
     run.write_card("finished", environment(), about)
     write_trained_on(run, seen, [Weights(member.path) for member in members.values()])
     return run
+
+
+def _folder_name(method: str, setting: Mapping[str, Any]) -> str:
+    """Return a short name: the spellings of all members in the model would be too long for a file system."""
+    label = re.sub(r"[^\w.+=-]+", "_", f"{method}-{data_kind(setting['data'])}".replace("/255", "of255")).strip("_")
+    return f"{label[:100].strip('_')}-{run_id(setting)}"
 
 
 def _recipe(robust: Target) -> dict[str, Any]:

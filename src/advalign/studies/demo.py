@@ -1,8 +1,9 @@
-"""The demo: six models on scikit-learn's digits, without a download, about a minute on two cores."""
+"""The demo: six models on scikit-learn's digits and a dial between two of them, without a download."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,10 @@ from rich.console import Console
 from advalign import attacks
 from advalign.attacks.names import worst_case_name
 from advalign.errors import TrainingError
+from advalign.evaluation.options import TargetOptions
+from advalign.frontier.frontier import frontier
+from advalign.frontier.result import FILE, StoredFrontier, read_frontier
+from advalign.report.frontier import frontier_figure
 from advalign.report.gallery import GalleryRows, gallery, gallery_in_words
 from advalign.report.page import FigureSection
 from advalign.report.tables import print_table
@@ -38,6 +43,8 @@ DEMO_METHODS = (
 )
 MODEL = "small-cnn(width=16)"
 DEMO_ATTACKS = ("fgsm", "pgd(steps=20)", 'pgd(loss="margin", steps=20, restarts=2)')
+_ROBUST, _ACCURATE = "trades", "natural"
+_ON_FRONTIER = "worst(apgd-ce(steps=20), apgd-t(steps=20, targets=3))"
 _IN_GALLERY = ("natural", "trades", "trades+vfd(weight=0.1)")
 _GALLERY_COLUMNS = 8
 
@@ -49,7 +56,7 @@ def demo(out: str | Path, *, seed: int = 0, time_budget: float | None = None, co
         UserError: the folder holds something else.
         TrainingError: a model could not be trained or measured.
     """
-    out, study = Path(out), replace(demo_study(SCALES["tiny"]), first_seed=seed)
+    out, study = Path(out), replace(demo_study(SCALES["tiny"], console), first_seed=seed)
     results = run_study(study, runs=out / "runs", out=out, device="cpu", time_budget=time_budget, console=console)
     if results.failures:
         raise TrainingError(f"the demo failed: {next(iter(results.failures.values()))}")
@@ -62,9 +69,9 @@ def demo(out: str | Path, *, seed: int = 0, time_budget: float | None = None, co
     return True
 
 
-def demo_study(scale: Scale) -> Study:
+def demo_study(scale: Scale, console: Console | None = None) -> Study:
     """The demo: natural training, AT, TRADES and VFD on scikit-learn's digits; the same at every scale."""
-    recipe = digits()
+    recipe, console = digits(), console or Console(quiet=True)
     return Study(
         name="demo",
         title="advalign demo: keep the accuracy",
@@ -77,8 +84,12 @@ def demo_study(scale: Scale) -> Study:
             f"on {recipe.validation} held-out training images.",
             "Read the plot as curves: beta (TRADES) and weight (VFD) move a model between clean and robust accuracy. "
             "One seed on a small data set: half a point is 2 or 3 images.",
+            f"The other curve is a dial after training: {_ROBUST} mixed with {_ACCURATE} at several weights, each "
+            "attacked by more than the trained models are, so that the comparison leans to these.",
         ),
-        figures=tuple(map(_once_finished, (_trade_off, _examples, _training, _calibration))),
+        figures=tuple(
+            map(_once_finished, (partial(_trade_off, console), _frontier, _examples, _training, _calibration))
+        ),
     )
 
 
@@ -93,9 +104,32 @@ def _once_finished(draw: FigureBuilder) -> FigureBuilder:
     return lambda progress: draw(progress) if progress.finished else None
 
 
-def _trade_off(progress: Progress) -> FigureSection:
+def _trade_off(console: Console, progress: Progress) -> FigureSection:
+    stored = _mixed(progress, console)
     caption = "Clean against worst-case accuracy on the test set; up and to the right is better."
-    return FigureSection("Trade-off", trade_off_figure(progress.records()), caption)
+    return FigureSection("Trade-off", trade_off_figure(progress.records(), frontiers=[stored]), caption)
+
+
+def _mixed(progress: Progress, console: Console) -> StoredFrontier:
+    """Return the frontier between a robust and the accurate network, made now unless it is there."""
+    runs = {job.cell.method: job.run.path for job in progress.jobs_of_first_seed}
+    folder = runs[_ROBUST].parent / "frontier"
+    if not (folder / FILE).exists():
+        say(console, f"frontier: {_ROBUST} mixed with {_ACCURATE}, a third of the time that the models took")
+        frontier(
+            runs[_ROBUST], runs[_ACCURATE], points=6, give=5.0, attacks=(), curve_attack=_ON_FRONTIER, out=folder,
+            target_options=TargetOptions(device="cpu"),
+        )  # fmt: skip
+    return read_frontier(folder / FILE)
+
+
+def _frontier(progress: Progress) -> FigureSection:
+    stored = _mixed(progress, Console(quiet=True))
+    caption = (
+        f"{_ROBUST} mixed with {_ACCURATE}, no training. Dashed: the floor, below which no accurate network could push "
+        f"the mix. The star was chosen on {stored.content['images_held_out']}: {stored.content['rule']}."
+    )
+    return FigureSection("After training", frontier_figure(stored), caption)
 
 
 def _examples(progress: Progress) -> FigureSection:
