@@ -27,6 +27,20 @@ def test_the_card_is_of_the_clean_images_and_autoattack():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("model", "passes"),
+    [
+        ('mix(robust="resnet18", accurate="vgg16", weight=0.9)', 2),
+        ('mix(robust="mix(robust=\'vgg16\', accurate=\'vgg16\', weight=0.9)", accurate="vgg16", weight=0.9)', 3),
+        ("nets.own:mix()", 1),
+        ("nets.own:remix()", 1),
+    ],
+)
+def test_a_mix_costs_a_pass_of_each_network(model: str, passes: int):
+    records = [replace(RECORD, model=model), replace(RECORD, model=model, attack="autoattack")]
+    assert robustbench_card(records, extra_data=False)["number_forward_passes"] == passes
+
+
 def test_without_its_attack_there_is_no_card():
     records = [RECORD, replace(RECORD, attack="transfer(autoattack, from natural 0)")]
     assert card_attack(records) is None

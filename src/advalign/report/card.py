@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from advalign.spelling import spell_number
 from advalign.threats import parse_threat
 
 BENCHMARK = "RobustBench"
+_MIX = re.compile(r"(?<![\w.:-])mix\(")  # of a model's spelling; each asks one more network
 
 
 def card_attack(records: Sequence[Record]) -> Record | None:
@@ -41,7 +43,7 @@ def robustbench_card(records: Sequence[Record], *, extra_data: bool) -> dict[str
         "name": robust.method,
         "authors": None,
         "additional_data": extra_data,
-        "number_forward_passes": 1,
+        "number_forward_passes": 1 + len(_MIX.findall(robust.model)),
         "dataset": robust.data,
         "venue": None,
         "architecture": robust.model,
