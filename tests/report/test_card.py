@@ -31,7 +31,7 @@ def test_the_card_is_of_the_clean_images_and_autoattack():
     ("model", "passes"),
     [
         ('mix(robust="resnet18", accurate="vgg16", weight=0.9)', 2),
-        ('mix(robust="mix(robust=\'vgg16\', accurate=\'vgg16\', weight=0.9)", accurate="vgg16", weight=0.9)', 3),
+        ("mix(robust=\"mix(robust='vgg16', accurate='vgg16', weight=0.9)\", accurate=\"vgg16\", weight=0.9)", 3),
         ("nets.own:mix()", 1),
         ("nets.own:remix()", 1),
     ],
