@@ -24,7 +24,7 @@ from advalign.evaluation.target import SUBSET_SEED
 from advalign.frontier import trace
 from advalign.frontier.frontier import frontier
 from advalign.frontier.members import held_out_images, load_members
-from advalign.frontier.result import Frontier
+from advalign.frontier.result import Frontier, read_frontier
 from advalign.runs import Run
 from advalign.training.planning import plan
 from advalign.training.recipes import Recipe
@@ -108,7 +108,7 @@ def test_other_test_images_change_nothing_of_the_choice(traced: Frontier, traine
 
 
 def test_the_chosen_network_is_a_run_like_any_other(traced: Frontier, trained: Path):
-    run = traced.run
+    run = chosen_run(traced)
     assert run.finished
     assert run.path.parent == trained.parent
     x = load("digits").test.floats()[:50]
@@ -129,9 +129,14 @@ def test_the_chosen_network_is_a_run_like_any_other(traced: Frontier, trained: P
     assert measured.evaluation.accuracies()["fgsm"] == pytest.approx(named["fgsm"].accuracy)
 
 
+def chosen_run(traced: Frontier) -> Run:
+    assert traced.run is not None
+    return traced.run
+
+
 @pytest.mark.slow
 def test_it_is_diagnosed_with_its_members(traced: Frontier):
-    names = {verdict.name for verdict in diagnose_source(traced.run.path, replace(N, n=20)).diagnosis.verdicts}
+    names = {verdict.name for verdict in diagnose_source(chosen_run(traced).path, replace(N, n=20)).diagnosis.verdicts}
     assert {"members", "floor"} <= names
 
 
@@ -233,3 +238,33 @@ def test_a_hand_made_attack_on_the_chosen_network_stays_above_the_floor(traced: 
         withstood &= net(attack(net, x, y)).argmax(1) == y
     assert chosen.floor is not None
     assert not (chosen.floor & ~withstood).any()
+
+
+def test_networks_in_memory_have_the_curve_that_their_files_have(traced: Frontier, trained: Path, tmp_path: Path):
+    h, g = (aa.load(path) for path in (trained, next(trained.parent.glob("natural*"))))
+    members = load_members([trained], N, Console(quiet=True))
+    held_out, test, _ = held_out_images(members, 60, N, Console(quiet=True))
+    quick = {key: value for key, value in QUICK.items() if key != "held_out"}
+    again = aa.frontier(
+        h.train(), g, held_out=(held_out.floats(), held_out.labels), images=test, threat=aa.Linf(0.05), **quick,
+        out=tmp_path / "out",
+    )  # fmt: skip
+    assert again.run is None
+    assert again.chosen == traced.chosen
+    assert [point.count for point in again.test.points] == [point.count for point in traced.test.points]
+    x = test.floats()[:4]
+    torch.testing.assert_close(again.network(x), traced.network(x))
+    assert read_frontier(tmp_path / "out" / "frontier.json").content["robust"]["model"] == "SmallCNN"
+
+
+def test_networks_need_images_and_nothing_of_files(trained: Path, tmp_path: Path):
+    net = aa.load(trained)
+    images = load("digits").test
+    for sources, options, words in (
+        ([net, trained], {}, "not both"),
+        ([net, net], {}, "networks need images"),
+        ([net], {"images": images, "held_out": images, "threat": aa.Linf(0.1)}, "give the accurate network"),
+        ([trained], {"images": images}, "images and threat are for networks"),
+    ):
+        with pytest.raises(UserError, match=words):
+            frontier(*sources, **options, out=tmp_path / "out")  # pyright: ignore[reportArgumentType]

@@ -249,6 +249,11 @@ def trace(sources: list[Run], method: str, folder: Path, shown: TargetOptions = 
     )  # fmt: skip
 
 
+def run_of(traced: Frontier) -> Run:
+    assert traced.run is not None
+    return traced.run
+
+
 @pytest.mark.parametrize("method", ["weights", "soup"])
 def test_networks_of_two_architectures_are_refused(method: str, runs: list[Run], tmp_path: Path):
     with pytest.raises(UserError, match=r"one architecture, not small-cnn\(width=2\) and small-cnn\(width=3\)"):
@@ -275,17 +280,17 @@ def test_numbers_of_networks_that_a_method_does_not_take_are_refused(
 @pytest.mark.parametrize(("method", "members"), [("weights", 2), ("finetune", 1), ("soup", 2)])
 def test_the_chosen_network_is_a_run_like_any_other(method: str, members: int, runs: list[Run], tmp_path: Path):
     traced = trace(runs[:members], method, tmp_path / "out")
-    assert traced.run.setting["model"] == "small-cnn(width=2)"
+    assert run_of(traced).setting["model"] == "small-cnn(width=2)"
     x = load("digits").test.floats()[:32]
-    assert torch.equal(aa.load(traced.run.path)(x), traced.network(x))
+    assert torch.equal(aa.load(run_of(traced).path)(x), traced.network(x))
     stored = read_frontier(traced.path / FILE)
     assert stored.content["method"] == method
     assert [point.setting for point in stored.test.points] == [point.setting for point in traced.test.points]
-    target = load_target(traced.run.path, SMALL)
-    assert target.method == traced.run.setting["method"]
+    target = load_target(run_of(traced).path, SMALL)
+    assert target.method == run_of(traced).setting["method"]
     assert target.method.startswith(f"{method}(at, " if method != "weights" else "weights(at, natural, share=")
     again = trace(runs[:members], method, tmp_path / "out")
-    assert again.run.id == traced.run.id
+    assert run_of(again).id == run_of(traced).id
 
 
 def test_values_that_the_made_network_would_lack_are_refused(runs: list[Run]):
@@ -310,5 +315,5 @@ def test_weights_from_elsewhere_are_averaged_on_test_images_set_apart(runs: list
         target_options=TargetOptions(data="digits", n=30), out=tmp_path / "out", runs=tmp_path / "runs",
     )  # fmt: skip
     x = load("digits").test.floats()[:32]
-    assert torch.equal(aa.load(traced.run.path)(x), traced.network(x))
+    assert torch.equal(aa.load(run_of(traced).path)(x), traced.network(x))
     assert traced.test.images == 18

@@ -43,8 +43,8 @@ class MinMargin(Attack):
             rows = (worst <= 0).nonzero().squeeze(1)  # a broken image is broken in every mix that trusts this network
             if not len(rows):
                 break
-            attack_loss = attack_loss._replace(target=attack_loss.target[rows])
-            x_adv = auto_pgd(attack_loss, x[rows], y[rows], self.threat, steps=self.steps)
+            of_rows = attack_loss._replace(target=attack_loss.target[rows])
+            x_adv = auto_pgd(of_rows, x[rows], y[rows], self.threat, steps=self.steps)
             now = _margins(model, x_adv, y[rows])
             better = now > worst[rows]
             result[rows[better]], worst[rows[better]] = x_adv[better], now[better]
@@ -60,7 +60,7 @@ class MinMargin(Attack):
 
 
 def _towards(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return z_t - z_y for classes (N, 2) of y and t: unlike probabilities, it has a slope however sure the model is."""
+    """Return z_t - z_y for classes (N, 2) of y and t, which has a slope however sure the model is."""
     return logits.gather(1, classes[:, 1:]).squeeze(1) - logits.gather(1, classes[:, :1]).squeeze(1)
 
 

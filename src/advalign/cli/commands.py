@@ -126,6 +126,7 @@ def frontier_command(options: FrontierOptions) -> None:
     from advalign.evaluation.options import AttackOptions, TargetOptions
     from advalign.frontier.frontier import frontier
     from advalign.frontier.result import FILE, read_frontier
+    from advalign.models import function_of
     from advalign.registration import register
     from advalign.report.frontier import curve_table, write_page
     from advalign.report.frontier_words import alarms, summary
@@ -152,7 +153,9 @@ def frontier_command(options: FrontierOptions) -> None:
         say(_console(), line)
     page = write_page(stored)
     say(_console(), f"Written: {page}, {traced.path / 'frontier.json'}")
-    say(_console(), f"The chosen network: {traced.run.path}\nNext: advalign diagnose {str(traced.run.path)!r}")
+    assert traced.run is not None
+    trust = " --trust-model" if function_of(traced.run.setting["model"]) else ""
+    say(_console(), f"The chosen network: {traced.run.path}\nNext: advalign diagnose {str(traced.run.path)!r}{trust}")
 
 
 def compare_command(options: CompareOptions) -> None:

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch import nn
 
 from advalign.attacks import Attack, parse
 from advalign.attacks.names import transfer_name
 from advalign.attacks.spelled import parse_attacks
+from advalign.data import Images
+from advalign.data.pairs import Pair
 from advalign.errors import require, unknown
 from advalign.evaluation.accuracy import Evaluation, Passes, PrecomputedExamples, evaluate
 from advalign.evaluation.measure import write_outcomes
@@ -22,7 +25,7 @@ from advalign.frontier.choose import RULE
 from advalign.frontier.dial import Dial, Setting
 from advalign.frontier.evidence import Evidence
 from advalign.frontier.finetune import fine_tune
-from advalign.frontier.members import HELD_OUT, Material, held_out_images, load_members
+from advalign.frontier.members import HELD_OUT, Material, gather
 from advalign.frontier.mixing import mix
 from advalign.frontier.nuts import mix_nuts
 from advalign.frontier.result import Frontier, write_frontier
@@ -34,7 +37,7 @@ from advalign.runs import Run, Weights
 from advalign.runtime.device import autocast, pick_device
 from advalign.runtime.files import digest, require_writable
 from advalign.runtime.progress import say
-from advalign.threats import Linf
+from advalign.threats import Linf, Threat
 
 DIALS: dict[str, Callable[[Material], Dial]] = {
     "mix": mix,
@@ -47,14 +50,16 @@ MOST_ROBUST_RUNS = 9
 
 
 def frontier(
-    robust: str | Path | Weights,
-    *others: str | Path | Weights,
+    robust: str | Path | Weights | nn.Module,
+    *others: str | Path | Weights | nn.Module,
     method: str = "mix",
     points: int = 11,
     give: float = 1.0,
     attacks: Sequence[str] = ("autoattack",),
     curve_attack: str = CURVE,
-    held_out: int | str = HELD_OUT,
+    held_out: int | str | Images | Pair = HELD_OUT,
+    images: Images | Pair | None = None,
+    threat: Threat | None = None,
     target_options: TargetOptions | None = None,
     attack_options: AttackOptions | None = None,
     runs: str | Path | None = None,
@@ -74,17 +79,21 @@ def frontier(
         >>> traced = aa.frontier(run.path, points=3, attacks=["fgsm"], curve_attack="fgsm", held_out=16)
 
     Args:
-        robust: a run folder, a weights file, or `MODEL@FILE`.
+        robust: a run folder, a weights file, or `MODEL@FILE`; or a network, and then all are networks, images
+            (N, C, H, W) in [0, 1] to logits (N, K).
         others: as `robust`, the accurate network; the vanilla guest that the robust run has learned from if not given.
             None for `finetune`, and further robust networks for `soup`.
-        method: how the networks become one: `mix`, `mixednuts`, `weights`, `finetune` or `soup`.
-        points: settings on the curve at most, the networks among them.
+        method: how the two become one; see `advalign list frontiers`.
+        points: settings on the curve at most, the two networks among them.
         give: points of robust accuracy, per cent, that may be lost on the held-out images.
         attacks: spellings; on the test images, the chosen setting and the robust network are attacked by these too.
         curve_attack: the attack on every setting.
         held_out: the number of training images at most to choose on; `test:N` to set N test images apart for it, or
-            the name of another data set.
-        runs: folder for the run of the chosen network; that of the robust run, else `runs`, if None.
+            the name of another data set. Of networks, images with labels that none was trained on.
+        images: of networks, the test images with labels, on the networks' device.
+        threat: of networks, the threat model.
+        runs: folder for the run of the chosen network; that of the robust run, else `runs`, if None. What is made of
+            networks is no run: nobody could build it from its folder.
         out: folder of the result; below `frontiers`, named by its content, if None.
 
     Raises:
@@ -104,25 +113,25 @@ def frontier(
     chosen_attacks = _bounded(parse_attacks(map(register_attacks, attacks), Linf()))
     (on_curve,) = _bounded([parse(register_attacks(curve_attack), threat=Linf())])
 
-    members = load_members((robust, *others), which, console, alone=method == "finetune")
-    images, test_images, where = held_out_images(members, held_out, which, console)
+    members, chosen_on, where = gather(
+        (robust, *others), held_out, images, threat, which, console, alone=method == "finetune"
+    )
+    h = members[0]
     identity = digest(*(f"{each} | " for member in members for each in _identity(member)), f"{method} | ")
     folder = Path(out) if out else Path("frontiers") / _slug(method, members, identity)
     require_writable(folder)
-    h = members[0]
     root = Path(runs) if runs else h.path.parent.parent if "run" in h.card else Path("runs")
     require_writable(root)
 
-    material = Material(members, images, how, folder, console)
+    material = Material(members, chosen_on, how, folder, console)
     dial = DIALS[method](material)
     g = members[1] if len(members) > 1 else _accurate_end(h, dial)
-    stages = [
+    of_choice, of_test = (
         Stage(name, dial, Evidence(part, h.threat, how.batch_size), how, folder / "examples", identity, console)
-        for name, part in (("held-out", images), ("test", test_images))
-    ]
-    for stage in stages:
+        for name, part in (("held-out", chosen_on), ("test", h.images))
+    )
+    for stage in (of_choice, of_test):
         stage.attack_members(h.net, g.net)
-    of_choice, of_test = stages
     curve, chosen = trace(of_choice, on_curve.with_threat(h.threat), points, give)
     warnings = dial.warnings(of_choice.evidence)
     for line in warnings:
@@ -132,21 +141,23 @@ def frontier(
     of_test.attack_settings(settings, on_curve.with_threat(h.threat))
     for attack in chosen_attacks:
         of_test.attack_settings([dial.robust, settings[chosen]], attack.with_threat(h.threat))
-    choice = {"by": method, "give": give, "attack": str(on_curve), "setting": dict(settings[chosen].values)}
-    made = save_run(
-        dial.network(settings[chosen]), dial.spelling(settings[chosen], h.model, g.model),
-        f"{method}({', '.join(member.method for member in members)}, {settings[chosen]})", _parts(method, members),
-        material.seen, choice, root,
-    )  # fmt: skip
-    _write_evaluation(made, of_test, settings[chosen], (h, g), which, how)
+    made = None
+    if not isinstance(robust, nn.Module):
+        choice = {"by": method, "give": give, "attack": str(on_curve), "setting": dict(settings[chosen].values)}
+        made = save_run(
+            dial.network(settings[chosen]), dial.spelling(settings[chosen], h.model, g.model),
+            f"{method}({', '.join(member.method for member in members)}, {settings[chosen]})",
+            _parts(method, members), material.seen, choice, root,
+        )  # fmt: skip
+        _write_evaluation(made, of_test, settings[chosen], (h, g), which, how)
     about = {
         "robust": _member(h), "accurate": _member(g), "data": h.dataset.name, "images": h.dataset.digest,
         "threat": str(h.threat), "images_held_out": where, "give": give, "rule": RULE.format(give=give),
         "curve_attack": str(on_curve), "attacks": [str(attack) for attack in chosen_attacks], "note": h.note,
         "further": [_member(member) for member in members[2:]], "warnings": warnings,
         "options": {
-            "points": points, "held_out": str(held_out), "checkpoint": which.checkpoint, "batch_size": how.batch_size,
-            "precision": how.precision, "seed": how.seed,
+            "points": points, "held_out": "" if isinstance(robust, nn.Module) else str(held_out),
+            "checkpoint": which.checkpoint, "batch_size": how.batch_size, "precision": how.precision, "seed": how.seed,
         },
     }  # fmt: skip
     traced = Frontier(dial, curve, of_test.curve(settings), chosen, made, folder, about)

@@ -14,11 +14,17 @@ from rich.console import Console
 from torch import nn
 
 from advalign.data import NAMES, Dataset, Images, load, stratified_subset
+from advalign.data.pairs import Pair, as_images
 from advalign.errors import UserError, quoted, require
+from advalign.evaluation.classes import ClassMatch
 from advalign.evaluation.options import AttackOptions, TargetOptions
 from advalign.evaluation.overlap import leave_out_seen
 from advalign.evaluation.target import SUBSET_SEED, Target, load_target
+from advalign.models.adapted import adapted
+from advalign.models.modes import evaluating
 from advalign.runs import Run, Weights, find_weights
+from advalign.runtime.files import digest
+from advalign.threats import Threat
 from advalign.training.plan import split_training
 
 HELD_OUT = 1000
@@ -70,6 +76,55 @@ class Material:
     def seen(self) -> list[Images]:
         """The images that were made use of: no command measures the made network on them."""
         return [self.held_out, *([self.training] if "training" in vars(self) else [])]
+
+
+def gather(
+    sources: Sequence[str | Path | Weights | nn.Module],
+    held_out: int | str | Images | Pair,
+    images: Images | Pair | None,
+    threat: Threat | None,
+    options: TargetOptions,
+    console: Console,
+    *,
+    alone: bool,
+) -> tuple[tuple[Target, ...], Images, str]:
+    """Return the members of a dial on the test images, the images to choose on, and in words where these come from.
+
+    Raises:
+        UserError: as `load_members` and `held_out_images`; networks beside files, or without images and a threat model.
+    """
+    nets = [source for source in sources if isinstance(source, nn.Module)]
+    files = [source for source in sources if not isinstance(source, nn.Module)]
+    if not nets:
+        require(
+            images is None and threat is None and isinstance(held_out, int | str),
+            "images and threat are for networks: name data and radius of runs and files in target_options",
+        )
+        assert isinstance(held_out, int | str)
+        members = load_members(files, options, console, alone=alone)
+        chosen_on, left, where = held_out_images(members, held_out, options, console)
+        return tuple(replace(member, images=left) for member in members), chosen_on, where
+    require(not files, lambda: f"name files or give networks, not both: {files[0]} is beside a network")
+    if images is None or threat is None or isinstance(held_out, int | str):
+        raise UserError("networks need images=(x, y) to be measured on, held_out=(x, y) to choose on, and threat=")
+    require(alone or len(nets) > 1, "give the accurate network as well")
+    return network_members(nets, as_images(images), threat), as_images(held_out), "the images given for it"
+
+
+def network_members(nets: Sequence[nn.Module], images: Images, threat: Threat) -> tuple[Target, ...]:
+    """Return networks in memory as members: of no file, no training record and no names for their classes."""
+    with torch.no_grad(), evaluating(nets[0]):
+        classes = adapted(nets[0])(images.floats(slice(0, 1))).shape[1]
+    names = tuple(map(str, range(classes)))
+    dataset = Dataset("images", images.take(torch.arange(0)), images, names, named=False)
+    match = ClassMatch(names, torch.arange(classes))
+    return tuple(
+        Target(
+            net.eval(), images, threat, dataset, match, type(net).__name__, {}, Path(type(net).__name__),
+            digest(*(tensor.detach().cpu().contiguous().numpy().data for tensor in net.state_dict().values())), "",
+        )
+        for net in nets
+    )  # fmt: skip
 
 
 def load_members(

@@ -31,8 +31,8 @@ class Frontier:
     """The same settings on the test images."""
     chosen: int
     """The number of the chosen setting in both curves."""
-    run: Run
-    """The chosen network as a run."""
+    run: Run | None
+    """The chosen network as a run; None if it was made of networks that were no files."""
     path: Path
     """The folder with `frontier.json`, the page, and the adversarial examples."""
     about: Mapping[str, Any]
@@ -62,7 +62,7 @@ def write_frontier(frontier: Frontier) -> None:
         "settings": [dict(point.setting.values) for point in frontier.test.points],
         "chosen": frontier.chosen,
         **{name: [_outcomes(point) for point in curve.points] for name, curve in curves.items()},
-        "run": frontier.run.id,
+        "run": "" if frontier.run is None else frontier.run.id,
         "environment": environment(),
     }
     write_checked_json(frontier.path / FILE, content)

@@ -77,7 +77,7 @@ class Folded(nn.Module):
         except Exception as error:  # a user's forward may raise anything; if the network does too, it raises again
             self._give_up(f"its copy fails: {type(error).__name__}: {error}")
             return
-        if not _same(*outputs, x.dtype):
+        if not _same(outputs[0], outputs[1], x.dtype):
             self._give_up("its copy gives other outputs")
 
     def _run_network(self, x: Tensor) -> Any:
