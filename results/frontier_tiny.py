@@ -1,7 +1,7 @@
 """Mix every row of Table 1 (tiny) with the natural network of the same table, and measure what that gives.
 
 `python results/frontier_tiny.py WORK --data-dir DIR` copies the runs of `results/table1-tiny/` below the folder WORK,
-makes the frontier of each row there, and keeps `frontier.json`, its page and the chosen network in
+makes the frontier of each row there, and keeps `frontier.json` and the chosen network in
 `results/frontier-tiny/`. A second call goes on where the first stopped. Names of rows behind DIR measure these alone.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from advalign.errors import UserError
+from advalign.errors import require
 from advalign.evaluation.options import TargetOptions
 from advalign.frontier.frontier import frontier
 from advalign.runs import Run
@@ -23,6 +23,7 @@ OUT = HERE / "frontier-tiny"
 FIRST = ("trades", "hat+vfd", "trades+vfd", "hat", "trades+bgat", "hat+bgat")
 SETTING = {
     "points": 6,
+    "give": 3.0,
     "held_out": 500,
     "curve_attack": "worst(apgd-ce(steps=30), apgd-t(steps=30, targets=3))",
     "attacks": ["autoattack"],
@@ -42,23 +43,21 @@ def main(work: Path, data_dir: Path, chosen: list[str]) -> None:
         shutil.copytree(HERE / "table1-tiny" / "runs", runs)
     found = rows(runs)
     natural = found.pop("natural")
-    for name in chosen or list(found):
-        for method in ("mix", "mixednuts") if name == "trades" else ("mix",):
-            kept = OUT / f"{method}-{name}"
-            if (kept / "frontier.json").exists():
-                continue
-            folder = work / f"{method}-{name}"
-            try:
-                traced = frontier(
-                    found[name], natural, method=method, **SETTING, out=folder, runs=work / "mixes",
-                    target_options=TargetOptions(n=1000, data_dir=data_dir, device="cpu"), console=Console(width=120),
-                )  # fmt: skip
-            except KeyError:
-                raise UserError(f"{name!r} is no row: {', '.join(found)}") from None
-            kept.mkdir(parents=True, exist_ok=True)
-            shutil.copy(folder / "frontier.json", kept / "frontier.json")
-            shutil.copytree(traced.run.path, kept / "run", dirs_exist_ok=True)
-            print(name, method, traced, flush=True)
+    for name in chosen:
+        require(name in found, lambda each=name: f"{each!r} is no row: {', '.join(found)}")
+    for method, name in [*(("mix", name) for name in chosen or found), *([] if chosen else [("mixednuts", "trades")])]:
+        kept, folder = OUT / f"{method}-{name}", work / f"{method}-{name}"
+        if (kept / "frontier.json").exists():
+            continue
+        traced = frontier(
+            found[name], natural, method=method, **SETTING, out=folder, runs=work / "mixes",
+            target_options=TargetOptions(n=1000, data_dir=data_dir, device="cpu"), console=Console(width=120),
+        )  # fmt: skip
+        assert traced.run is not None
+        kept.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "frontier.json", kept / "frontier.json")
+        shutil.copytree(traced.run.path, kept / "run", dirs_exist_ok=True)
+        print(name, method, traced, flush=True)
 
 
 if __name__ == "__main__":
