@@ -19,7 +19,8 @@ from tyro.conf import Positional
 from advalign.attacks import ATTACKS, Attack, Quantized, Worst
 from advalign.cli.commands import COMMANDS
 from advalign.data import NAMES
-from advalign.models import MODELS
+from advalign.frontier.frontier import DIALS
+from advalign.models import COMPOSED, MODELS
 from advalign.objectives import BASES, PLUGINS
 from advalign.spelling import spell_number
 from advalign.studies import STUDIES
@@ -41,9 +42,10 @@ def choices() -> str:
         "plug-ins": PLUGINS,
         "threat models": THREATS,
         "attacks": [*ATTACKS, "worst(...)", "quantized(...)"],
-        "models": [*MODELS, "package.module:function"],
+        "models": [*MODELS, *(f"{name}(...)" for name in COMPOSED), "package.module:function"],
         "data": NAMES,
         "recipes": RECIPES,
+        "dials": DIALS,
         "studies": [*STUDIES, "FILE.yaml"],
     }
     return _table(("kind", "names"), [(kind, ", ".join(f"`{name}`" for name in names)) for kind, names in rows.items()])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from claims import claims, study_in, study_table, sweep_table
 from comparison import comparison
+from mixes import mixes, same_clean
 from starts import starts
 
 from advalign.report.tables import Table, accuracy_table
@@ -21,10 +22,12 @@ PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in (
     "findings.md", "evaluation.md", "speed.md", "how-to/robust-from-accurate.md",
 )))  # fmt: skip
 _BLOCK = re.compile(
-    r"(<!-- (table|comparison|claims|study|sweep|timing|scaling|convolutions|starts) of (\S+) -->\n).*?"
+    r"(<!-- (table|comparison|claims|study|sweep|timing|scaling|convolutions|starts|mixes|same_clean) of (\S+) -->\n)"
+    r".*?"
     r"(<!-- end of table -->)",
     re.DOTALL,
 )
+_OF_FOLDERS = {"starts": starts, "mixes": mixes, "same_clean": same_clean}
 _OF_STUDIES = {"claims": claims, "study": study_table, "sweep": sweep_table}
 
 
@@ -108,8 +111,8 @@ def refreshed(text: str) -> str:
             content = _OF_BENCHMARKS[kind](path)
         elif kind in _OF_STUDIES:
             content = _OF_STUDIES[kind](*study_in(path))
-        elif kind == "starts":
-            content = starts(path)
+        elif kind in _OF_FOLDERS:
+            content = _OF_FOLDERS[kind](path)
         else:
             records = [record for file in sorted(path.rglob("records.jsonl")) for record in read_records(file)]
             content = accuracy_table(records) if kind == "table" else comparison(records)
