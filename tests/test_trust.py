@@ -40,6 +40,9 @@ SPELLINGS = (
     "subprocess:getoutput(cmd='touch called')",
     "os:remove(path='kept')",
     """mix(robust="small-cnn(width=4)", accurate="os:remove(path='kept')", weight=0.5)""",
+    """(mix)(robust="os:remove(path='kept')", accurate="small-cnn(width=4)", weight=0.5)""",
+    """\uff4dix(robust="small-cnn(width=4)", accurate="os:remove(path='kept')", weight=0.5)""",
+    """normalized(model="\uff4dix(robust='os:remove', accurate='small-cnn', weight=0.5)", mean=(0.5,), std=(0.5,))""",
     """normalized(model="normalized(model=\'os:remove\', mean=(0.5,), std=(0.5,))", mean=(0.5,), std=(0.5,))""",
 )
 SETTINGS = ["--epochs", "1", "--steps", "1", "--batch-size", "256", "--recipe", "digits", "--device", "cpu"]

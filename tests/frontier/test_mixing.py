@@ -69,16 +69,26 @@ def test_a_mix_is_the_mean_of_probabilities(temperature: float, transform: tuple
     torch.testing.assert_close(Mix(H, G, 0.7, temperature, transform)(x).exp(), expected, atol=1e-7, rtol=1e-6)
 
 
-def test_of_a_hard_accurate_network_the_decision_counts_and_the_gradient_is_that_of_a_soft_one():
+def test_of_a_hard_accurate_network_the_decision_counts_and_its_scale_changes_neither_value_nor_gradient():
     x, _ = points()
     expected = 0.3 * F.one_hot(G(x).argmax(1), 3) + 0.7 * H(x).double().softmax(1)
     torch.testing.assert_close(mixed(H(x), G(x), 0.7, 0.0).exp(), expected, atol=1e-7, rtol=1e-6)
     grads = []
-    for temperature in (0.0, 1.0):
+    for scale in (1.0, 1000.0):
         leaf = x.clone().requires_grad_()
-        grads.append(torch.autograd.grad(mixed(H(leaf), G(leaf), 0.7, temperature)[:, 0].sum(), leaf)[0])
-    assert torch.equal(*grads)
+        mix = mixed(H(leaf), scale * G(leaf), 0.7, 0.0)
+        torch.testing.assert_close(mix.exp(), expected, atol=1e-7, rtol=1e-6)
+        grads.append(torch.autograd.grad(mix[:, 0].sum(), leaf)[0])
+    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-4)
     assert (grads[0] != 0).all()
+
+
+def test_sharp_settings_are_attacked_through_blunter_ones_as_well():
+    dial = Mixing(H, G)
+    assert [each.values["temperature"] for each in dial.surrogates(dial.setting(0.7, 0.1))] == [1.0, 5.0]
+    assert [each.values["weight"] for each in dial.surrogates(dial.setting(0.7, 0.0))] == [0.7, 0.7]
+    assert dial.surrogates(dial.setting(0.7, 1.0)) == []
+    assert dial.surrogates(dial.robust) == dial.surrogates(dial.accurate) == []
 
 
 def test_the_ends_are_the_networks_themselves_to_the_bit():
@@ -217,7 +227,7 @@ def test_mixednuts_finds_a_transform_that_keeps_no_more_wrong_decisions_than_any
         return float(((p[:, 0] - p[:, 1])[wrong] >= q - 1e-4).double().mean())
 
     some = [(0.1, 2.0, -1.0), (1.0, 1.0, 0.0), (5.0, 4.0, -1.136364)]
-    assert dial.found.kept <= min(map(kept, some)) + 1e-9
+    assert kept(dial.found.transform) <= min(map(kept, some)) + 1e-9
 
 
 def test_the_highest_clean_accuracy_within_what_may_be_given_is_chosen():

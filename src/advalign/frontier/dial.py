@@ -49,6 +49,10 @@ class Dial(Protocol):
         """Return further settings worth an attack, so many at most, now that those proposed have been attacked."""
         ...
 
+    def surrogates(self, setting: Setting) -> list[Setting]:
+        """Return settings to be attacked beside one whose own gradient may be hidden."""
+        ...
+
     def network(self, setting: Setting) -> nn.Module:
         """Return the network of a setting, in eval mode; it maps images (N, C, H, W) in [0, 1] to logits (N, K)."""
         ...

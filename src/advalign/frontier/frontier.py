@@ -30,7 +30,7 @@ from advalign.frontier.mixing import mix
 from advalign.frontier.nuts import mix_nuts
 from advalign.frontier.result import Frontier, write_frontier
 from advalign.frontier.saved import save_run
-from advalign.frontier.trace import CURVE, ON_ACCURATE, ON_ROBUST, Source, Stage, trace
+from advalign.frontier.trace import CURVE, ON_ACCURATE, ON_ROBUST, ROBUST_TO_THE_END, Source, Stage, trace
 from advalign.frontier.weights import cook_soup, interpolate
 from advalign.registration import register_attacks
 from advalign.runs import Run, Weights
@@ -127,7 +127,7 @@ def frontier(
     dial = DIALS[method](material)
     g = members[1] if len(members) > 1 else _accurate_end(h, dial)
     of_choice, of_test = (
-        Stage(name, dial, Evidence(part, h.threat, how.batch_size), how, folder / "examples", identity, console)
+        Stage(name, dial, Evidence(part, h.threat, how.batch_size), how, folder / "examples", console)
         for name, part in (("held-out", chosen_on), ("test", h.images))
     )
     for stage in (of_choice, of_test):
@@ -207,7 +207,7 @@ def _write_evaluation(
         which, data=h.dataset, model=None, norm=h.threat.norm, eps=h.threat.eps, checkpoint="best", trust_model=True
     )  # fmt: skip
     target = replace(load_target(run.path, options), images=stage.evidence.images)
-    labels = {ON_ROBUST: h.label, ON_ACCURATE: g.label}
+    labels = {ON_ROBUST: h.label, ROBUST_TO_THE_END: h.label, ON_ACCURATE: g.label}
     own = {name: source for name, source in stage.sources.items() if source.network == str(setting)}
     names = {
         name: source.attack
@@ -219,7 +219,7 @@ def _write_evaluation(
     evaluation = evaluate(
         target.net, target.images, precomputed=shown, batch_size=how.batch_size, precision=how.precision, seed=how.seed
     )
-    made_on = {"frontier": stage.identity}
+    made_on = {"frontier": stage.evidence.fingerprint(target.net)}
     write_outcomes(target, _with_costs(evaluation, own), how, identity=made_on, folder=run.path / "evaluations")
 
 

@@ -108,7 +108,10 @@ def gather(
     if images is None or threat is None or isinstance(held_out, int | str):
         raise UserError("networks need images=(x, y) to be measured on, held_out=(x, y) to choose on, and threat=")
     require(alone or len(nets) > 1, "give the accurate network as well")
-    return network_members(nets, as_images(images), threat), as_images(held_out), "the images given for it"
+    chosen_on, test = as_images(held_out), as_images(images)
+    both = int(np.isin(chosen_on.digests, test.digests).sum())
+    require(not both, lambda: f"{both} of the held_out images are among the test images: choose on others")
+    return network_members(nets, test, threat), chosen_on, "the images given for it"
 
 
 def network_members(nets: Sequence[nn.Module], images: Images, threat: Threat) -> tuple[Target, ...]:
@@ -246,7 +249,7 @@ def _unseen(members: Sequence[Target]) -> Images:
             f"no training images are known that neither network was trained on: {whose}. Choose on others: "
             "--held-out test:1000 sets so many test images apart, npz:FILE and folder-test:PATH name your own"
         )
-    seen = np.concatenate([each.digests for each in trained if each is not None])
+    seen = np.concatenate([dataset.test.digests, *(each.digests for each in trained if each is not None)])
     every = Images(torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts]))
     unseen = torch.from_numpy(np.flatnonzero(~np.isin(every.digests, seen)))
     require(

@@ -22,6 +22,8 @@ from advalign.models.mix import Mix, mixed, transformed
 from advalign.spelling import spell
 
 TEMPERATURES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
+BLUNT = (1.0, 5.0)
+"""Temperatures of the mixes that are attacked in place of sharper ones as well."""
 WEIGHTS = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998)
 
 
@@ -75,6 +77,13 @@ class Mixing:
         """Return the setting of a weight and a temperature."""
         transform = {"transform": self.transform} if self.transform else {}
         return Setting({"weight": weight, "temperature": temperature, **transform})
+
+    def surrogates(self, setting: Setting) -> list[Setting]:
+        """Return the same weight with a blunter accurate network: a sharp one is flat where it is sure."""
+        weight, temperature = setting.values["weight"], setting.values.get("temperature", 1.0)
+        if weight in (0, 1) or temperature >= 1:
+            return []
+        return [self.setting(weight, each) for each in BLUNT]
 
     def network(self, setting: Setting) -> nn.Module:
         """Return the mix of a setting."""

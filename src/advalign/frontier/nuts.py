@@ -31,8 +31,6 @@ class Found(NamedTuple):
 
     transform: tuple[float, float, float]
     """Scale, power, shift."""
-    kept: float
-    """Of the clean images that the robust network has wrong, the share that no accurate network could put right."""
     at_bounds: tuple[str, ...]
     """Which of the three lie at the end of their grid."""
 
@@ -79,11 +77,20 @@ class MixedNuts(Mixing):
                 best, best_rank = transform, rank
         grids = {"scale": SCALES, "power": POWERS, "shift": SHIFTS}
         bounds = [name for (name, grid), value in zip(grids.items(), best, strict=True) if value in (grid[0], grid[-1])]
-        return Found(best, best_rank[0] / max(int(wrong.sum()), 1), tuple(bounds))
+        return Found(best, tuple(bounds))
+
+    def warnings(self, held_out: Evidence) -> list[str]:
+        """Return a line where the search ended at the end of its grid, beyond which a better transform may lie."""
+        if self.found is None or not self.found.at_bounds:
+            return []
+        values = ", ".join(f"{value:g}" for value in self.transform)
+        return [f"the transform found ({values}) lies at the end of its grid in {', '.join(self.found.at_bounds)}"]
 
     def robust_views(self) -> dict[str, nn.Module]:
         """Return the robust network behind its transform, whose least margin is the one that counts."""
-        return {"transformed robust network": Transformed(self.h, self.transform).eval()}
+        scale, power, shift = self.transform
+        name = f"robust network, transformed by {scale:g}, {power:g}, {shift:g}"
+        return {name: Transformed(self.h, self.transform).eval()}
 
 
 @final

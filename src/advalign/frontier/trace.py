@@ -18,11 +18,15 @@ from advalign.evaluation.transfer import craft_examples, read_examples, write_ex
 from advalign.frontier.choose import Count, choose, front
 from advalign.frontier.dial import Dial, Setting
 from advalign.frontier.evidence import CLEAN, Evidence
+from advalign.registration import source_digests
 from advalign.runs.formats import CostFile, read_checked_json, write_checked_json
+from advalign.runtime.environment import environment
 from advalign.runtime.files import digest
+from advalign.runtime.locks import locked
 from advalign.runtime.progress import counting
 
 ON_ROBUST, ON_ACCURATE = "robust network", "accurate network"
+ROBUST_TO_THE_END = "robust network, to the last step"
 MARGIN, TO_THE_END = "min-margin", 'pgd(loss="margin", steps=40, until_fooled=False)'
 """The attacks on the robust and on the accurate network alone."""
 CURVE = "worst(apgd-ce(steps=40), apgd-t(steps=40, targets=4))"
@@ -85,7 +89,6 @@ class Stage:
 
     Args:
         name: `held-out` or `test`.
-        identity: what examples depend on beside what is said here: the networks.
     """
 
     name: str
@@ -93,41 +96,44 @@ class Stage:
     evidence: Evidence
     options: AttackOptions
     folder: Path
-    identity: str
     console: Console
     sources: dict[str, Source] = field(default_factory=dict)
     """Of each set of adversarial examples."""
 
     def attack_members(self, robust: nn.Module, accurate: nn.Module) -> None:
-        """Add examples made on the two networks; of the robust one those of its least margin, where that is a floor."""
-        self.attack_to_the_end({ON_ROBUST: robust}, MARGIN if self.dial.has_floor else TO_THE_END)
-        self.attack_to_the_end({ON_ACCURATE: accurate}, TO_THE_END)
+        """Add examples made on the two networks; of the robust one also those of its least margin, for the floor."""
+        if self.dial.has_floor:
+            self._attack_networks({ON_ROBUST: robust}, MARGIN)
+        self._attack_networks({ROBUST_TO_THE_END: robust, ON_ACCURATE: accurate}, TO_THE_END)
 
-    def attack_views(self) -> None:
-        """Add examples made on forms of the robust network that the dial has found."""
-        self.attack_to_the_end(self.dial.robust_views(), MARGIN)
+    def attack_views(self) -> bool:
+        """Add examples made on forms of the robust network that the dial has found; return whether any are new."""
+        return self._attack_networks(self.dial.robust_views(), MARGIN)
 
-    def attack_to_the_end(self, networks: Mapping[str, nn.Module], spelling: str) -> None:
-        """Add examples made on networks by name, to the last step, whether they fool these or not."""
+    def _attack_networks(self, networks: Mapping[str, nn.Module], spelling: str) -> bool:
         attack = parse(spelling, threat=self.evidence.threat)
-        with self._counting(networks) as advance:
-            for name, net in networks.items():
+        new = {name: net for name, net in networks.items() if name not in self.sources}
+        with self._counting(new) as advance:
+            for name, net in new.items():
                 x_adv = craft_examples(
-                    net, self.evidence.images, attack, self.options, file=self._file(name, str(attack), ""),
+                    net, self.evidence.images, attack, self.options, file=self._file(name, net, attack),
                     advance=lambda done, name=name: advance(name, done),
                 )  # fmt: skip
                 self._add(name, x_adv, Source(str(attack), name))
+        return bool(new)
 
     def attack_settings(self, settings: Sequence[Setting], attack: Attack) -> None:
-        """Add examples made on the networks of settings."""
-        names = {name: setting for setting in settings if (name := self.name_of(attack, setting)) not in self.sources}
+        """Add examples made on the networks of settings, and on their surrogates."""
+        every = [each for setting in settings for each in (setting, *self.dial.surrogates(setting))]
+        names = {name: each for each in every if (name := self.name_of(attack, each)) not in self.sources}
         with self._counting(names) as advance:
             for name, setting in names.items():
-                file = self._file(name, str(attack), str(setting))
+                net = self.dial.network(setting)
+                file = self._file(name, net, attack)
                 if file.exists():
                     advance(name, len(self.evidence))
                 else:
-                    self._attack(self.dial.network(setting), attack, file, lambda n, name=name: advance(name, n))
+                    self._attack(net, attack, file, lambda n, name=name: advance(name, n))
                 x_adv = read_examples(file, tuple(self.evidence.sets[CLEAN].shape))
                 cost = Cost(**read_checked_json(file.with_suffix(".json"), CostFile, "remove it, and the examples"))
                 self._add(name, x_adv, Source(str(attack), str(setting), cost))
@@ -137,18 +143,23 @@ class Stage:
         self.sources[name] = source
 
     def _attack(self, net: nn.Module, attack: Attack, file: Path, advance: Callable[[int], None]) -> None:
-        """Attack a network, and write its examples; an interrupted attack is resumed."""
-        state = file.with_name(f".{file.name}.state")
-        evaluation = evaluate(
-            net, self.evidence.images, [attack], batch_size=self.options.batch_size,
-            precision=self.options.precision, seed=self.options.seed, keep_examples=True, state=state,
-            advance=lambda name, done: advance(done) if name != CLEAN else None,
-        )  # fmt: skip
-        x_adv, spelling = evaluation.examples[str(attack)], str(attack)
-        cost = Cost(evaluation.seconds[spelling], *evaluation.passes[spelling], evaluation.trails.get(spelling, {}))
-        write_checked_json(file.with_suffix(".json"), asdict(cost))
-        write_examples(file, x_adv)
-        state.unlink(missing_ok=True)
+        """Attack a network, and write its examples; an interrupted attack is resumed, and another process awaited."""
+        state, lock = file.with_name(f".{file.name}.state"), file.with_name(f".{file.name}.lock")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock):
+            if file.exists():  # another process has written it while this one waited
+                return
+            evaluation = evaluate(
+                net, self.evidence.images, [attack], batch_size=self.options.batch_size,
+                precision=self.options.precision, seed=self.options.seed, keep_examples=True, state=state,
+                advance=lambda name, done: advance(done) if name != CLEAN else None,
+            )  # fmt: skip
+            x_adv, spelling = evaluation.examples[str(attack)], str(attack)
+            cost = Cost(evaluation.seconds[spelling], *evaluation.passes[spelling], evaluation.trails.get(spelling, {}))
+            write_checked_json(file.with_suffix(".json"), asdict(cost))
+            write_examples(file, x_adv)
+            state.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
 
     def name_of(self, attack: Attack, setting: Setting) -> str:
         """Return the name of the examples made on a setting's network."""
@@ -163,14 +174,17 @@ class Stage:
         by_source = {name: self.dial.correct(setting, evidence, name) for name in evidence.sets}
         robust = evidence.withstand(by_source.__getitem__)
         floor = self.dial.floor(setting, evidence)
-        # A mix that loses an image of which the floor says that none could: then the arithmetic is wrong.
-        assert floor is None or not (floor & ~robust).any(), f"{setting}: below its floor"
+        below = 0 if floor is None else int((floor & ~robust).sum())
+        if below:
+            raise RuntimeError(f"{setting} loses {below} images that no mix can lose: its floor is wrong")
         return Point(setting, by_source[CLEAN], robust, floor, by_source)
 
-    def _file(self, name: str, attack: str, setting: str) -> Path:
-        options = str(self.evidence.threat), repr(self.options), self.evidence.identity
-        parts = (self.identity, self.name, name, attack, setting, *options)
-        return self.folder / f"{self.name}-{digest(*(f'{part} | ' for part in parts), digits=10)}.safetensors"
+    def _file(self, name: str, net: nn.Module, attack: Attack) -> Path:
+        """Return the file of the examples made on a network, named by all that they depend on."""
+        versions = environment()["advalign"], environment()["torch"]
+        made_by = (self.name, name, str(attack), str(self.evidence.threat), repr(self.options), *versions)
+        depends = (*made_by, self.evidence.identity, self.evidence.fingerprint(net), source_digests([attack]))
+        return self.folder / f"{self.name}-{digest(*(f'{part} | ' for part in depends), digits=10)}.safetensors"
 
     def _counting(self, names: Mapping[str, object]) -> AbstractContextManager[Callable[[str, int], None]]:
         return counting(self.console, list(names), len(self.evidence)) if names else nullcontext(lambda name, n: None)
@@ -180,6 +194,10 @@ def trace(held_out: Stage, attack: Attack, points: int, give: float) -> tuple[Cu
     """Attack settings on the held-out images; return the best of them as a curve, and the number of the chosen one."""
     dial, evidence = held_out.dial, held_out.evidence
     tried = dial.propose(evidence, points, give)
+    for _ in range(ROUNDS):
+        if not held_out.attack_views():
+            break
+        tried = dial.propose(evidence, points, give)
     held_out.attack_views()
     held_out.attack_settings(tried, attack)
     for _ in range(ROUNDS):

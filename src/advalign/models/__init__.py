@@ -127,9 +127,9 @@ def function_of(spelling: str) -> str:
     head = spelling.partition("(")[0]
     if ":" in head:
         return "".join(head.split())
-    if not _members(head.strip()):
+    if not spelling:
         return ""
-    call = parse_call(spelling)
+    call = parse_call(spelling)  # as `_resolve` does: to Python, (mix)(...) and other letters are the same name
     inside = (function_of(str(call.arguments[each])) for each in _members(call.name) if each in call.arguments)
     return ", ".join(filter(None, inside))
 

@@ -22,14 +22,15 @@ class Mix(nn.Module):
     """log((1 - w) softmax(g / T) + w softmax(M(h))) of an accurate network g and a robust one h. Bai et al. 2024.
 
     At w = 1 it is h itself, without M, and at w = 0 it is g. The logarithm makes cross entropy and the difference of
-    logits ratio what they are for any network. It is computed from log-probabilities in float64, so nothing saturates:
-    decisions may hang on margins of 1e-3, and an attack finds a gradient wherever one of the two has one.
+    logits ratio what they are for any network. It is computed from log-probabilities in float64, so that no value
+    saturates: decisions may hang on margins of 1e-3. A sharp g is flat all the same where it is sure: attack mixes of a
+    higher T as well, and show their examples to this one.
 
     Args:
         robust, accurate: maps from images (N, C, H, W) to logits (N, classes).
         weight: w, the robust network's share, in [0, 1].
-        temperature: T; at 0, g counts as the indicator of its largest logit. It has no gradient, so that of T = 1 is
-            taken, or attacks would see nothing of g.
+        temperature: T; at 0, g counts as the indicator of its largest logit. It has no gradient, so that of the
+            standardised logits is taken, whatever their scale, or attacks would see nothing of g.
         transform: scale, power and shift of M, see `transformed`; the identity if empty.
 
     Raises:
@@ -68,7 +69,8 @@ def mixed(
     kind = torch.float32 if robust.device.type == "mps" else torch.float64  # which Apple's devices do not have
     robust, accurate = robust.to(kind), accurate.to(kind)
     log_h = F.log_softmax(transformed(robust, transform), 1) + math.log(weight)
-    soft = torch.logaddexp(F.log_softmax(accurate / (temperature or 1.0), 1) + math.log1p(-weight), log_h)
+    blunt = accurate / temperature if temperature else standardised(accurate)
+    soft = torch.logaddexp(F.log_softmax(blunt, 1) + math.log1p(-weight), log_h)
     if temperature:
         return soft
     largest = torch.full_like(accurate, -torch.inf).scatter(1, accurate.argmax(1, keepdim=True), math.log1p(-weight))
@@ -100,7 +102,7 @@ def standardised(logits: Logits) -> Logits:
 
 
 def check_transform(transform: Sequence[float]) -> None:
-    """Refuse a transform that does not keep the order of classes.
+    """Refuse a transform that turns the order of classes round.
 
     Raises:
         UserError: it is not three numbers, or scale or power is not above 0.

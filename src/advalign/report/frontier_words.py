@@ -42,7 +42,7 @@ def by_source(point: Point, curve: Curve) -> BySource:
             continue
         setting = name.rpartition(" on ")[2]
         for network, end in ((ON_ROBUST, robust), (ON_ACCURATE, accurate)):
-            setting = end if setting.endswith(network) else setting  # of MixedNUTS "transformed robust network" as well
+            setting = end if setting.startswith(network) else setting  # its other forms as well
         kind = kinds.get(setting, "others")
         left[kind] = left.get(kind, point.clean) & right
     return BySource(**left)
@@ -175,6 +175,12 @@ def alarms(stored: StoredFrontier) -> list[str]:
         lines.append(
             f"No sign of masked gradients: examples made on other networks take at most {worst:.1f} points that the "
             "attack on a setting itself leaves."
+            + (
+                ""
+                if above
+                else " The distance from the floor was not judged: there is no floor here, or the accurate "
+                "network withstands attacks itself."
+            )
         )
     return lines
 
