@@ -175,7 +175,7 @@ def test_what_is_stopped_goes_on_to_the_same(
 def test_images_of_unknown_training_are_not_chosen_on(trained: Path, tmp_path: Path):
     shutil.copy(trained / "best.safetensors", tmp_path / "robust.safetensors")
     guest = next(trained.parent.glob("natural*")) / "best.safetensors"
-    with pytest.raises(UserError, match=r"robust.safetensors was trained on is not known.*--held-out test:1000"):
+    with pytest.raises(UserError, match=r"robust.safetensors was trained on is not known.*--held-out test:40"):
         frontier(tmp_path / "robust.safetensors", guest, **QUICK, target_options=N, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     apart = {**QUICK, "held_out": "test:30"}

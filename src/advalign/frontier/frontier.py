@@ -84,7 +84,8 @@ def frontier(
         others: as `robust`, the accurate network; the vanilla guest that the robust run has learned from if not given.
             None for `finetune`, and further robust networks for `soup`.
         method: how the two become one; see `advalign list frontiers`.
-        points: settings on the curve at most, the two networks among them.
+        points: settings on the curve, about so many with the two networks and the chosen one; two or three times as
+            many are attacked on the held-out images.
         give: points of robust accuracy, per cent, that may be lost on the held-out images.
         attacks: spellings; on the test images, the chosen setting and the robust network are attacked by these too.
         curve_attack: the attack on every setting.
@@ -117,8 +118,10 @@ def frontier(
         (robust, *others), held_out, images, threat, which, console, alone=method == "finetune"
     )
     h = members[0]
-    identity = digest(*(f"{each} | " for member in members for each in _identity(member)), f"{method} | ")
+    chosen_by = (method, points, give, *map(str, (*chosen_attacks, on_curve, h.threat, how)), len(h.images))
+    identity = digest(*(f"{each} | " for each in (*chosen_by, where, *map(_identity, members))))
     folder = Path(out) if out else Path("frontiers") / _slug(method, members, identity)
+    examples = folder / "examples" if out else folder.parent / "examples"  # which several results may share
     require_writable(folder)
     root = Path(runs) if runs else h.path.parent.parent if "run" in h.card else Path("runs")
     require_writable(root)
@@ -127,7 +130,7 @@ def frontier(
     dial = DIALS[method](material)
     g = members[1] if len(members) > 1 else _accurate_end(h, dial)
     of_choice, of_test = (
-        Stage(name, dial, Evidence(part, h.threat, how.batch_size), how, folder / "examples", console)
+        Stage(name, dial, Evidence(part, h.threat, how.batch_size), how, examples, console)
         for name, part in (("held-out", chosen_on), ("test", h.images))
     )
     for stage in (of_choice, of_test):

@@ -242,12 +242,13 @@ def _unseen(members: Sequence[Target]) -> Images:
     dataset = members[0].dataset
     parts = [part for part in (dataset.train, dataset.validation) if part is not None and len(part)]
     trained = [_trained_on(member, dataset) for member in members]
+    apart = max(1, min(HELD_OUT, len(members[0].images) // 2))
     if not parts or any(each is None for each in trained):
         lacking = [member for member, each in zip(members, trained, strict=True) if each is None]
         whose = f"which images {lacking[0].path} was trained on is not known" if lacking else "there are none"
         raise UserError(
             f"no training images are known that neither network was trained on: {whose}. Choose on others: "
-            "--held-out test:1000 sets so many test images apart, npz:FILE and folder-test:PATH name your own"
+            f"--held-out test:{apart} sets so many test images apart, npz:FILE and folder-test:PATH name your own"
         )
     seen = np.concatenate([dataset.test.digests, *(each.digests for each in trained if each is not None)])
     every = Images(torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts]))
@@ -256,7 +257,7 @@ def _unseen(members: Sequence[Target]) -> Images:
         len(unseen) > 0,
         lambda: (
             f"every training image of {dataset.name} was trained on by one of the networks: choose on others, with "
-            "--held-out test:1000, npz:FILE or folder-test:PATH"
+            f"--held-out test:{apart}, npz:FILE or folder-test:PATH"
         ),
     )
     return every.take(unseen)

@@ -159,9 +159,12 @@ def alarms(stored: StoredFrontier) -> list[str]:
         lines.append(
             f"Masked gradients? {_listed(missed)}: so many points withstand the attack on the setting itself and are "
             "lost to examples made on other networks: that attack is too weak, or part of the gradient is hidden from "
-            "it. All examples count in the numbers here, but there may be more that nobody found: rely on the floor, "
-            "or repeat this with a stronger --curve-attack."
+            "it. All examples count in the numbers here, but there may be more that nobody found: "
+            f"{'rely on the floor, or ' if curve.points[-1].floor is not None else ''}"
+            "repeat this with a stronger --curve-attack."
         )
+    if int(curve.points[0].robust.sum()) > int(curve.points[-1].robust.sum()):
+        lines.append("The network named first withstands less than the other: name the robust one first.")
     above = _above_floor(curve)
     if far := {name: gap for name, gap in above.items() if gap > NOTABLE}:
         lines.append(
