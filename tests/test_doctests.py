@@ -19,7 +19,12 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("name", MODULES)
+SLOW = "advalign.frontier.frontier"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == SLOW else name for name in MODULES]
+)
 def test_examples_run_as_shown(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)  # for those that write a run
     outcome = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)

@@ -56,6 +56,7 @@ def test_a_mix_has_verdicts_of_its_own_and_an_honest_one_passes(target: Target, 
         look(target.model, target, n=10)["members"]
 
 
+@pytest.mark.slow
 def test_a_member_without_a_gradient_is_found_by_examples_made_on_it(target: Target, accurate: nn.Module):
     """At this weight the accurate member decides; the attack on the mix follows the robust one alone."""
     x, y = target.x[:100], target.y[:100]

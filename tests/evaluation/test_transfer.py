@@ -252,7 +252,9 @@ def test_examples_are_of_the_part_and_the_labels_that_they_were_made_with(tmp_pa
 )
 def test_attacks_that_stop_at_the_surrogates_boundary_are_refused(attack: str, tmp_path: Path):
     """Before anything is read: there are no such models."""
-    with pytest.raises(UserError, match=r"stops once it fools the surrogate.*: transfer fgsm, pgd, mim, cw$"):
+    with pytest.raises(
+        UserError, match=r"stops once it fools the surrogate.*: transfer fgsm, pgd, mim, min-margin, cw$"
+    ):
         measure(tmp_path / "a", [attack], surrogate=tmp_path / "b")
     with pytest.raises(UserError, match="stops once"):
         transferable(parse(attack, threat=BUDGET))

@@ -97,6 +97,7 @@ def test_the_setting_is_chosen_on_images_that_neither_network_was_trained_on(tra
         assert not np.isin(images.digests, planned.images[0].digests).any()
 
 
+@pytest.mark.slow
 def test_other_test_images_change_nothing_of_the_choice(traced: Frontier, trained: Path, tmp_path: Path):
     data = load("digits")
     other = replace(data, test=Images(data.test.pixels.flip(3), data.test.labels.roll(7)))
@@ -216,6 +217,7 @@ def test_a_run_without_a_vanilla_guest_needs_the_accurate_network_named(trained:
         frontier(natural, **QUICK, target_options=replace(N, eps=0.05, norm="linf"), out=tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_damaged_examples_are_named(traced: Frontier, trained: Path, tmp_path: Path):
     shutil.copytree(traced.path, tmp_path / "out")
     file = sorted((tmp_path / "out" / "examples").glob("test-*.safetensors"))[0]
@@ -240,6 +242,7 @@ def test_a_hand_made_attack_on_the_chosen_network_stays_above_the_floor(traced: 
     assert not (chosen.floor & ~withstood).any()
 
 
+@pytest.mark.slow
 def test_networks_in_memory_have_the_curve_that_their_files_have(traced: Frontier, trained: Path, tmp_path: Path):
     h, g = (aa.load(path) for path in (trained, next(trained.parent.glob("natural*"))))
     members = load_members([trained], N, Console(quiet=True))

@@ -122,7 +122,7 @@ def test_the_transform_is_that_of_the_paper():
     torch.testing.assert_close(standardised(many)[:, 0], (many[:, 0] - largest.mean(1)) / largest.std(1))
 
 
-@pytest.mark.parametrize("weight", [0.55, 0.7, 0.9])
+@pytest.mark.parametrize("weight", [0.7, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.55, 0.9))])
 def test_no_network_can_take_what_the_floor_holds(weight: float):
     """The worst network in the accurate one's place is sure, at every point of the ball, of the runner-up."""
     x, y = points()
@@ -135,7 +135,7 @@ def test_no_network_can_take_what_the_floor_holds(weight: float):
     assert 0 < held.sum() < len(y)
 
 
-@pytest.mark.parametrize("weight", [0.55, 0.7, 0.9])
+@pytest.mark.parametrize("weight", [0.7, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.55, 0.9))])
 def test_what_the_floor_does_not_hold_some_network_can_take(weight: float):
     x, y = points()
     held = Mixing(H, G).floor(Mixing(H, G).setting(weight, 1.0), evidence())
@@ -144,7 +144,7 @@ def test_what_the_floor_does_not_hold_some_network_can_take(weight: float):
     assert torch.equal(held[clear], (least > threshold(weight))[clear])
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("temperature", [0.5, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.0, 3.0))])
 def test_an_attack_on_the_mix_never_comes_below_the_floor_and_a_brute_force_not_below_the_attack(temperature: float):
     x, y = points()
     dial = Mixing(H, G)

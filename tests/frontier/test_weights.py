@@ -277,7 +277,10 @@ def test_numbers_of_networks_that_a_method_does_not_take_are_refused(
         aa.frontier(*(run.path for run in runs[:networks]), method=method)
 
 
-@pytest.mark.parametrize(("method", "members"), [("weights", 2), ("finetune", 1), ("soup", 2)])
+@pytest.mark.parametrize(
+    ("method", "members"),
+    [("weights", 2), *(pytest.param(*each, marks=pytest.mark.slow) for each in (("finetune", 1), ("soup", 2)))],
+)
 def test_the_chosen_network_is_a_run_like_any_other(method: str, members: int, runs: list[Run], tmp_path: Path):
     traced = trace(runs[:members], method, tmp_path / "out")
     assert run_of(traced).setting["model"] == "small-cnn(width=2)"
@@ -299,11 +302,13 @@ def test_values_that_the_made_network_would_lack_are_refused(runs: list[Run]):
         aa.frontier(runs[0].path, runs[1].path, target_options=normalised)
 
 
+@pytest.mark.slow
 def test_other_test_images_in_the_same_folder_are_attacked_anew(runs: list[Run], tmp_path: Path):
     for n in (12, 16):
         assert trace(runs[:2], "soup", tmp_path / "out", TargetOptions(n=n)).test.images == n
 
 
+@pytest.mark.slow
 def test_weights_from_elsewhere_are_averaged_on_test_images_set_apart(runs: list[Run], tmp_path: Path):
     """Which images they were trained on is not known: the data's training images give the statistics."""
     named = []

@@ -205,6 +205,7 @@ def test_compiled_gives_the_same_to_the_bit():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", QUICK_FIRST)
 def test_mixed_precision_gives_finite_losses_and_gradients(method: str):
     objective = bound(method)

@@ -30,6 +30,7 @@ def test_names_stand_for_themselves():
     assert {*NAMES, f"at, {NAMES[0]}"} <= set(words(of_classes(NAMES)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["png", "pdf"])
 def test_a_letter_that_no_font_has_is_drawn_as_its_escape(ending: str):
     unassigned = "\U000e5678"
