@@ -140,7 +140,6 @@ def test_time_budget_stops_in_good_order_and_the_same_call_goes_on(tmp_path: Pat
     assert_same_run(whole.path, run.path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
