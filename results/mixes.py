@@ -6,11 +6,11 @@ from pathlib import Path
 
 from advalign.frontier.result import FILE, StoredFrontier, read_frontier
 from advalign.report.frontier_words import percent
-from advalign.report.rows import group_rows
 from advalign.report.same_clean import robust_at
 from advalign.report.tables import Table
 from advalign.runs import read_records
 
+_CLEAN = (96.5, 97.5)
 TABLE1 = Path(__file__).parent / "table1-tiny" / "records.jsonl"
 
 
@@ -34,14 +34,13 @@ def same_clean(folder: Path) -> Table:
     (mix,) = (
         each for each in _read(folder) if (each.content["method"], each.file.parent.name) == ("mix", "mix-trades")
     )
-    rows = []
-    for row in group_rows(read_records(TABLE1))[0]:
-        clean, attacked = row.accuracies("clean"), row.accuracies("autoattack")
-        if not attacked:
-            continue
-        ours = robust_at(mix.test, clean[0])
-        cells = (f"{clean[0]:.1f}", f"{attacked[0]:.1f}", "–" if ours is None else f"{ours:.1f}")
-        rows.append((row.method, *cells))
+    records, rows = read_records(TABLE1), []
+    for attacked in (record for record in records if record.attack == "autoattack"):
+        every = (record for record in records if (record.method, record.attack) == (attacked.method, "clean"))
+        clean = 100 * max(every, key=lambda record: record.n).accuracy
+        ours = robust_at(mix.test, clean)
+        cells = (f"{clean:.1f}", f"{100 * attacked.accuracy:.1f}", "–" if ours is None else f"{ours:.1f}")
+        rows.append((attacked.method, *cells))
     caption = (
         f"Accuracy in %. Trained: clean on 10,000 test images, AutoAttack on 250 of them, one standard error up to 3 "
         f"points. The mix: {mix.content['robust']['method']} with {mix.content['accurate']['method']} on "
@@ -50,6 +49,30 @@ def same_clean(folder: Path) -> Table:
     )
     columns = ("method", "clean", "AutoAttack", "mix at this clean accuracy, robust")
     return Table(columns, tuple(sorted(rows, key=lambda row: -float(row[1]))), frozenset(), caption)
+
+
+def aware(folder: Path) -> Table:
+    """Tabulate digits: each robust network alone, and its mix with the natural one at two clean accuracies."""
+    stored, rows = [each for each in _read(folder) if each.content["data"] == "digits"], []
+    for each in stored:
+        alone, seed = each.test.points[-1], each.file.parent.name.rpartition("-")[2]
+        found = (robust_at(each.test, clean) for clean in _CLEAN)
+        mixed = ("–" if robust is None else f"{robust:.1f}" for robust in found)
+        accuracies = (f"{percent(alone.clean):.1f}", f"{percent(alone.robust):.1f}")
+        rows.append((each.content["robust"]["method"], seed, *accuracies, *mixed))
+    columns = (
+        "robust network",
+        "seed",
+        "clean, alone",
+        "robust, alone",
+        *(f"mix at {clean:g} % clean" for clean in _CLEAN),
+    )
+    caption = (
+        f"Accuracy in % on {stored[0].test.images} test images of digits, {stored[0].content['threat']}; robust: under "
+        f"{stored[0].content['curve_attack']} on every setting, and the examples made on every other. Mixed with the "
+        "natural network of the same seed; read off the straight line between two settings; – outside the curve's range."
+    )
+    return Table(columns, tuple(rows), frozenset(), caption)
 
 
 def _read(folder: Path) -> list[StoredFrontier]:

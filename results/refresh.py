@@ -11,7 +11,7 @@ from pathlib import Path
 
 from claims import claims, study_in, study_table, sweep_table
 from comparison import comparison
-from mixes import mixes, same_clean
+from mixes import aware, mixes, same_clean
 from starts import starts
 
 from advalign.report.tables import Table, accuracy_table
@@ -22,12 +22,13 @@ PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in (
     "findings.md", "evaluation.md", "speed.md", "how-to/robust-from-accurate.md",
 )))  # fmt: skip
 _BLOCK = re.compile(
-    r"(<!-- (table|comparison|claims|study|sweep|timing|scaling|convolutions|starts|mixes|same_clean) of (\S+) -->\n)"
+    r"(<!-- (table|comparison|claims|study|sweep|timing|scaling|convolutions|starts|mixes|same_clean|aware)"
+    r" of (\S+) -->\n)"
     r".*?"
     r"(<!-- end of table -->)",
     re.DOTALL,
 )
-_OF_FOLDERS = {"starts": starts, "mixes": mixes, "same_clean": same_clean}
+_OF_FOLDERS = {"starts": starts, "mixes": mixes, "same_clean": same_clean, "aware": aware}
 _OF_STUDIES = {"claims": claims, "study": study_table, "sweep": sweep_table}
 
 
