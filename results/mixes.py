@@ -70,7 +70,7 @@ def aware(folder: Path) -> Table:
     caption = (
         f"Accuracy in % on {stored[0].test.images} test images of digits, {stored[0].content['threat']}; robust: under "
         f"{stored[0].content['curve_attack']} on every setting, and the examples made on every other. Mixed with the "
-        "natural network of the same seed; read off the straight line between two settings; – outside the curve's range."
+        "natural network of the same seed; read off the line between two settings; – outside the curve's range."
     )
     return Table(columns, tuple(rows), frozenset(), caption)
 
