@@ -52,6 +52,7 @@ def mix_verdicts(
     kept = white.clone()
     for name, member, attack in (
         ("robust member", mix.robust, least),
+        ("robust member, to the end", mix.robust, PGD(threat, steps=USUAL, loss="margin")),
         ("accurate member", mix.accurate, PGD(threat, steps=USUAL, loss="margin")),
     ):
         kept &= withstand(name, FromMember(threat, member, attack), white)

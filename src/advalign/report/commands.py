@@ -84,6 +84,7 @@ def repeat_frontier(content: Mapping[str, Any], folders: RunFolders) -> str:
     words += ["--attacks", *(content["attacks"] or ["none"]), "--curve-attack", content["curve_attack"]]
     words += ["--data", content["data"], "--n", str(shown), "--norm", threat.norm, "--eps", spell_number(threat.eps)]
     words += [word for name, value in options.items() for word in _flag(name, value)]
+    words += ["--trust-model"] if any(function_of(each["model"]) for each in members_of(content).values()) else []
     return "\n".join((*(f"# {note}" for note in notes), shlex.join(["advalign", "frontier", *words])))
 
 
@@ -109,6 +110,7 @@ def frontier_line(run: Run, folders: RunFolders) -> str:
     ]
     words = [*sources, "--method", choice["by"], "--give", spell_number(choice["give"])]
     words += ["--curve-attack", choice["attack"], "--data", setting["data"], "--runs", str(run.path.parent)]
+    words += ["--trust-model"] if function_of(setting["model"]) else []
     return "\n".join((*notes, shlex.join(["advalign", "frontier", *words])))
 
 

@@ -108,8 +108,10 @@ def write_page(stored: StoredFrontier) -> Path:
         FigureSection("Clean against robust accuracy", frontier_figure(stored), _figure_caption(stored)),
         TableSection("The settings", _settings_table(stored, headings, held_out=True)),
         TableSection("How much each attack took", attack_table(stored)),
-        TextSection("The command that repeats it", {f"run {content.get('run', '')}": repeat_frontier(content, {})}),
     ]
+    if content.get("run"):  # of networks in memory no command could repeat it
+        repeated = {f"run {content['run']}": repeat_frontier(content, {})}
+        sections.append(TextSection("The command that repeats it", repeated))
     introduction = [*summary(stored), *alarms(stored), *content.get("warnings", ()), rule]
     introduction += filter(None, [content.get("note", "")])
     page.write_page(path, f"Frontier: {frontier_name(stored)}", introduction, None, sections, content["environment"])
