@@ -28,7 +28,10 @@ EPS = 0.02
 SHORT = {"pgd": "pgd(steps=5)", "mim": "mim(steps=5)", "fab": "fab(steps=5)", "fab-t": "fab-t(steps=5, targets=2)"}
 SHORT = QUICK | SHORT | {f"apgd-{loss}": f"apgd-{loss}(steps=5)" for loss in ("ce", "dlr", "t")}
 SPELLINGS = [*(SHORT.get(name, name) for name in ATTACKS), "pgd(steps=5, target=1)", "mim(steps=5, target=random)"]
-EVERY_SPELLING = pytest.mark.parametrize("spelling", SPELLINGS)
+SOME = ("pgd(steps=5)", "fab-t(steps=5, targets=2)", "square(queries=30)")
+EVERY_SPELLING = pytest.mark.parametrize(  # the contract is kept in one place; the others as slow tests
+    "spelling", [each if each in SOME else pytest.param(each, marks=pytest.mark.slow) for each in SPELLINGS]
+)
 
 
 def attacked(
@@ -80,13 +83,15 @@ MODES: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "deterministic": deterministic,
 }
 SLOW = {"deterministic": pytest.mark.slow}  # imports for seconds
-SOME = ("pgd(steps=5)", "fab-t(steps=5, targets=2)", "square(queries=30)")
 EVERY_MODE = pytest.mark.parametrize("mode", [pytest.param(name, marks=SLOW.get(name, ())) for name in MODES])
 
 
 @pytest.mark.parametrize(
     ("spelling", "mode"),
-    [(each, "inference") for each in SPELLINGS]
+    [
+        (each, "inference") if each in SOME else pytest.param(each, "inference", marks=pytest.mark.slow)
+        for each in SPELLINGS
+    ]
     + [pytest.param(each, "device", marks=pytest.mark.slow) for each in SPELLINGS if each not in SOME]
     + [pytest.param(each, mode, marks=SLOW.get(mode, ())) for each in SOME for mode in list(MODES)[1:]],
 )

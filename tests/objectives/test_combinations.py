@@ -36,6 +36,7 @@ PAIRS = [each if each == QUICK_PAIR else pytest.param(each, marks=pytest.mark.sl
 ALL = [*QUICK_FIRST, *PAIRS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ALL)
 def test_trains_three_steps_and_gradient_reaches_exactly_what_learns(method: str):
     objective = bound(method)
