@@ -30,11 +30,14 @@ def test_it_writes_the_page_the_pictures_and_the_records(tmp_path: Path):
     with (tmp_path / "out.txt").open("w") as printed:
         assert demo_module.demo(tmp_path, console=Console(file=printed, width=100))
     pictures = {path.name: io.BytesIO(path.read_bytes()) for path in tmp_path.glob("*.png")}
-    assert pictures.keys() == {"trade-off.png", "adversarial-examples.png", "training.png", "calibration-of-vfd.png"}
+    assert pictures.keys() == {
+        "trade-off.png", "after-training.png", "adversarial-examples.png", "training.png", "calibration-of-vfd.png",
+    }  # fmt: skip
+    assert (tmp_path / "runs" / "frontier" / "frontier.json").is_file()
     assert all(Image.open(picture).width > 500 for picture in pictures.values())
     page = (tmp_path / "report.html").read_text()
     assert page.count('src="data:image/png;base64,') == 1  # the examples; what is drawn of lines is SVG
-    assert page.count("<svg ") == 3
+    assert page.count("<svg ") == 4
     records = read_records(tmp_path / "records.jsonl")
     assert {record.attack for record in records} == {
         "clean", "fgsm", "mim(steps=2)", "worst(fgsm, mim(steps=2))",
