@@ -103,14 +103,7 @@ def frontier(
     which, how = target_options or TargetOptions(), attack_options or AttackOptions()
     console = console or Console(quiet=True)
     autocast(pick_device(which.device), how.precision)
-    _check_number(method, 1 + len(others))
-    require(
-        not which.mean,
-        "the made network would not have mean and std: name weights of normalised images as "
-        "normalized(model=..., mean=..., std=...)@FILE",
-    )
-    require(3 <= points <= 101, lambda: f"points={points} must be in 3 to 101")
-    require(0 <= give <= 100, lambda: f"give={give:g} must be in 0 to 100: points of robust accuracy")
+    _check_asked(method, 1 + len(others), points, give, which)
     chosen_attacks = _bounded(parse_attacks(map(register_attacks, attacks), Linf()))
     (on_curve,) = _bounded([parse(register_attacks(curve_attack), threat=Linf())])
 
@@ -154,10 +147,8 @@ def frontier(
         )  # fmt: skip
         _write_evaluation(made, of_test, settings[chosen], (h, g), which, how)
     about = {
-        "robust": _member(h), "accurate": _member(g), "data": h.dataset.name, "images": h.dataset.digest,
-        "threat": str(h.threat), "images_held_out": where, "give": give, "rule": RULE.format(give=give),
-        "curve_attack": str(on_curve), "attacks": [str(attack) for attack in chosen_attacks], "note": h.note,
-        "further": [_member(member) for member in members[2:]], "warnings": warnings,
+        **_about(members, g, on_curve, chosen_attacks), "images_held_out": where, "give": give,
+        "rule": RULE.format(give=give), "warnings": warnings,
         "options": {
             "points": points, "held_out": "" if isinstance(robust, nn.Module) else str(held_out),
             "checkpoint": which.checkpoint, "batch_size": how.batch_size, "precision": how.precision, "seed": how.seed,
@@ -166,6 +157,36 @@ def frontier(
     traced = Frontier(dial, curve, of_test.curve(settings), chosen, made, folder, about)
     write_frontier(traced)
     return traced
+
+
+def _about(
+    members: Sequence[Target], accurate: Target, curve_attack: Attack, attacks: Sequence[Attack]
+) -> dict[str, Any]:
+    """Return what the result says of the networks, the data and the attacks."""
+    robust = members[0]
+    return {
+        "robust": _member(robust),
+        "accurate": _member(accurate),
+        "further": [_member(member) for member in members[2:]],
+        "data": robust.dataset.name,
+        "images": robust.dataset.digest,
+        "threat": str(robust.threat),
+        "curve_attack": str(curve_attack),
+        "attacks": [str(attack) for attack in attacks],
+        "note": robust.note,
+    }
+
+
+def _check_asked(method: str, networks: int, points: int, give: float, options: TargetOptions) -> None:
+    """Refuse what no networks could make possible."""
+    _check_number(method, networks)
+    require(
+        not options.mean,
+        "the made network would not have mean and std: name weights of normalised images as "
+        "normalized(model=..., mean=..., std=...)@FILE",
+    )
+    require(3 <= points <= 101, lambda: f"points={points} must be in 3 to 101")
+    require(0 <= give <= 100, lambda: f"give={give:g} must be in 0 to 100: points of robust accuracy")
 
 
 def _check_number(method: str, networks: int) -> None:
