@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import random
 from zlib import crc32
 
@@ -9,6 +10,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
+from advalign.runtime.seeds import seed_generators
 from tests import shapes
 from tests.networks import Target, half_robust
 from tests.samples import batch
@@ -18,6 +20,12 @@ torch.manual_seed(0)  # for what is drawn while the tests are collected
 # No deadline: the first call imports, on a busy machine for long. The same examples at every run.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+gc.disable()  # while thousands of tests are collected, which are all kept
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what lives until the end is not searched again and again
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +35,7 @@ def begin_alike(request: pytest.FixtureRequest) -> None:
     seed = crc32(request.node.nodeid.encode())
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (libraries draw from it)
-    torch.manual_seed(seed)
+    seed_generators(seed)
 
 
 @pytest.fixture

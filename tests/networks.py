@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from advalign import models
 from advalign.data import Batches, load
 from advalign.objectives import compose, parse, total
-from advalign.runtime.seeds import seeded
+from advalign.runtime.seeds import seed_generators, seeded
 from advalign.threats import Linf
 from tests.samples import batch
 
@@ -46,7 +46,7 @@ class Around(nn.Module):
 
 def tiny(seed: int, **arguments: int) -> TinyNet:
     """Build a tiny net with weights and BatchNorm statistics drawn from the seed."""
-    torch.manual_seed(seed)
+    seed_generators(seed)
     net = TinyNet(**arguments)
     for norm in (net.layer1[1], net.layer2[1]):
         assert isinstance(norm, nn.BatchNorm2d)
@@ -79,7 +79,7 @@ def fooled(net: nn.Module, x_adv: Tensor, y: Tensor) -> Tensor:
 
 def with_random_norms(net: nn.Module) -> nn.Module:
     """Draw scale, shift and statistics of every BatchNorm, as if it had seen data; the network in float64."""
-    torch.manual_seed(0)
+    seed_generators(0)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (*module.parameters(), *module.buffers()):

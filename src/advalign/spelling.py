@@ -15,7 +15,8 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from types import NoneType, UnionType
+from functools import lru_cache
+from types import FunctionType, NoneType, UnionType
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from advalign.errors import UserError, quoted, require, shorten, unknown
@@ -139,7 +140,7 @@ def check_arguments(
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
     named = [each.name for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
     known = [name for name in named if name not in (hidden or {})]
-    hints = _hints(make)
+    hints = _cached_hints(make) if isinstance(make, type | FunctionType) else _hints(make)
     checked = {}
     for name, value in arguments.items():
         if name not in known and (not takes_any or name in (hidden or {})):
@@ -278,6 +279,9 @@ def _hints(make: Callable[..., Any]) -> dict[str, Any]:
         return get_type_hints(make.__init__ if inspect.isclass(make) else make)
     except Exception:  # a user's annotations may be any expression
         return {}
+
+
+_cached_hints = lru_cache(maxsize=1024)(_hints)  # to read them takes longer than all the rest of a check
 
 
 def _fits(value: Any, hint: Any) -> bool:

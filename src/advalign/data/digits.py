@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
+from torch import Tensor
 
 from advalign.data.images import SPLIT_SEED, Dataset, Images, hold_out
 
@@ -15,9 +18,14 @@ def load_digits() -> Dataset:
     Source: the test part of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998), which has no
     official split of its own.
     """
+    train, test = hold_out(Images(*_scans()), TEST_SIZE, SPLIT_SEED)
+    return Dataset("digits", train, test, tuple("0123456789"))
+
+
+@cache  # scikit-learn reads a text file
+def _scans() -> tuple[Tensor, Tensor]:
     from sklearn import datasets
 
     values, labels = datasets.load_digits(return_X_y=True)
     pixels = torch.from_numpy(values).reshape(-1, 1, 8, 8).mul(255 / 16).round().to(torch.uint8)  # 0..16 as scanned
-    train, test = hold_out(Images(pixels, torch.from_numpy(labels).long()), TEST_SIZE, SPLIT_SEED)
-    return Dataset("digits", train, test, tuple("0123456789"))
+    return pixels, torch.from_numpy(labels).long()

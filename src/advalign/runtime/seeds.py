@@ -17,12 +17,23 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def seed_generators(seed: int) -> None:
+    """Seed the CPU's generator and every accelerator's, as `torch.manual_seed` does.
+
+    Where there is no accelerator, that one formats a traceback for each kind: a hundred times as long.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
     """Draw from a generator seeded with the parts inside, and leave the global generators as they were.
 
     Other threads that need the global generators wait.
     """
-    with TURN, torch.random.fork_rng(range(torch.cuda.device_count())):  # manual_seed seeds every GPU
-        torch.manual_seed(derive_seed(*parts))
+    with TURN, torch.random.fork_rng(range(torch.cuda.device_count())):  # every GPU is seeded
+        seed_generators(derive_seed(*parts))
         yield

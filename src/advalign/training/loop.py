@@ -25,7 +25,7 @@ from advalign.runtime.device import to_device
 from advalign.runtime.files import present
 from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.sealed import Owner
-from advalign.runtime.seeds import derive_seed
+from advalign.runtime.seeds import derive_seed, seed_generators
 from advalign.training.averaging import Average
 from advalign.training.plan import Plan
 from advalign.training.recipes import Recipe
@@ -139,7 +139,7 @@ class _Trainer:
         """Make the adversarial images of a batch and update all that learns."""
         state = self.state
         count = state.epoch * self.batches.steps + state.step
-        torch.manual_seed(derive_seed(self.recipe.seed, state.epoch, state.step))
+        seed_generators(derive_seed(self.recipe.seed, state.epoch, state.step))
         self.step.schedule(count)
         x_adv = self.step.perturb(x, y, second)
         if state.step == 0:
