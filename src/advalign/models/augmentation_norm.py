@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import final
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advalign.errors import require
+from advalign.models.modes import setting
 from advalign.models.split_norm import SplitNorm, replace_modules
 
 
@@ -38,18 +38,9 @@ class AugmentationNorm(nn.Module):
         return torch.cat([self.first(batches[0]), *others])
 
 
-@contextmanager
-def using_augmentations(net: nn.Module, augmentations: int) -> Iterator[None]:
+def using_augmentations(net: nn.Module, augmentations: int) -> AbstractContextManager[None]:
     """Let the norms of a network take each batch for so many augmentations of the same images inside."""
-    norms = [module for module in net.modules() if isinstance(module, AugmentationNorm)]
-    before = [norm.augmentations for norm in norms]
-    for norm in norms:
-        norm.augmentations = augmentations
-    try:
-        yield
-    finally:
-        for norm, was in zip(norms, before, strict=True):
-            norm.augmentations = was
+    return setting(net, AugmentationNorm, "augmentations", augmentations)
 
 
 def with_augmentation_norms(net: nn.Module) -> nn.Module:

@@ -100,6 +100,19 @@ def evaluating(net: nn.Module) -> Iterator[list[str]]:
 
 
 @contextmanager
+def setting(net: nn.Module, kind: type[nn.Module], attribute: str, value: object) -> Iterator[None]:
+    """An attribute of every module of a kind has the value inside, and its own again afterwards."""
+    before = {module: getattr(module, attribute) for module in net.modules() if isinstance(module, kind)}
+    for module in before:
+        setattr(module, attribute, value)
+    try:
+        yield
+    finally:
+        for module, was in before.items():
+            setattr(module, attribute, was)
+
+
+@contextmanager
 def buffers_kept(net: nn.Module) -> Iterator[None]:
     """Give every buffer its value back afterwards: passes inside leave no trace in running statistics.
 

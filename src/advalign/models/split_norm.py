@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Literal, final
 
 from jaxtyping import Float
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advalign.errors import require
+from advalign.models.modes import setting
 
 View = Literal["clean", "adv"]
 
@@ -30,18 +30,9 @@ class SplitNorm(nn.Module):
         return self.clean(x) if self.view == "clean" else self.adv(x)
 
 
-@contextmanager
-def using_norms(net: nn.Module, view: View) -> Iterator[None]:
+def using_norms(net: nn.Module, view: View) -> AbstractContextManager[None]:
     """Let the split norms of a network run as `view` inside."""
-    split = [module for module in net.modules() if isinstance(module, SplitNorm)]
-    before: list[View] = [norm.view for norm in split]
-    for norm in split:
-        norm.view = view
-    try:
-        yield
-    finally:
-        for norm, was in zip(split, before, strict=True):
-            norm.view = was
+    return setting(net, SplitNorm, "view", view)
 
 
 def split_norms(net: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ from advalign.models.fold import Folded
 from advalign.models.modes import buffers_kept, check_parameters, evaluating, outside_inference_mode
 from advalign.models.split_norm import SplitNorm, using_norms
 from advalign.models.taps import Output, Tapped
+from advalign.objectives import average
 from advalign.objectives.contract import Calibration, Need, Terms, union
 from advalign.objectives.distances import soft_cross_entropy
 from advalign.objectives.epoch_watch import EpochWatch
@@ -76,16 +77,18 @@ class Objective(nn.Module):
         self._put_parts_beside(student)
         layers = {part: part.layers(student) for part in method.parts}
         self._splits = any(isinstance(module, SplitNorm) for module in student.modules())
-        averaged = copy.deepcopy(student) if method.replacing("average") else nn.Module()  # before it is tapped
+        keeper = method.replacing("average")
+        averaged = copy.deepcopy(student) if keeper else nn.Module()  # before it is tapped
         self.nets = nn.ModuleDict({"student": Tapped(student, union(layers.values()))})
-        kept = ("ema",) if method.replacing("average") else ()
+        kept = ("ema",) if keeper else ()
         for name in union([*((need.net,) for need in method.needs), kept]):
             if name != "student":
                 read = union(layers[part] for part in method.parts if any(need.net == name for need in part.needs))
                 guest = averaged if name == "ema" else guests[name]
                 self.nets[name] = Tapped(guest, read, frozen=name not in method.learners)
         self._twins = Twins(self.nets)
-        self._check_partner()
+        if keeper is not None:
+            average.check_partner(method, keeper, self.nets)
         check_parameters(self)
 
     @property
@@ -145,7 +148,7 @@ class Objective(nn.Module):
             for part in self.method.parts:
                 part.start_epoch(self._tapped("student"), batches, progress)
         if keeper is not None and keeper.hands_back:
-            self._hand_back(keeper)
+            average.hand_back(keeper, self.nets)
         self.start_step(progress)
 
     def start_step(self, progress: float) -> None:
@@ -158,17 +161,11 @@ class Objective(nn.Module):
         for part in self.method.parts:
             part.start_step(progress)
 
-    @torch.no_grad()
     def after_update(self) -> None:
         """Let the average of the student follow, if the method keeps one; call it after each step of the optimiser."""
         self._updates += 1
-        if (keeper := self.method.replacing("average")) is None:
-            return
-        average, source = _moving(self.nets["ema"]), _moving(self.nets["student"])
-        if keeper.partner is not None:
-            source = torch._foreach_lerp(_moving(self.nets[keeper.partner]), source, keeper.student_share())
-        share = 1 - keeper.average_decay()
-        torch._foreach_lerp_(average, source, [share] * len(average) if isinstance(share, Tensor) else share)
+        if (keeper := self.method.replacing("average")) is not None:
+            average.follow(keeper, self.nets)
 
     def perturb(
         self,
@@ -355,26 +352,6 @@ class Objective(nn.Module):
         )
         self._rows_checked = True
 
-    @torch.no_grad()
-    def _hand_back(self, keeper: PlugIn) -> None:
-        """Make the average the student's weights and statistics, and its partner's."""
-        for name in filter(None, ("student", keeper.partner)):
-            torch._foreach_copy_(_moving(self.nets[name]), _moving(self.nets["ema"]))
-
-    def _check_partner(self) -> None:
-        """Refuse a learner that cannot be averaged with the student."""
-        keeper = self.method.replacing("average")
-        if keeper is None or keeper.partner is None:
-            return
-        mine, its = ([each.shape for each in _moving(self.nets[name])] for name in ("student", keeper.partner))
-        require(
-            mine == its,
-            lambda: (
-                f"{shorten(str(self.method))}: {keeper.name!r} averages the student with the {keeper.partner} model, "
-                "so both must have one architecture"
-            ),
-        )
-
     def _put_parts_beside(self, student: nn.Module) -> None:
         """Move what the parts learn and keep to the student's device, in its numeric type or fp32 if that is wider."""
         weight = next(chain(student.parameters(), student.buffers()), None)
@@ -447,11 +424,6 @@ class _Outputs(dict[Need, Output]):
 
     def __missing__(self, need: Need) -> Output:
         raise UserError(f"{need} is read but not declared: add it to the part's needs")
-
-
-def _moving(net: nn.Module) -> list[Tensor]:
-    """Return what an average of a network follows: weights, and statistics of BatchNorm."""
-    return [tensor for tensor in chain(net.parameters(), net.buffers()) if tensor.is_floating_point()]
 
 
 def _go_on(objective: Objective, _: Any) -> None:
