@@ -228,6 +228,14 @@ def test_mixednuts_finds_a_transform_that_keeps_no_more_wrong_decisions_than_any
 
     some = [(0.1, 2.0, -1.0), (1.0, 1.0, 0.0), (5.0, 4.0, -1.136364)]
     assert kept(dial.found.transform) <= min(map(kept, some)) + 1e-9
+    assert not dial.found.useless
+
+
+def test_mixednuts_says_where_no_transform_qualifies():
+    dial, seen = MixedNuts(H, G), evidence()
+    dial.propose(seen, 5, give=100.0)
+    (line,) = dial.warnings(seen)
+    assert "no transform of the grid qualifies" in line
 
 
 def test_the_highest_clean_accuracy_within_what_may_be_given_is_chosen():

@@ -100,6 +100,14 @@ def test_the_summary_says_what_is_gained_and_lost(tmp_path: Path):
     assert "two forward passes" not in "\n".join(summary(written(tmp_path, method="weights")))
 
 
+def test_a_choice_that_is_no_more_accurate_on_the_test_images_is_called_so(tmp_path: Path):
+    losing = {**MIXED, "clean": "1111110000"}
+    points = [point(ACCURATE, "0" * 10), point(losing, "1111100000"), point(ROBUST, "1111110000")]
+    text = "\n".join(summary(written(tmp_path, test=points)))
+    assert "-10.0 [" in text
+    assert "It gains nothing there: keep the robust network" in text
+
+
 def test_networks_that_are_right_on_the_same_images_are_not_worth_mixing(tmp_path: Path):
     clean = {**ACCURATE, "clean": ROBUST["clean"]}
     points = [point(clean, "0" * 10), point(MIXED, "1111100000"), point(ROBUST, "1111110000")]
@@ -181,8 +189,8 @@ def test_every_way_is_listed_with_a_line():
     assert all(20 < len(line) < 110 for _, line in LISTS["frontiers"]())
 
 
-def run_of_frontier(root: Path) -> Run:
-    choice = {"by": "mix", "give": 10.0, "attack": ATTACK, "setting": {"weight": 0.8}}
+def run_of_frontier(root: Path, **choice: object) -> Run:
+    choice = {"by": "mix", "give": 10.0, "attack": ATTACK, "setting": {"weight": 0.8}, **choice}
     setting = {
         "method": "mix(trades+vfd, natural, weight=0.8)", "data": "digits", "shape": [1, 8, 8], "recipe": {"seed": 0},
         "model": 'mix(robust="small-cnn", accurate="small-cnn", weight=0.8)', "frontier": choice,
@@ -259,6 +267,12 @@ def test_a_run_whose_frontier_is_not_there_is_repeated_by_what_it_tells(tmp_path
     assert notes == [f"# ACCURATE: the run or weights file with digest {'b' * 16}, not below these paths"]
     arguments = f"--method mix --give 10 --curve-attack 'pgd(steps=5)' --data digits --runs {tmp_path}"
     assert line == f"advalign frontier r ACCURATE {arguments}"
+
+
+def test_a_run_that_tells_all_is_repeated_with_all(tmp_path: Path):
+    run = run_of_frontier(tmp_path, points=7, held_out="test:10", threat="L2(0.5)")
+    line = frontier_line(run, {"robust0": Path("r"), "b" * 16: Path("a")})
+    assert line.endswith(f"--runs {tmp_path} --points 7 --held-out test:10 --norm l2 --eps 0.5")
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,8 @@ def train_command(options: TrainOptions) -> None:
         trust = " --trust-model" if function_of(run.setting["model"]) else ""
         done = "Trained" if not run.warning else "Trained to the end, but see the warning"
         say(_console(), f"{done}: {run.path}\nNext: advalign evaluate {str(run.path)!r}{trust}")
+        if "vanilla" in run.setting["guests"]:
+            say(_console(), f"More clean accuracy without training: advalign frontier {str(run.path)!r}{trust}")
 
 
 def evaluate_command(options: EvaluateOptions) -> None:

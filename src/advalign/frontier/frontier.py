@@ -139,7 +139,10 @@ def frontier(
         of_test.attack_settings([dial.robust, settings[chosen]], attack.with_threat(h.threat))
     made = None
     if not isinstance(robust, nn.Module):
-        choice = {"by": method, "give": give, "attack": str(on_curve), "setting": dict(settings[chosen].values)}
+        choice = {
+            "by": method, "give": give, "attack": str(on_curve), "setting": dict(settings[chosen].values),
+            "points": points, "held_out": str(held_out), "threat": str(h.threat),
+        }  # fmt: skip
         made = save_run(
             dial.network(settings[chosen]), dial.spelling(settings[chosen], h.model, g.model),
             f"{method}({', '.join(member.method for member in members)}, {settings[chosen]})",
@@ -182,7 +185,7 @@ def _check_asked(method: str, networks: int, points: int, give: float, options: 
     _check_number(method, networks)
     require(
         not options.mean,
-        "the made network would not have mean and std: name weights of normalised images as "
+        "a frontier takes no mean and std, as each network has its own: name weights of normalised images as "
         "normalized(model=..., mean=..., std=...)@FILE",
     )
     require(3 <= points <= 101, lambda: f"points={points} must be in 3 to 101")

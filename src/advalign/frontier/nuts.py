@@ -33,6 +33,8 @@ class Found(NamedTuple):
     """Scale, power, shift."""
     at_bounds: tuple[str, ...]
     """Which of the three lie at the end of their grid."""
+    useless: bool = False
+    """Whether no transform of the grid qualifies, and the first was taken."""
 
 
 @final
@@ -77,11 +79,18 @@ class MixedNuts(Mixing):
                 best, best_rank = transform, rank
         grids = {"scale": SCALES, "power": POWERS, "shift": SHIFTS}
         bounds = [name for (name, grid), value in zip(grids.items(), best, strict=True) if value in (grid[0], grid[-1])]
-        return Found(best, tuple(bounds))
+        return Found(best, tuple(bounds), useless=best_rank[0] == float("inf"))
 
     def warnings(self, held_out: Evidence) -> list[str]:
-        """Return a line where the search ended at the end of its grid, beyond which a better transform may lie."""
-        if self.found is None or not self.found.at_bounds:
+        """Say where the search found nothing, or ended at the end of its grid, beyond which a better one may lie."""
+        if self.found is None:
+            return []
+        if self.found.useless:
+            return [
+                "no transform of the grid qualifies: --give allows for the loss of every image that withstands, or any "
+                "weight below 1 loses more than it"
+            ]
+        if not self.found.at_bounds:
             return []
         values = ", ".join(f"{value:g}" for value in self.transform)
         return [f"the transform found ({values}) lies at the end of its grid in {', '.join(self.found.at_bounds)}"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -186,8 +186,12 @@ class Stage:
         depends = (*made_by, self.evidence.identity, self.evidence.fingerprint(net), source_digests([attack]))
         return self.folder / f"{self.name}-{digest(*(f'{part} | ' for part in depends), digits=10)}.safetensors"
 
-    def _counting(self, names: Mapping[str, object]) -> AbstractContextManager[Callable[[str, int], None]]:
-        return counting(self.console, list(names), len(self.evidence)) if names else nullcontext(lambda name, n: None)
+    @contextmanager
+    def _counting(self, names: Iterable[str]) -> Iterator[Callable[[str, int], None]]:
+        """Show how far the attack on each network is, and on which images."""
+        tasks = {name: f"{self.name}: {name}" for name in names}
+        with counting(self.console, list(tasks.values()), len(self.evidence)) as advance:
+            yield lambda name, done: advance(tasks[name], done)
 
 
 def trace(held_out: Stage, attack: Attack, points: int, give: float) -> tuple[Curve, int]:

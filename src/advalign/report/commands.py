@@ -110,6 +110,10 @@ def frontier_line(run: Run, folders: RunFolders) -> str:
     ]
     words = [*sources, "--method", choice["by"], "--give", spell_number(choice["give"])]
     words += ["--curve-attack", choice["attack"], "--data", setting["data"], "--runs", str(run.path.parent)]
+    if "points" in choice:  # which earlier versions did not keep
+        threat = parse_threat(choice["threat"])
+        words += ["--points", str(choice["points"]), "--held-out", choice["held_out"]]
+        words += ["--norm", threat.norm, "--eps", spell_number(threat.eps)]
     words += ["--trust-model"] if function_of(setting["model"]) else []
     return "\n".join((*notes, shlex.join(["advalign", "frontier", *words])))
 

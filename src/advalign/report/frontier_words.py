@@ -90,6 +90,8 @@ def _gain(stored: StoredFrontier) -> list[str]:
     here = " and ".join(f"{_points(a, b):+.1f}" for _, a, b in _both(chosen, robust))
     gains = _difference(robust.clean, chosen.clean)
     unsure = " So many images do not tell whether it is more accurate." if gains.p_value >= 0.05 else ""
+    if gains.second <= gains.first:
+        unsure = " It gains nothing there: keep the robust network, or choose on more images."
     return [
         f"Chosen: {chosen.setting}. It has {_accuracies(chosen)}: {_with_interval(gains)} points clean, "
         f"{_with_interval(_difference(robust.robust, chosen.robust))} points robust against the robust network (95 % "
