@@ -293,3 +293,12 @@ def test_the_check_of_the_ball_leaves_room_for_rounding_and_no_more():
         require_inside("a", threat, edge, x)
         with pytest.raises(UserError, match="a moved an image by"):
             require_inside("a", threat, x + (edge - x) * 1.0001, x)
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.7)], ids=str)
+def test_a_limited_perturbation_is_the_balls_projection_far_from_the_walls(threat: Linf | L2):
+    centre = torch.full((6, 3, 4, 4), 0.5)
+    delta = 0.2 * torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
+    expected = threat.ball(centre)((centre + delta).clone()) - centre
+    torch.testing.assert_close(threat.limited(delta), expected, atol=1e-6, rtol=0)
+    assert torch.equal(threat.limited(delta / 100), delta / 100)

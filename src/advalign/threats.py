@@ -58,6 +58,10 @@ class Linf:
         low, high = (x - self.eps).clamp_(min=0), (x + self.eps).clamp_(max=1)
         return lambda x_adv: x_adv.clamp_(low, high)
 
+    def limited(self, delta: Pixels) -> Pixels:
+        """Return the perturbation of at most eps that is nearest, wherever the images are."""
+        return delta.clamp(-self.eps, self.eps)
+
     def steepest(self, grad: Pixels) -> Pixels:
         """Return the direction of unit length in which a linear loss with this gradient grows fastest."""
         return grad.sign()
@@ -110,6 +114,11 @@ class L2:
 
         return project
 
+    def limited(self, delta: Pixels) -> Pixels:
+        """Return the perturbation of at most eps that is nearest, wherever the images are."""
+        shrink = (self.eps / _length(delta).clamp_min(torch.finfo(delta.dtype).tiny)).clamp_max_(1)
+        return delta * _per_image(shrink, delta)
+
     def steepest(self, grad: Pixels) -> Pixels:
         """Return the direction of unit length in which a linear loss with this gradient grows fastest."""
         # Largest entry to 1 first: a sure model's gradient of 1e-25 has a square that fp32 rounds to 0.
@@ -147,6 +156,10 @@ class PixelLinf:
         """Return the projection to the box around x and to [0, 1]; it works in place."""
         low, high = (x - self.radii).clamp_(min=0), (x + self.radii).clamp_(max=1)
         return lambda x_adv: x_adv.clamp_(low, high)
+
+    def limited(self, delta: Pixels) -> Pixels:
+        """Return the perturbation within the radii that is nearest, wherever the images are."""
+        return delta.clamp(-self.radii, self.radii)
 
     def steepest(self, grad: Pixels) -> Pixels:
         """Return the direction of unit length in which a linear loss with this gradient grows fastest."""

@@ -16,6 +16,9 @@ from advalign.shapes import ImageBatch
 from advalign.threats import Threat
 
 Start = Literal["uniform", "unclamped", "gaussian", "clean"]
+TrainingStart = Literal[Start, "wide"]
+WIDE = 2
+"""How many times as far as the ball a wide start may lie."""
 
 
 class AttackLoss(NamedTuple):
@@ -89,10 +92,11 @@ def _mended(attack_loss: AttackLoss, x_adv: Tensor, values: ValueAndGrad) -> Val
     )
 
 
-def start_point(x: ImageBatch, threat: Threat, start: Start) -> ImageBatch:
+def start_point(x: ImageBatch, threat: Threat, start: TrainingStart) -> ImageBatch:
     """Return the start of an attack, a new tensor: uniform in the ball, x + 0.001 gaussian (TRADES), or x itself.
 
-    A uniform one is clamped to [0, 1], unless it is `unclamped` (ARD, IAD).
+    A uniform one is clamped to [0, 1], unless it is `unclamped` (ARD, IAD). A `wide` one is uniform in twice the ball,
+    and only [0, 1] bounds the single step from there (N-FGSM, de Jorge et al. 2022).
 
     Raises:
         UserError: another start.
@@ -105,7 +109,9 @@ def start_point(x: ImageBatch, threat: Threat, start: Start) -> ImageBatch:
         return x + 0.001 * torch.randn_like(x)
     if start == "clean":
         return x.clone()
-    raise unknown("start", start, get_args(Start))
+    if start == "wide":
+        return (x + WIDE * (threat.draw(x) - x)).clamp_(0, 1)
+    raise unknown("start", start, get_args(TrainingStart))
 
 
 def projected_gradient_ascent(
@@ -115,7 +121,7 @@ def projected_gradient_ascent(
     *,
     steps: int,
     step_size: float,
-    start: Start,
+    start: TrainingStart | ImageBatch,
     momentum: float = 0.0,
     goal: Goal | None = None,
 ) -> ImageBatch:
@@ -124,6 +130,7 @@ def projected_gradient_ascent(
     Args:
         x: images (N, C, H, W) in [0, 1]; left as they were.
         step_size: length of a step in the threat's norm, in the unit of the pixels.
+        start: a kind of start, or the images (N, C, H, W) to start from.
         momentum: decay of the accumulated gradient, each gradient divided by its mean absolute value
             (MI-FGSM, Dong et al. 2018); 0 is plain ascent.
         goal: for an evaluation whose outputs are logits: an image keeps the first iterate that reaches its goal, and
@@ -134,17 +141,20 @@ def projected_gradient_ascent(
         Adversarial images (N, C, H, W), detached.
 
     Raises:
-        UserError: fewer steps than one, which would leave a gaussian start outside the threat model; unknown start.
+        UserError: fewer steps than one, which would leave a gaussian start outside the threat model; more than one
+            from a wide start; unknown start.
     """
     require(steps >= 1, lambda: f"steps={steps} must be at least 1")
+    kind = start if isinstance(start, str) else "given"
+    require(kind != "wide" or steps == 1, lambda: f"steps={steps} must be 1 from start=wide, which nothing bounds")
     x = x.detach()
-    x_adv = start_point(x, threat, start)
-    project = threat.ball(x)
+    x_adv = start_point(x, threat, start) if isinstance(start, str) else start.detach().clone()
+    project = _into_box if kind == "wide" else threat.ball(x)
     velocity = torch.zeros_like(x) if momentum else None
     result, rows = x_adv.detach(), torch.arange(len(x), device=x.device)
     for step in range(steps):
         outputs, _, grad = value_and_grad(attack_loss, x_adv)
-        kept = step > 0 or start in ("uniform", "clean")  # the others may lie outside the threat model
+        kept = step > 0 or kind in ("uniform", "clean")  # the others may lie outside the threat model
         if goal is not None and kept and (there := goal.reached(attack_loss.network, outputs, x_adv)).any():
             result = result.index_copy(0, rows[there], x_adv[there])
             if there.all():
@@ -158,6 +168,10 @@ def projected_gradient_ascent(
             grad = velocity
         x_adv = project(x_adv.add_(threat.steepest(grad), alpha=step_size))
     return result.index_copy(0, rows, x_adv) if goal is not None else x_adv
+
+
+def _into_box(x_adv: Tensor) -> Tensor:
+    return x_adv.clamp_(0, 1)
 
 
 def _mean_magnitude(grad: Tensor) -> Tensor:

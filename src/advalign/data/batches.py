@@ -4,16 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from advalign.data.augment.geometry import flip_and_crop
+from advalign.data.augment.geometry import crop_positions, flip_and_crop
 from advalign.data.augment.registry import AUGMENTATIONS, Augmentation
 from advalign.data.extra import Extra
 from advalign.data.images import Images, RowNumbers, to_unit
 from advalign.errors import require, unknown
 from advalign.runtime.files import digest
+
+
+class Placement(NamedTuple):
+    """Where the images of a batch stand in the set, and where in its padded frame each was cut out."""
+
+    rows: Tensor  # (B,)
+    down: Tensor  # (B, H, 1), rows of the frame
+    across: Tensor  # (B, 1, W), its columns, backwards where the image is mirrored
+    frame: tuple[int, int]
+    """Height and width of the padded images."""
+    images: int
+    """In the set."""
+
+    def cut(self, frames: Float[Tensor, "N C FH FW"]) -> Float[Tensor, "B C H W"]:
+        """Return what lies under the batch's images, from something kept for every frame."""
+        return frames[self.rows[:, None, None], :, self.down, self.across].permute(0, 3, 1, 2)
+
+    def paste(self, frames: Float[Tensor, "N C FH FW"], pixels: Float[Tensor, "B C H W"]) -> None:
+        """Put something of the batch's shape where the images were cut out, in place."""
+        frames[self.rows[:, None, None], :, self.down, self.across] = pixels.permute(0, 2, 3, 1)
 
 
 class Batches:
@@ -128,6 +150,20 @@ class Batches:
         order = self._draw(epoch, view=0)[0].to(self.images.labels.device)
         for step in range(start, self.steps):
             yield order[self._mine(step, self.real)]
+
+    def placements(self, epoch: int, start: int = 0) -> Iterator[Placement]:
+        """Yield, as `epoch` yields batches, where their images were cut out.
+
+        Only of augmentations that crop and mirror, and without extra data.
+        """
+        device, pad = self.images.labels.device, self.augmentation.pad
+        order, flipped, corners, _ = (each.to(device) for each in self._draw(epoch, view=0))
+        height, width = self.images.pixels.shape[2:]
+        for step in range(start, self.steps):
+            mine = self._mine(step, self.real)
+            down, across = crop_positions(flipped[mine], corners[mine], height, width)
+            frame = height + 2 * pad, width + 2 * pad
+            yield Placement(order[mine], down[:, :, None], across[:, None, :], frame, len(self.images))
 
     def _mine(self, step: int, size: int) -> slice:
         """Return this process's share of a step in a list that holds `size` for each step."""

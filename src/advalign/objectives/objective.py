@@ -11,7 +11,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import AttackLoss, Start, projected_gradient_ascent
+from advalign.attacks.ascent import AttackLoss, TrainingStart, projected_gradient_ascent
 from advalign.attacks.batches import in_type_of, widened
 from advalign.attacks.losses import cross_entropy
 from advalign.errors import UserError, require, shorten, unknown
@@ -176,7 +176,7 @@ class Objective(nn.Module):
         second: Further | None = None,
         steps: int | None = None,
         step_size: float | None = None,
-        start: Start | None = None,
+        start: TrainingStart | ImageBatch | None = None,
         mode: Literal["eval", "train"] | None = None,
     ) -> Attacked:
         """Make the method's adversarial examples for images x (N, C, H, W) in [0, 1] with labels y (N,).
@@ -187,6 +187,8 @@ class Objective(nn.Module):
         attacks several augmentations (`method.augmentations`), it returns so many times N images, those of x first.
 
         Args:
+            start: where the attack starts: uniform, unclamped, gaussian, clean or wide, or images of the shape of what
+                is returned.
             second: another augmentation of the same images, for methods that ask for one (`method.second`); for those
                 that ask for several (`method.further`), all images in the first of these, then all in the next.
 
@@ -223,12 +225,12 @@ class Objective(nn.Module):
             owner = self.method.replacing("attack_loss") or self.method.base
             views = self._clean_views(x, second)
             attack_loss = self._softened_attack(owner.attack_loss(nets, views, y), views, y)
-            start = start or training_attack.start
+            start = training_attack.start if start is None else start
             require(
-                not (attack_loss.flat_at_clean and start == "clean"),
+                not (attack_loss.flat_at_clean and isinstance(start, str) and start == "clean"),
                 lambda: (
                     f"{shorten(str(self.method))}: the attack's loss is flat at the clean images; start=clean needs "
-                    "another: choose from uniform, unclamped, gaussian"
+                    "another: choose from uniform, unclamped, gaussian, wide"
                 ),
             )
             x_adv = projected_gradient_ascent(
@@ -239,7 +241,8 @@ class Objective(nn.Module):
                 step_size=threat.eps / 4 if step_size is None else step_size,
                 start=start,
             )
-            return in_type_of(given, x_adv, threat)
+            wide = isinstance(start, str) and start == "wide"
+            return in_type_of(given, x_adv, None if wide else threat)
 
     def forward(
         self,

@@ -71,6 +71,10 @@ class LogRow(msgspec.Struct, forbid_unknown_fields=True):
     validation: dict[str, float] = {}
     calibration: dict[str, dict[str, dict[str, float]]] = {}
     compile_seconds: float = 0.0
+    guard: list[float] = []
+    """robust accuracies that the guard against catastrophic overfitting has seen in the epoch"""
+    collapses: list[dict[str, float]] = []
+    """what it has gone back to this epoch for"""
 
 
 class RecordRow(msgspec.Struct, forbid_unknown_fields=True):

@@ -157,9 +157,14 @@ class Run:
         card = {"id": self.id, "status": status, "setting": self.setting, "environment": dict(environment)}
         write_checked_json(self._card, {**card, **about_data, **({"warning": warning} if warning else {})})
 
+    @property
+    def good_state(self) -> Path:
+        """What a guarded training goes back to."""
+        return self.path / "good.pt"
+
     def remove_leftovers(self) -> None:
         """Remove the temporary files that a kill has left of what training writes; for who holds the folder's lock."""
-        for file in (self._card, self._log, self.state, self.weights("best"), self.weights("last")):
+        for file in (self._card, self._log, self.state, self.good_state, self.weights("best"), self.weights("last")):
             remove_leftovers(file)
 
     def require_space(self, needed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from advalign.errors import shorten
+from advalign.training.attacks import training_attack
 from advalign.training.plan import Plan
 
 
@@ -38,4 +39,4 @@ def _epochs(planned: Plan) -> str:
 
 def _passes(planned: Plan) -> int:
     """Return the passes through the student for each batch."""
-    return 1 + planned.recipe.steps * planned.method.defends
+    return 1 + training_attack(planned.recipe).passes * planned.method.defends

@@ -126,7 +126,7 @@ class Average:
             threat = r.threat
             # In train mode: the statistics that eval mode would use are those of other weights.
             x_adv = self.objective.perturb(
-                x, y, threat, second=x, steps=r.steps, step_size=r.step_size, start=r.start, mode="train"
+                x, y, threat, second=x, steps=r.all_steps[-1], step_size=r.step_size, start=r.start, mode="train"
             )
             yield x_adv, y
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import repeat
-from typing import Any, final
+from pathlib import Path
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
-from advalign.attacks import PGD
+from advalign import attacks
 from advalign.data import Images
-from advalign.data.batches import Epoch
+from advalign.data.batches import Epoch, Placement
 from advalign.errors import TrainingError, UserError, require
 from advalign.evaluation.accuracy import WORST_CASE, evaluate
 from advalign.objectives import Objective
@@ -26,7 +27,9 @@ from advalign.runtime.files import present
 from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.sealed import Owner
 from advalign.runtime.seeds import derive_seed, seed_generators
+from advalign.training.attacks import PGD
 from advalign.training.averaging import Average
+from advalign.training.guard import REMEDIES, Collapse, Guard, Watch
 from advalign.training.plan import Plan
 from advalign.training.recipes import Recipe
 from advalign.training.step import Step
@@ -48,6 +51,7 @@ class TrainState:
     log: list[LogEntry] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the loss and its terms over the epoch, on the device
     calibration: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # of the epoch's first batch
+    watch: Watch = field(default_factory=Watch)
 
     def add(self, loss: Tensor, terms: Terms) -> None:
         """Count one step; nothing leaves the device."""
@@ -65,6 +69,7 @@ def fit(
     cuda_graphs: bool = False,
     on_step: Callable[[TrainState, int], None],
     on_epoch: Callable[[LogEntry], None],
+    on_collapse: Callable[[Collapse], None],
 ) -> bool:
     """Train the plan's student from where its run stopped, if it did; return whether the run is finished.
 
@@ -74,28 +79,42 @@ def fit(
     Args:
         on_step: called with the state and the number of steps in an epoch.
         on_epoch: called with the epoch's row of the log.
+        on_collapse: called when the guard has gone back.
 
     Raises:
         TrainingError: the loss is not finite; the last good checkpoint is kept.
         UserError: the run's state is damaged, or the disk is full.
     """
     trainer = _Trainer(plan, device, cuda_graphs=cuda_graphs)
-    state, steps = trainer.state, trainer.batches.steps
-    on_step(state, steps)
-    while state.epoch < plan.recipe.epochs:
+    steps = trainer.batches.steps
+    on_step(trainer.state, steps)
+    while trainer.state.epoch < plan.recipe.epochs:
         trainer.start_epoch()
-        for x, y, second, rows in trainer.remaining_batches():
-            trainer.train_step(x, y, second, rows)
-            on_step(state, steps)
+        for batch in trainer.remaining_batches():
+            trainer.train_step(batch)
+            if collapse := trainer.check():
+                on_collapse(collapse)
+                break
+            on_step(trainer.state, steps)
             stop = bool(interrupts.reason)
             if stop or time.monotonic() - trainer.saved > checkpoint_seconds:
                 trainer.save()
             if stop:
                 return False
-        on_epoch(trainer.close_epoch())
-        if interrupts.reason and state.epoch < plan.recipe.epochs:
-            return False
+        else:
+            on_epoch(trainer.close_epoch())
+            if interrupts.reason and trainer.state.epoch < plan.recipe.epochs:
+                return False
+    trainer.forget_good_state()
     return True
+
+
+class _Batch(NamedTuple):
+    x: Tensor  # (N, C, H, W) in [0, 1]
+    y: Tensor  # (N,)
+    second: Tensor | None  # further augmentations of x, where the method reads them
+    rows: Tensor | None  # numbers in the training set, where the method reads them
+    placement: Placement | None  # where x was cut out, where the training attack reads it
 
 
 @final
@@ -112,7 +131,11 @@ class _Trainer:
         self.batches = plan.batches(train)
         self.step = Step(self.objective, self.recipe, self.batches.steps, device, cuda_graphs=cuda_graphs)
         self.average = Average(self.objective, self.recipe, self.batches.steps)
-        self.state = self._resume(device)
+        guarded = self.step.attack.guarded if self.recipe.guard is None else self.recipe.guard
+        watches = guarded and self.objective.method.defends
+        self.guard = Guard(self.recipe, self.batches.steps, self.validation) if watches else None
+        self.state = self._resume(self.run.state) if present(self.run.state) else TrainState()
+        self._arm()
         if self.recipe.compile:
             self.objective.compile()
         self.compile_seconds: float | None = None
@@ -127,21 +150,37 @@ class _Trainer:
             self.objective.start_epoch(Epoch(self.batches, epoch), epoch / self.recipe.epochs)
         self.step.start_epoch(epoch)
 
-    def remaining_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
-        """Yield the batches still to come: x, y, and where the method reads them, further augmentations of x, rows."""
-        epoch, step, method = self.state.epoch, self.state.step, self.objective.method
-        views = [self.batches.epoch(epoch, step, view=view) for view in range(1 + method.further)]
-        rows = self.batches.rows(epoch, step) if method.reads_rows else repeat(None)
-        for ((x, y), *further), its in zip(zip(*views, strict=True), rows, strict=False):
-            yield x, y, torch.cat([second for second, _ in further]) if further else None, its
+    def remaining_batches(self) -> Iterator[_Batch]:
+        """Yield the batches still to come in the epoch, each as often in a row as the training attack replays it."""
+        replays, steps = self.step.attack.replays, self.batches.steps
+        at, end = (self.state.epoch * steps + self.state.step, (self.state.epoch + 1) * steps)
+        while at < end:  # counted over all epochs: a batch may be replayed across the end of one
+            epoch, first = divmod(at // replays, steps)
+            for number, batch in enumerate(self._batches(epoch, first), first):
+                last = (epoch * steps + number + 1) * replays
+                for _ in range(at, min(last, end)):
+                    yield batch
+                at = last
+                if at >= end:
+                    return
 
-    def train_step(self, x: Tensor, y: Tensor, second: Tensor | None, rows: Tensor | None) -> None:
+    def _batches(self, epoch: int, first: int) -> Iterator[_Batch]:
+        """Yield the batches of an epoch from a number on, with what the method and the attack read beside them."""
+        method = self.objective.method
+        views = [self.batches.epoch(epoch, first, view=view) for view in range(1 + method.further)]
+        rows = self.batches.rows(epoch, first) if method.reads_rows else repeat(None)
+        placed = self.batches.placements(epoch, first) if self.step.attack.placed else repeat(None)
+        for ((x, y), *further), its, placement in zip(zip(*views, strict=True), rows, placed, strict=False):
+            yield _Batch(x, y, torch.cat([second for second, _ in further]) if further else None, its, placement)
+
+    def train_step(self, batch: _Batch) -> None:
         """Make the adversarial images of a batch and update all that learns."""
+        x, y, second, rows, placement = batch
         state = self.state
         count = state.epoch * self.batches.steps + state.step
         seed_generators(derive_seed(self.recipe.seed, state.epoch, state.step))
         self.step.schedule(count)
-        x_adv = self.step.perturb(x, y, second)
+        x_adv = self.step.perturb(x, y, second, placement)
         if state.step == 0:
             calibration = self.objective.calibrate(x, x_adv, y, second, rows)
             state.calibration = {name: _floats(values) for name, values in calibration.items()}
@@ -149,6 +188,37 @@ class _Trainer:
         if self.recipe.compile and self.compile_seconds is None:  # it happens within the process's first step
             self.compile_seconds = time.monotonic() - self.saved
         self.average.update(count + 1)
+
+    def check(self) -> Collapse | None:
+        """Let the guard look at the student, if it is time: keep this state, or go back to the last one that is kept.
+
+        Returns:
+            What has happened, if the training has gone back.
+        """
+        state, steps, guard = self.state, self.batches.steps, self.guard
+        if guard is None or not guard.due(state.step, steps) or len(state.watch.collapses) > len(REMEDIES):
+            return None
+        robust = guard.measure(self.objective.exported_student())
+        if not state.watch.collapsed(robust):
+            self._save_state(self.run.good_state)
+            return None
+        self.state = self._resume(self.run.good_state)
+        done = self.state.epoch + self.state.step / steps
+        before, stronger = self.state.watch.highest, REMEDIES[min(len(state.watch.collapses), len(REMEDIES) - 1)]
+        collapse = Collapse(state.epoch + state.step / steps, before, robust, done, stronger)
+        self.state.watch.collapses = [*state.watch.collapses, collapse]
+        self._arm()
+        self.save()
+        return collapse
+
+    def forget_good_state(self) -> None:
+        """Remove what the guard has kept."""
+        self.run.good_state.unlink(missing_ok=True)
+
+    def _arm(self) -> None:
+        """Take the training attack that is due after what the guard has seen."""
+        if collapses := self.state.watch.collapses:
+            self.step.attack = PGD((collapses[-1].steps,))
 
     def close_epoch(self) -> LogEntry:
         """Log and validate the epoch, save the student and the state; return the epoch's row of the log."""
@@ -183,6 +253,10 @@ class _Trainer:
         row = {"epoch": state.epoch, "lr": lr, "loss": means.pop("loss"), "terms": means}
         if state.calibration:
             row["calibration"] = state.calibration
+        if state.watch.accuracies:
+            row["guard"], state.watch.accuracies = state.watch.accuracies, []
+        if collapses := [asdict(each) for each in state.watch.collapses if math.ceil(each.back_to) == state.epoch]:
+            row["collapses"] = collapses
         state.log.append(row)
         return row
 
@@ -195,31 +269,37 @@ class _Trainer:
             save_weights(self.run.weights("best"), student, {**self.card, "checkpoint": "best", **as_of})
         save_weights(self.run.weights("last"), student, {**self.card, "checkpoint": "last", **as_of})
 
-    def _save_state(self) -> None:
+    def _save_state(self, path: Path | None = None) -> None:
+        """Save where the training is, in `state.pt` or elsewhere; of attacks and guards what they remember."""
         self._require_finite()
         networks = {"objective": self.objective.learned_state(), "average": self.average.state()}
         content = {**networks, "optimizer": self.step.optimizer.state_dict(), **vars(self.state)}
-        save_state(self.run.state, content, self._owner)
+        del content["watch"]
+        if self.guard is not None:
+            content["watch"] = asdict(self.state.watch)
+        if remembered := self.step.attack.state():
+            content["attack"] = remembered
+        save_state(path or self.run.state, content, self._owner)
         self.saved = time.monotonic()
 
-    def _resume(self, device: torch.device) -> TrainState:
-        """Take over what the run has saved, and return how far it was; a new run begins at its first step."""
-        if not present(self.run.state):
-            return TrainState()
-        state = load_state(self.run.state, owner=self._owner)
+    def _resume(self, path: Path) -> TrainState:
+        """Take over what was saved, and return how far the training was."""
+        device = self.step.device
+        state = load_state(path, owner=self._owner)
         try:
+            self.step.attack.load(state.pop("attack", {}), device)
             self.objective.load_state_dict({**self.objective.state_dict(), **state.pop("objective")})
             _load_optimizer(self.step.optimizer, state.pop("optimizer"))
             self.average.load(state.pop("average"))
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"{self.run.state} is no state of this run: {str(error).partition(chr(10))[0]}") from None
-        train_state = convert_state(state, TrainState, self.run.state)
+            raise UserError(f"{path} is no state of this run: {str(error).partition(chr(10))[0]}") from None
+        train_state = convert_state(state, TrainState, path)
         within = 0 <= train_state.epoch <= self.recipe.epochs and 0 <= train_state.step <= self.batches.steps
         summed = not train_state.step or "loss" in train_state.sums
         summed = summed and all(value.shape == () for value in train_state.sums.values())
         require(
             within and summed and len(train_state.log) == train_state.epoch,
-            lambda: f"{self.run.state} is no state of this run: its epoch, step, log and sums contradict each other",
+            lambda: f"{path} is no state of this run: its epoch, step, log and sums contradict each other",
         )
         train_state.sums = {name: value.to(device) for name, value in train_state.sums.items()}
         return train_state
@@ -256,7 +336,7 @@ def _validate(objective: Objective, student: nn.Module, validation: Images, reci
     """Measure what selects the best checkpoint, in the order of its weight: robust accuracy, then clean."""
     if not objective.method.defends:
         return evaluate(student, validation).accuracies()
-    attack = PGD(recipe.threat, steps=10)
+    attack = attacks.PGD(recipe.threat, steps=10)
     accuracies = evaluate(student, validation, [attack], precision=recipe.precision, seed=recipe.seed).accuracies()
     return {"robust": accuracies[WORST_CASE], "clean": accuracies["clean"]}
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from advalign.objectives.bases.trades import TRADES
 from advalign.runs import Weights, find_weights
 from advalign.runtime.seeds import seeded
 from advalign.threats import check_radius, check_step_size
+from advalign.training.attacks import check_attack, training_attack
 from advalign.training.plan import Plan
 from advalign.training.recipes import Recipe
 
@@ -27,7 +29,9 @@ GUEST_METHODS: dict[str, Callable[[Method], Method]] = {
     "robust": lambda method: Method(TRADES() if "robust" in Method(method.base).guests else method.base),
     "extractor": lambda method: Method(Contrast(vars(method.base)["temperature"])),
 }
-ATTACK_FIELDS = ("norm", "eps", "steps", "step_size", "start", "mode")
+ATTACK_FIELDS = ("norm", "eps", "attack", "steps", "step_size", "start", "mode", "guard")
+OF_PGD = ("steps", "step_size", "start")
+"""What the other training attacks do not use."""
 
 
 def plan(
@@ -70,7 +74,11 @@ def plan(
             ),
         )
     if not method.defends:  # what a natural run does not use must not name it, or guests would not be shared
-        recipe = replace(recipe, **{f.name: f.default for f in fields(Recipe) if f.name in ATTACK_FIELDS})
+        recipe = replace(recipe, **_defaults(ATTACK_FIELDS))
+    attack = training_attack(recipe)
+    if recipe.attack != "pgd":  # one spelling; what it does not use must not name the run
+        recipe = replace(recipe, attack=str(attack), **_defaults(OF_PGD))
+    check_attack(attack, method, recipe, extra=extra is not None)
     sources: dict[str, Weights | Plan | None] = {}
     for guest in method.guests:
         if guest in guests:
@@ -89,6 +97,10 @@ def plan(
     planned = Plan(method, dataset, models.canonical(model), recipe, runs, name, sources, extra, start)
     check(planned, tried)
     return planned
+
+
+def _defaults(names: Sequence[str]) -> dict[str, Any]:
+    return {field.name: field.default for field in fields(Recipe) if field.name in names}
 
 
 def check(planned: Plan, tried: set[object]) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from advalign.threats import Threat
 
 LINF_EPS = 8 / 255
-ADDED = frozenset({"batchnorm_passes", "ema_constant", "ema_epochs", "eps_ramp", "lr_factor"})
+ADDED = frozenset({"attack", "batchnorm_passes", "ema_constant", "ema_epochs", "eps_ramp", "guard", "lr_factor"})
 """Fields that came later: they name a run only where they differ from their default, so that older runs keep theirs."""
 
 
@@ -75,14 +75,19 @@ class Recipe:
     """radius of the threat model for images in [0, 1]"""
     eps_ramp: bool = False
     """radius and step of the training attack grow from epoch to epoch, linearly from eps / epochs to eps"""
-    steps: int = 10
-    """steps of the training attack"""
+    attack: str = "pgd"
+    """the training attack: pgd, or with fewer passes n-fgsm, fgsm-rs, free(m=8), atta; see `advalign list recipes`"""
+    steps: int | str = 10
+    """steps of --attack pgd; 2:5:10 for 2, 5 and 10 in thirds of the training"""
     step_size: float | None = None
-    """step of the training attack; a quarter of eps if not given"""
+    """step of --attack pgd; a quarter of eps if not given"""
     start: Literal["uniform", "unclamped", "gaussian", "clean"] | None = None
-    """where the training attack starts, unclamped: uniform, also beyond [0, 1]; the method's own if not given"""
+    """where --attack pgd starts, unclamped: uniform, also beyond [0, 1]; the method's own if not given"""
     mode: Literal["eval", "train"] | None = None
     """the student's mode during the attack; the method's own if not given"""
+    guard: bool | None = None
+    """watch for catastrophic overfitting, and then go back and attack in more steps; with the cheap attacks if not
+    given"""
     batchnorm_passes: Literal["loss", "clean", "pang", "rice"] = "loss"
     """what BatchNorm sees in train mode beside the attack: the loss's passes alone; clean: then the clean images; pang:
     these, and again after the update; rice: the adversarial images before, and the clean ones after the update"""
@@ -124,9 +129,19 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, value in check_arguments("recipe", Recipe, asdict(self)).items():
             object.__setattr__(self, name, value)  # lr=1 is lr=1.0, also in the digest that names a run
-        for name in ("epochs", "batch_size", "steps", "validate_every"):
+        if isinstance(self.steps, str) and self.steps.isdecimal():
+            object.__setattr__(self, "steps", int(self.steps))
+        for name in ("epochs", "batch_size", "validate_every"):
             value = getattr(self, name)
             require(value >= 1, lambda: f"{name}={value} must be at least 1")
+        require(
+            min(self.all_steps) >= 1,
+            lambda: f"steps={self.steps} must be at least 1, or such numbers for parts of the training, as in 2:5:10",
+        )
+        require(
+            len(self.all_steps) <= self.epochs,
+            lambda: f"steps={self.steps} has {len(self.all_steps)} parts, more than epochs={self.epochs}",
+        )
         for name in ("validation", "subset"):
             value = getattr(self, name)
             require(value is None or value >= 1, lambda: f"{name}={value} must be at least 1")
@@ -177,6 +192,12 @@ class Recipe:
         """The fields by name, as they name a run."""
         added = {field.name: field.default for field in fields(self) if field.name in ADDED}
         return {name: value for name, value in asdict(self).items() if name not in added or value != added[name]}
+
+    @property
+    def all_steps(self) -> tuple[int, ...]:
+        """The steps of --attack pgd in the parts of the training, one after the other; none if they are no numbers."""
+        parts = str(self.steps).split(":")
+        return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else (0,)
 
     @property
     def threat(self) -> Threat:

@@ -10,12 +10,14 @@ from typing import final
 import torch
 from torch import Tensor
 
+from advalign.data.batches import Placement
 from advalign.models.split_norm import View, using_norms
 from advalign.objectives import Objective, total
 from advalign.objectives.contract import Terms
 from advalign.runtime.cuda_graphs import CudaGraphed
 from advalign.runtime.device import autocast
 from advalign.threats import make_threat
+from advalign.training.attacks import Batch, TrainingAttack, training_attack
 from advalign.training.recipes import Recipe
 from advalign.training.schedule import learning_rate, momentum
 from advalign.training.weight_perturbation import adversarial_weights
@@ -44,6 +46,7 @@ class Step:
             nesterov=recipe.nesterov,
             fused=device.type != "mps",
         )
+        self.attack: TrainingAttack = training_attack(recipe)
         self.epoch = 0
         self.perturb: Callable[..., Tensor] = self._perturb
         self.update: Callable[..., tuple[Tensor, Terms]] = self._update
@@ -59,6 +62,7 @@ class Step:
             share = (epoch + 1) / r.epochs
             self.threat = make_threat(r.norm, share * r.eps)
             self.step_size = None if r.step_size is None else share * r.step_size
+        self.attack.start_epoch(epoch, r.epochs)
         for each in self.recorded:
             each.forget()
 
@@ -70,13 +74,11 @@ class Step:
             lr=self.lr.fill_(rate) if self.recorded else rate, momentum=momentum(self.recipe, at, self.steps)
         )
 
-    def _perturb(self, x: Tensor, y: Tensor, second: Tensor | None) -> Tensor:
+    def _perturb(self, x: Tensor, y: Tensor, second: Tensor | None, placement: Placement | None = None) -> Tensor:
         """Return the adversarial images of images x (N, C, H, W) with labels y (N,)."""
-        r = self.recipe
-        with autocast(self.device, r.precision):
-            return self.objective.perturb(
-                x, y, self.threat, second=second, steps=r.steps, step_size=self.step_size, start=r.start, mode=r.mode
-            )
+        batch = Batch(x, y, second, placement)
+        with autocast(self.device, self.recipe.precision):
+            return self.attack.perturb(self.objective, batch, self.threat, self.step_size, self.recipe.mode)
 
     def _update(
         self, x: Tensor, x_adv: Tensor, y: Tensor, second: Tensor | None, rows: Tensor | None = None
@@ -102,6 +104,7 @@ class Step:
                 torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], r.clip_norm)
             self.optimizer.step()
         self.optimizer.zero_grad()
+        self.attack.after_update(x, x_adv, self.threat)
         if r.batchnorm_passes in ("pang", "rice"):
             self._show(x, "clean")
         self.objective.after_update()

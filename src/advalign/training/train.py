@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.progress import progress_bars, say
 from advalign.runtime.seeds import seeded
 from advalign.training.announcement import guest_lines
+from advalign.training.guard import Collapse
 from advalign.training.loop import LogEntry, TrainState, fit
 from advalign.training.plan import Plan
 from advalign.training.planning import plan
@@ -177,6 +179,7 @@ def _fit(
         cuda_graphs=cuda_graphs,
         on_step=display.step,
         on_epoch=display.epoch,
+        on_collapse=display.collapse,
     )
     if finished:
         _close(planned, bars.console)
@@ -245,6 +248,14 @@ class _Display:
     def step(self, train_state: TrainState, steps: int) -> None:
         done = train_state.epoch * steps + train_state.step
         self.bars.update(self.task, total=self.epochs * steps, completed=done)
+
+    def collapse(self, collapse: Collapse) -> None:
+        say(
+            self.bars.console,
+            f"catastrophic overfitting in epoch {math.ceil(collapse.epoch)}: the accuracy under PGD-10 on "
+            f"validation images fell from {collapse.before:.0%} to {collapse.after:.0%}. Back to epoch "
+            f"{collapse.back_to:.2f}; PGD with {collapse.steps} steps from there",
+        )
 
     def epoch(self, row: LogEntry) -> None:
         validation = row.get("validation", {})

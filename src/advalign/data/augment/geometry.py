@@ -27,11 +27,15 @@ TRIES = 10
 
 def flip_and_crop(pixels: Pixels, flipped: Mask, corners: Int[Tensor, "N 2"], pad: int) -> Pixels:
     """Crop each image at its corner of the zero-padded frame, mirror it if flipped: one gather, no loop, no sync."""
-    height, width = pixels.shape[2:]
-    down = corners[:, :1] + torch.arange(height, device=pixels.device)
-    across = corners[:, 1:] + torch.arange(width, device=pixels.device)
-    across = torch.where(flipped[:, None], across.flip(1), across)
+    down, across = crop_positions(flipped, corners, *pixels.shape[2:])
     return _taken(F.pad(pixels, (pad, pad, pad, pad)), down[:, :, None], across[:, None, :])
+
+
+def crop_positions(flipped: Mask, corners: Int[Tensor, "N 2"], height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return the rows (N, H) and columns (N, W) of the padded frame that each crop takes, mirrored if flipped."""
+    down = corners[:, :1] + torch.arange(height, device=corners.device)
+    across = corners[:, 1:] + torch.arange(width, device=corners.device)
+    return down, torch.where(flipped[:, None], across.flip(1), across)
 
 
 def crop_shift(pixels: Pixels, u: Uniforms) -> Pixels:

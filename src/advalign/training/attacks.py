@@ -1,0 +1,328 @@
+"""How the adversarial images of training are made: PGD, or with fewer passes. `--attack` of `advalign train`.
+
+The cheap ones have the settings of their authors as defaults; their lengths are shares of the radius.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from advalign.attacks.ascent import TrainingStart
+from advalign.data.batches import Placement
+from advalign.errors import UserError, require, shorten
+from advalign.objectives import Method, Objective
+from advalign.spelling import construct, parse_calls, spell
+from advalign.threats import Threat
+from advalign.training.recipes import Recipe
+
+Mode = Literal["eval", "train"]
+
+
+class Batch(NamedTuple):
+    """What a training attack is given."""
+
+    x: Tensor  # (N, C, H, W) in [0, 1]
+    y: Tensor  # (N,)
+    second: Tensor | None = None  # further augmentations of the same images
+    placement: Placement | None = None  # where they were cut out, for an attack that remembers by image
+
+
+class TrainingAttack:
+    """Makes the adversarial images of a step. What it remembers between steps is part of the run's state."""
+
+    name: ClassVar[str]
+    guarded: ClassVar[bool] = True
+    """Whether a network may overfit to it catastrophically, so that the guard watches."""
+    replays: int = 1
+    """Updates in a row that each batch serves."""
+    remembers: ClassVar[bool] = False
+    placed: ClassVar[bool] = False
+    """Whether it remembers by image, and so needs to know where each was cut out of its frame."""
+
+    def __str__(self) -> str:
+        return spell(self.name, type(self), vars(self))
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of the student in a step, and as many backward ones, beside those of the update."""
+        return 1
+
+    def perturb(
+        self, objective: Objective, batch: Batch, threat: Threat, step_size: float | None, mode: Mode | None
+    ) -> Tensor:
+        """Return adversarial images for a batch.
+
+        Args:
+            step_size: of the recipe, which PGD alone goes by.
+            mode: of the student during the attack; the attack's or the method's own if None.
+        """
+        raise NotImplementedError
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Go by this epoch's number, from 0."""
+
+    def after_update(self, x: Tensor, x_adv: Tensor, threat: Threat) -> None:
+        """Learn from the update, whose backward pass may have given `x_adv` a gradient."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what it remembers."""
+        return {}
+
+    def load(self, state: dict[str, Tensor], device: torch.device) -> None:
+        """Take over what it remembered."""
+
+
+@final
+class PGD(TrainingAttack):
+    """Projected gradient ascent, by the recipe's steps, step size and start.
+
+    Args:
+        steps: their numbers in parts of the training of equal length.
+        start: the method's own if None.
+    """
+
+    name = "pgd"
+    guarded = False
+
+    def __init__(self, steps: tuple[int, ...], start: TrainingStart | None = None) -> None:
+        self.all_steps, self.steps = steps, steps[0]
+        self.start: TrainingStart | None = start
+
+    @property
+    def passes(self) -> int:
+        """The steps of the last part of the training."""
+        return self.all_steps[-1]
+
+    def perturb(
+        self, objective: Objective, batch: Batch, threat: Threat, step_size: float | None, mode: Mode | None
+    ) -> Tensor:
+        """Return adversarial images for a batch."""
+        return objective.perturb(
+            batch.x, batch.y, threat, second=batch.second, steps=self.steps, step_size=step_size, start=self.start,
+            mode=mode,
+        )  # fmt: skip
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Take the number of steps of this part of the training."""
+        self.steps = self.all_steps[epoch * len(self.all_steps) // epochs]
+
+
+@final
+@dataclass
+class NFGSM(TrainingAttack):
+    """One step from a uniform start in twice the ball, bounded by [0, 1] alone. De Jorge et al. 2022 (NeurIPS).
+
+    The images may lie three radii away. They see noise that no gradient bends, which keeps the network from making
+    its loss flat at the single point where a one-step attack looks.
+
+    Args:
+        step: length of the step.
+    """
+
+    name = "n-fgsm"
+    step: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_step(self.name, self.step)
+
+    def perturb(
+        self, objective: Objective, batch: Batch, threat: Threat, step_size: float | None, mode: Mode | None
+    ) -> Tensor:
+        """Return adversarial images for a batch."""
+        return objective.perturb(
+            batch.x, batch.y, threat, second=batch.second, steps=1, step_size=self.step * threat.eps, start="wide",
+            mode=mode or "train",
+        )  # fmt: skip
+
+
+@final
+@dataclass
+class FGSMRS(TrainingAttack):
+    """One long step from a uniform start in the ball, projected back into it. Wong, Rice and Kolter 2020 (ICLR).
+
+    The cheapest, and the one that overfits catastrophically most readily: at larger radii, with wider networks, in
+    longer trainings.
+
+    Args:
+        step: length of the step.
+    """
+
+    name = "fgsm-rs"
+    step: float = 1.25
+
+    def __post_init__(self) -> None:
+        _check_step(self.name, self.step)
+
+    def perturb(
+        self, objective: Objective, batch: Batch, threat: Threat, step_size: float | None, mode: Mode | None
+    ) -> Tensor:
+        """Return adversarial images for a batch."""
+        return objective.perturb(
+            batch.x, batch.y, threat, second=batch.second, steps=1, step_size=self.step * threat.eps, start="uniform",
+            mode=mode or "train",
+        )  # fmt: skip
+
+
+@final
+@dataclass
+class Free(TrainingAttack):
+    """Each batch m times in a row; the update's own backward pass moves the images as well. Shafahi et al. 2019.
+
+    No pass but those of the update. The images climb the whole loss of the method. The perturbation is handed on from
+    batch to batch, as by the authors, who begin with none; here it begins uniformly in the ball, since the loss of
+    TRADES and its kin has no slope at the clean images. An epoch is as many updates as otherwise, so that it walks
+    through an m-th of the batches.
+
+    Args:
+        m: how often.
+    """
+
+    name = "free"
+    remembers = True
+    m: int = 8
+    delta: Tensor | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        require(1 <= self.m <= 100, lambda: f"free: m={self.m} must be in 1 to 100")
+        self.replays = self.m
+
+    @property
+    def passes(self) -> int:
+        """None."""
+        return 0
+
+    def perturb(
+        self, objective: Objective, batch: Batch, threat: Threat, step_size: float | None, mode: Mode | None
+    ) -> Tensor:
+        """Return adversarial images for a batch, which the update's backward pass will give a gradient."""
+        if self.delta is None:
+            self.delta = threat.draw(torch.zeros_like(batch.x))
+        return (batch.x + self.delta).clamp_(0, 1).requires_grad_()
+
+    def after_update(self, x: Tensor, x_adv: Tensor, threat: Threat) -> None:
+        """Step by a whole radius up the gradient of the loss."""
+        assert self.delta is not None
+        if x_adv.grad is not None:
+            step = threat.eps * threat.steepest(x_adv.grad.nan_to_num(0.0, 0.0, 0.0))
+            self.delta = threat.limited(self.delta + step)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the perturbation."""
+        return {} if self.delta is None else {"delta": self.delta}
+
+    def load(self, state: dict[str, Tensor], device: torch.device) -> None:
+        """Take over the perturbation."""
+        self.delta = state["delta"].to(device) if state else None
+
+
+@final
+@dataclass
+class ATTA(TrainingAttack):
+    """A few steps from where the attack on the same image ended in the epoch before. Zheng et al. 2020 (CVPR).
+
+    The perturbation of each training image is kept in the frame that crops are cut from, and goes through the same
+    crop and flip as the image. In fp16: for 50,000 images of 32 x 32 in 3 channels 480 MB.
+
+    Args:
+        steps: how many; step: length of each. The authors take 0.015 at a radius of 0.031, with one step.
+        reset: epochs after which all perturbations are forgotten.
+    """
+
+    name = "atta"
+    remembers = placed = True
+    steps: int = 1
+    step: float = 0.5
+    reset: int = 10
+    deltas: Tensor | None = field(default=None, init=False, repr=False)
+    fresh: bool = field(default=True, init=False, repr=False)
+    """Whether the perturbations were forgotten at the start of this epoch."""
+
+    def __post_init__(self) -> None:
+        _check_step(self.name, self.step)
+        require(1 <= self.steps <= 100, lambda: f"atta: steps={self.steps} must be in 1 to 100")
+        require(self.reset >= 1, lambda: f"atta: reset={self.reset} must be at least 1")
+
+    @property
+    def passes(self) -> int:
+        """One for each step."""
+        return self.steps
+
+    def perturb(
+        self, objective: Objective, batch: Batch, threat: Threat, step_size: float | None, mode: Mode | None
+    ) -> Tensor:
+        """Return adversarial images for a batch, and keep how far they have moved."""
+        x, placed = batch.x, batch.placement
+        assert placed is not None
+        if self.deltas is None:
+            self.deltas = torch.zeros(placed.images, x.shape[1], *placed.frame, dtype=torch.float16, device=x.device)
+        start = x + placed.cut(self.deltas).to(x.dtype)
+        if self.fresh:
+            start += 0.001 * torch.randn_like(x)
+        x_adv = objective.perturb(
+            x, batch.y, threat, second=batch.second, steps=self.steps, step_size=self.step * threat.eps, start=start,
+            mode=mode,
+        )  # fmt: skip
+        placed.paste(self.deltas, (x_adv - x).to(torch.float16))
+        return x_adv
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Forget all perturbations, now and then."""
+        self.fresh = epoch % self.reset == 0
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all perturbations."""
+        return {} if self.deltas is None else {"deltas": self.deltas}
+
+    def load(self, state: dict[str, Tensor], device: torch.device) -> None:
+        """Take over all perturbations."""
+        self.deltas = state["deltas"].to(device) if state else None
+
+
+CHEAP: dict[str, type[TrainingAttack]] = {attack.name: attack for attack in (NFGSM, FGSMRS, Free, ATTA)}
+ATTACK_NAMES = (PGD.name, *CHEAP)
+
+
+def training_attack(recipe: Recipe) -> TrainingAttack:
+    """Return the training attack that a recipe names.
+
+    Raises:
+        UserError: an unknown one, or an argument out of range.
+    """
+    calls = parse_calls(recipe.attack)
+    require(len(calls) == 1, lambda: f"attack={shorten(recipe.attack)} names {len(calls)} attacks: choose one")
+    (call,) = calls
+    if call.name != PGD.name:
+        return construct("training attack", call, {PGD.name: PGD, **CHEAP})
+    require(not call.arguments, "attack=pgd takes no arguments: give --steps, --step-size and --start")
+    return PGD(recipe.all_steps, recipe.start)
+
+
+def check_attack(attack: TrainingAttack, method: Method, recipe: Recipe, *, extra: bool) -> None:
+    """Refuse a training attack that cannot work with a method or a recipe.
+
+    Raises:
+        UserError: it remembers perturbations, and the method attacks several augmentations; or it remembers them by
+            image, and there are generated images, or an augmentation of which a perturbation cannot be part.
+    """
+    if not attack.remembers:
+        return
+    method_name = shorten(str(method))
+    require(
+        method.augmentations == 1,
+        lambda: f"attack={attack} keeps one perturbation for an image, and {method_name} attacks several augmentations",
+    )
+    if attack.placed:
+        require(not extra, lambda: f"attack={attack} keeps a perturbation for each image, and cannot for extra data")
+        if recipe.augment not in ("none", "flip", "flip-crop"):
+            raise UserError(
+                f"attack={attack} goes through crop and flip: augment={recipe.augment} must be one of none, flip, "
+                "flip-crop"
+            )
+
+
+def _check_step(name: str, step: float) -> None:
+    require(0 < step <= 2, lambda: f"{name}: step={step:g} must be above 0 and at most 2: a share of the radius")
