@@ -196,7 +196,7 @@ class _Trainer:
             What has happened, if the training has gone back.
         """
         state, steps, guard = self.state, self.batches.steps, self.guard
-        if guard is None or not guard.due(state.step, steps) or len(state.watch.collapses) > len(REMEDIES):
+        if guard is None or not guard.due(state.step, steps) or len(state.watch.collapses) == len(REMEDIES):
             return None
         robust = guard.measure(self.objective.exported_student())
         if not state.watch.collapsed(robust):
@@ -204,7 +204,7 @@ class _Trainer:
             return None
         self.state = self._resume(self.run.good_state)
         done = self.state.epoch + self.state.step / steps
-        before, stronger = self.state.watch.highest, REMEDIES[min(len(state.watch.collapses), len(REMEDIES) - 1)]
+        before, stronger = self.state.watch.highest, REMEDIES[len(state.watch.collapses)]
         collapse = Collapse(state.epoch + state.step / steps, before, robust, done, stronger)
         self.state.watch.collapses = [*state.watch.collapses, collapse]
         self._arm()
