@@ -22,6 +22,7 @@ from advalign.evaluation.measure import measure
 from advalign.evaluation.options import TargetOptions
 from advalign.report import sweeps
 from advalign.runs import Record, Run, read_records
+from advalign.runtime.progress import format_duration
 from advalign.studies import (
     SCALES,
     Cell,
@@ -35,7 +36,6 @@ from advalign.studies import (
     trade_off_section,
 )
 from advalign.studies.context import ExecutionContext
-from advalign.studies.execute import format_duration
 from advalign.studies.results import notes_on
 from advalign.training.recipes import digits
 from advalign.training.train import train

@@ -13,7 +13,7 @@ from advalign.errors import UserError
 from advalign.models import build
 from advalign.objectives import parse
 from advalign.training import planning
-from advalign.training.announcement import guest_lines
+from advalign.training.announcement import guest_lines, time_line
 from advalign.training.plan import Plan
 from advalign.training.planning import plan
 from advalign.training.recipes import Recipe, digits
@@ -113,6 +113,17 @@ def test_guests_that_are_trained_first_are_announced_with_method_and_time(tmp_pa
     assert not any("needs a vanilla" in line for line in lines)
     given = planned("at+vfd", tmp_path, guests={"vanilla": save_untrained(tmp_path)})
     assert guest_lines(given) == guest_lines(planned("at", tmp_path)) == []
+
+
+def test_how_long_it_takes_is_said_and_what_would_be_faster(tmp_path: Path):
+    long = planned("at", tmp_path, replace(QUICK, epochs=6, steps=9))
+    assert time_line(long, 0.25, left=2400, steps=400) == (
+        "about 10m: 0.25 s a step, 400 steps an epoch; --attack n-fgsm, which is weaker, takes about 20% of it. "
+        "Validation and start-up come on top"
+    )
+    assert "faster" not in time_line(long, 0.01, left=2400, steps=400)
+    assert "n-fgsm" not in time_line(planned("at", tmp_path, replace(QUICK, steps=2)), 0.25, 2400, 400)
+    assert "n-fgsm" not in time_line(planned("natural", tmp_path), 0.25, 2400, 400)
 
 
 def save_untrained(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import TYPE_CHECKING
 
 from advalign.errors import UserError
@@ -87,6 +88,21 @@ def recipes() -> Listing:
     return [(name, _first_line(recipe)) for name, recipe in RECIPES.items()]
 
 
+def training_attacks() -> Listing:
+    """List the ways in which `advalign train --attack` makes its adversarial images, with their passes in a step."""
+    from advalign.training.attacks import CHEAP, PGD
+
+    rows: Listing = [(PGD.name, _described(PGD, ["--steps forward and backward passes"]))]
+    for name, make in CHEAP.items():
+        attack = make()
+        arguments = ", ".join(
+            f"{key}={value:g}" for key, value in vars(attack).items() if key in signature(make).parameters
+        )
+        passes = f"{attack.passes} forward, {attack.passes} backward passes"
+        rows.append((f"{name}({arguments})", _described(make, [passes])))
+    return rows
+
+
 def frontiers() -> Listing:
     """List the ways in which `advalign frontier` makes one network of several."""
     from advalign.frontier.frontier import DIALS
@@ -115,6 +131,7 @@ LISTS: dict[str, Callable[[], Listing]] = {
     "models": models,
     "data": data,
     "recipes": recipes,
+    "training-attacks": training_attacks,
     "frontiers": frontiers,
     "studies": studies,
 }

@@ -288,6 +288,6 @@ class ListOptions:
     """List the names that methods, attacks, models and the other options may have."""
 
     what: Annotated[Positional[str], tyro.conf.arg(metavar="WHAT")]
-    """methods, attacks, models, data, recipes, frontiers, studies or layers"""
+    """methods, attacks, models, data, recipes, training-attacks, frontiers, studies or layers"""
     model: Annotated[Positional[str | None], tyro.conf.arg(metavar="MODEL")] = None
     """for layers: the model"""

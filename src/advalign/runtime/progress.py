@@ -15,6 +15,14 @@ def say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def format_duration(seconds: float) -> str:
+    """Write a duration for readers: 40s, 12m, 3h 05m."""
+    if seconds < 90:
+        return f"{seconds:.0f}s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours}h {minutes:02}m" if hours else f"{minutes}m"
+
+
 def progress_bars(console: Console, unit: str) -> Progress:
     """Return bars that count in a unit and show elapsed and remaining time; none where the output is no terminal."""
     columns = (

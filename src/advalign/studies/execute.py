@@ -17,7 +17,7 @@ from advalign.evaluation.options import TargetOptions
 from advalign.runs import find_weights
 from advalign.runtime.interrupts import stoppable
 from advalign.runtime.locks import locked
-from advalign.runtime.progress import say
+from advalign.runtime.progress import format_duration, say
 from advalign.studies.cells import CLEAN, Column
 from advalign.studies.context import ExecutionContext, Outcome
 from advalign.studies.job import Job, dataset
@@ -88,14 +88,6 @@ def _wait(context: ExecutionContext) -> str:
     except KeyboardInterrupt as stop:
         return str(stop) or "SIGINT arrived"
     return ""
-
-
-def format_duration(seconds: float) -> str:
-    """Write a duration for readers: 40s, 12m, 3h 05m."""
-    if seconds < 90:
-        return f"{seconds:.0f}s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours}h {minutes:02}m" if hours else f"{minutes}m"
 
 
 def _train(job: Job, context: ExecutionContext, console: Console) -> None:

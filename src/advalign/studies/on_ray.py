@@ -18,9 +18,9 @@ from rich.console import Console
 from advalign.errors import UserError, require
 from advalign.registration import register
 from advalign.runtime.interrupts import stoppable
-from advalign.runtime.progress import say
+from advalign.runtime.progress import format_duration, say
 from advalign.studies.context import ExecutionContext, Outcome
-from advalign.studies.execute import BUSY_SECONDS, Watcher, format_duration, run_job
+from advalign.studies.execute import BUSY_SECONDS, Watcher, run_job
 from advalign.studies.job import Job
 
 RETRIES = 3

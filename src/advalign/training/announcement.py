@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from advalign.errors import shorten
-from advalign.training.attacks import training_attack
+from advalign.runtime.progress import format_duration
+from advalign.training.attacks import NFGSM, TrainingAttack, training_attack
 from advalign.training.plan import Plan
+
+LONG = 300.0
+"""Seconds above which a training is worth a word on what would be faster."""
 
 
 def guest_lines(planned: Plan) -> list[str]:
@@ -32,11 +36,25 @@ def guest_lines(planned: Plan) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
+def time_line(planned: Plan, step_seconds: float, left: int, steps: int) -> str:
+    """Return how long a training will take, from the time of a step, and what would be faster.
+
+    Args:
+        left: steps still to come.
+        steps: of an epoch.
+    """
+    line = f"about {format_duration(step_seconds * left)}: {step_seconds:.2g} s a step, {steps} steps an epoch"
+    now, cheap = _passes(planned), _passes(planned, NFGSM())
+    if planned.method.defends and step_seconds * left > LONG and cheap < now / 2:
+        line += f"; --attack n-fgsm, which is weaker, takes about {cheap / now:.0%} of it"
+    return f"{line}. Validation and start-up come on top"
+
+
 def _epochs(planned: Plan) -> str:
     done, epochs = len(planned.run.log), planned.recipe.epochs
     return f"{epochs} epoch{'s' * (epochs != 1)}{f', {done} done' if done else ''}"
 
 
-def _passes(planned: Plan) -> int:
+def _passes(planned: Plan, attack: TrainingAttack | None = None) -> int:
     """Return the passes through the student for each batch."""
-    return 1 + training_attack(planned.recipe).passes * planned.method.defends
+    return 1 + (attack or training_attack(planned.recipe)).passes * planned.method.defends

@@ -20,6 +20,7 @@ from advalign.registration import source_digests
 from advalign.runs import Run, Weights
 from advalign.runs.run import setting_digest
 from advalign.runtime.files import digest, read_content
+from advalign.training.attacks import training_attack
 from advalign.training.networks import build_objective
 from advalign.training.recipes import Recipe
 
@@ -146,12 +147,25 @@ class Plan:
     def space(self) -> int:
         """The bytes on disk: two weights files, the state with momentum, that once more while it is written, a log.
 
-        And 8 bytes for the digest of each generated image.
+        The guard keeps one more state; an attack that remembers perturbations keeps them in each. And there are 8 bytes
+        for the digest of each generated image.
         """
         state = self.untrained_objective().learned_state()
         tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
         weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        return 6 * weights + 8 * (0 if self.extra is None else len(self.extra)) + (1 << 20)
+        attack = training_attack(self.recipe)
+        guarded = attack.guarded if self.recipe.guard is None else self.recipe.guard  # which keeps one more state
+        remembered = 0
+        if attack.placed:
+            channels, height, width = self.dataset.shape
+            remembered = 2 * len(self.images[0]) * channels * (height + 8) * (width + 8)
+        states = 2 + guarded
+        return (2 + 2 * states) * weights + states * remembered + self._extra_digests + (1 << 20)
+
+    @property
+    def _extra_digests(self) -> int:
+        """The bytes of the digests of generated images."""
+        return 8 * (0 if self.extra is None else len(self.extra))
 
     @property
     def _extra_digest(self) -> dict[str, str]:

@@ -76,7 +76,8 @@ class Recipe:
     eps_ramp: bool = False
     """radius and step of the training attack grow from epoch to epoch, linearly from eps / epochs to eps"""
     attack: str = "pgd"
-    """the training attack: pgd, or with fewer passes n-fgsm, fgsm-rs, free(m=8), atta; see `advalign list recipes`"""
+    """the training attack: pgd, or with fewer passes n-fgsm, fgsm-rs, free(m=8), atta; see `advalign list
+    training-attacks`"""
     steps: int | str = 10
     """steps of --attack pgd; 2:5:10 for 2, 5 and 10 in thirds of the training"""
     step_size: float | None = None
@@ -224,6 +225,11 @@ def short() -> Recipe:
 def cpu() -> Recipe:
     """10,000 images, for a small network on two cores in minutes; weak models, honest comparisons."""
     return Recipe(epochs=20, schedule="onecycle", lr=0.2, nesterov=True, subset=10_000, steps=7, validate_every=2)
+
+
+def finetune() -> Recipe:
+    """10 epochs for weights that are accurate already (--init): one cycle that starts slowly, the weights averaged."""
+    return Recipe(epochs=10, schedule="onecycle", lr=0.05, peak=0.3, average="ema")
 
 
 def digits() -> Recipe:
@@ -392,6 +398,7 @@ RECIPES = {
     "common": common,
     "short": short,
     "cpu": cpu,
+    "finetune": finetune,
     "digits": digits,
     "trades": trades,
     "mart": mart,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,16 +25,15 @@ from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.progress import progress_bars, say
 from advalign.runtime.seeds import seeded
 from advalign.training.announcement import guest_lines
-from advalign.training.guard import Collapse
-from advalign.training.loop import LogEntry, TrainState, fit
+from advalign.training.attacks import training_attack
+from advalign.training.display import Display
+from advalign.training.loop import LogEntry, fit
 from advalign.training.plan import Plan
 from advalign.training.planning import plan
 from advalign.training.recipes import Recipe
 from advalign.training.sanity import judge, measure_guests, measure_start
 
 Sinks = Callable[[Run], list[Callable[[LogEntry], None]]]
-
-_SHOWN = {"clean": "validation: clean", "robust": "PGD-10"}
 
 
 def train(
@@ -148,6 +146,10 @@ def _pick_device(name: str, recipe: Recipe, *, cuda_graphs: bool) -> torch.devic
     require(not cuda_graphs or device.type == "cuda", lambda: f"CUDA graphs need a CUDA device, not {device.type!r}")
     changes = recipe.cycle_momentum or recipe.compile  # what a recording cannot follow
     require(not cuda_graphs or not changes, "CUDA graphs go with neither --cycle-momentum nor --compile")
+    remembers = cuda_graphs and training_attack(recipe).remembers
+    require(
+        not remembers, lambda: f"CUDA graphs do not go with --attack {recipe.attack}, which remembers between steps"
+    )
     return device
 
 
@@ -170,7 +172,7 @@ def _fit(
         learned_from = [weights for weights in (planned.init, *planned.trained_guests.values()) if weights is not None]
         extra = [] if planned.extra is None else [planned.extra]
         write_trained_on(run, (*planned.images, *extra), learned_from)
-    display = _Display(bars, planned, sinks(run))
+    display = Display(bars, planned, sinks(run))
     finished = fit(
         planned,
         device,
@@ -236,31 +238,3 @@ def _locked(run: Run, waits: Interrupts | None, console: Console) -> Iterator[bo
         yield True
     finally:
         lock.release()
-
-
-class _Display:
-    """A run's bar and lines, and the other listeners to its log."""
-
-    def __init__(self, bars: Progress, planned: Plan, listeners: list[Callable[[LogEntry], None]]) -> None:
-        self.bars, self.epochs, self.listeners = bars, planned.recipe.epochs, listeners
-        self.task = bars.add_task(str(planned.method), total=None)
-
-    def step(self, train_state: TrainState, steps: int) -> None:
-        done = train_state.epoch * steps + train_state.step
-        self.bars.update(self.task, total=self.epochs * steps, completed=done)
-
-    def collapse(self, collapse: Collapse) -> None:
-        say(
-            self.bars.console,
-            f"catastrophic overfitting in epoch {math.ceil(collapse.epoch)}: the accuracy under PGD-10 on "
-            f"validation images fell from {collapse.before:.0%} to {collapse.after:.0%}. Back to epoch "
-            f"{collapse.back_to:.2f}; PGD with {collapse.steps} steps from there",
-        )
-
-    def epoch(self, row: LogEntry) -> None:
-        validation = row.get("validation", {})
-        accuracies = [f"{label} {validation[key]:.2%}" for key, label in _SHOWN.items() if key in validation]
-        shown = [f"epoch {row['epoch']:>3}/{self.epochs}", f"loss {row['loss']:.4f}", *accuracies]
-        say(self.bars.console, "  ".join([*shown, f"lr {row['lr']:.4f}", f"{row['seconds']:.0f} s"]))
-        for listen in self.listeners:
-            listen(row)
