@@ -44,7 +44,7 @@ def test_control_characters_and_halves_of_characters_leave_a_sound_svg():
     figure = of_classes(("a\x01b", "\udcff"))
     assert {"a\\x01b", "\\udcff"} <= set(words(figure))
     log = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 0.2}]
-    assert "<title>a\\x01b</title>" in inline(training_curves({"a\x01b": log}), "a")
+    assert "<title>a\\x01b</title>" in inline(svg(training_curves({"a\x01b": log}), "a"))
 
 
 @pytest.mark.slow

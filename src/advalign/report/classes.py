@@ -23,6 +23,7 @@ from advalign.evaluation.target import SUBSET_SEED
 from advalign.report.tables import Table
 
 _NUMBERED = 12  # up to this many classes, the figure has room for numbers
+_NUMBERED_MODELS = 40  # more numbers take seconds to draw; the table beside the figure has them all
 
 Accuracies = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Clean and robust accuracy of each class in per cent, by model."""
@@ -58,7 +59,10 @@ def outcomes_of(evaluation: Mapping[str, Any], worst: str) -> tuple[Tensor, Tens
     Raises:
         UserError: the outcomes contradict the recorded accuracies.
     """
-    flags = {name: torch.tensor([digit == "1" for digit in text]) for name, text in evaluation["outcomes"].items()}
+    flags = {
+        name: torch.frombuffer(bytearray(text, "ascii"), dtype=torch.uint8) == ord("1")
+        for name, text in evaluation["outcomes"].items()
+    }
     robust = torch.stack([flags[name] for name in ("clean", *parse_name(worst).members)]).all(0)
     recorded = {record["attack"]: record["accuracy"] for record in evaluation["records"]}
     for attack, correct in (("clean", flags["clean"]), (worst, robust)):
@@ -76,7 +80,8 @@ def by_class(correct: Sequence[Tensor], labels: Tensor, classes: int) -> list[fl
         correct: for each seed, which images (N,) are classified correctly.
         labels: (N,) int64.
     """
-    return [100 * mean(float(flags[labels == k].double().mean()) for flags in correct) for k in range(classes)]
+    of_class = [labels == k for k in range(classes)]
+    return [100 * mean(float(flags[rows].double().mean()) for flags in correct) for rows in of_class]
 
 
 def class_table(accuracies: Accuracies, class_names: Sequence[str], caption: str) -> Table:
@@ -92,6 +97,7 @@ def class_table(accuracies: Accuracies, class_names: Sequence[str], caption: str
 def class_figure(accuracies: Accuracies, class_names: Sequence[str]) -> Figure:
     """Draw clean and robust accuracy as two maps, a row for each model, a column for each class."""
     models, classes = list(accuracies), len(class_names)
+    numbered = classes <= _NUMBERED and len(models) <= _NUMBERED_MODELS
     with mpl.rc_context({"font.size": 8}):
         figure = Figure(figsize=(max(9.0, 0.14 * classes), min(300.0, 1.6 + 0.36 * len(models))), layout="constrained")
         grid = figure.subplots(1, 2, sharey=True)
@@ -102,9 +108,10 @@ def class_figure(accuracies: Accuracies, class_names: Sequence[str]) -> Figure:
             axes.set(title=f"{title} accuracy, %", xticks=[k + 0.5 for k in range(classes)])
             axes.set_xticklabels(class_names, rotation=90, fontsize=8 if classes <= _NUMBERED else 4)
             axes.set_yticks([i + 0.5 for i in range(len(models))], models)
-            for i, row in enumerate(values if classes <= _NUMBERED else ()):
+            for i, row in enumerate(values if numbered else ()):
                 for k, value in enumerate(row):
                     color = "white" if value > 60 else "black"
-                    axes.text(k + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", fontsize=6.5, color=color)
+                    number = axes.text(k + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", color=color)
+                    number.set(fontsize=6.5, in_layout=False)  # it lies within its cell, and layout takes long
         figure.colorbar(grid[0].collections[0], ax=grid, shrink=0.8)
     return figure

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ RunFolders = Mapping[str, Path]
 
 def flags_of(setting: Mapping[str, Any]) -> dict[str, str]:
     """Return a run's recipe as flags, without the seed and the fields that its method does not use."""
-    recipe = {**_plain(Recipe()), **setting["recipe"]}
+    recipe = {**_default(), **setting["recipe"]}
     unused = () if is_defense(setting["method"]) else ATTACK_FIELDS
     return {name: " ".join(_words(value)) for name, value in recipe.items() if name not in ("seed", *unused)}
 
@@ -38,7 +39,7 @@ def train_line(run: Run, folders: RunFolders) -> str:
     What the folder does not contain is a word in capitals, which a comment above explains.
     """
     setting, notes = run.setting, []
-    recipe = {**_plain(Recipe()), **setting["recipe"]}
+    recipe = {**_default(), **setting["recipe"]}
     if not recipe.keys() - ADDED <= setting["recipe"].keys():
         notes.append("of an earlier version with fewer settings: the same training, under another id")
     preset, flags = _nearest(recipe)
@@ -183,11 +184,20 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(recipe)))
 
 
+@cache
+def _default() -> Mapping[str, Any]:
+    return _plain(Recipe())
+
+
+@cache
+def _presets() -> Mapping[str, Mapping[str, Any]]:
+    return {name: _plain(make()) for name, make in RECIPES.items()}
+
+
 def _nearest(recipe: Mapping[str, Any]) -> tuple[str, list[str]]:
     """Return the preset from which a recipe differs least, and the flags of the difference."""
     differences = {}
-    for name, make in RECIPES.items():
-        preset = _plain(make())
+    for name, preset in _presets().items():
         if preset["norm"] == recipe["norm"] or name == "common":  # another norm's radius must not be taken over
             changed = [(key, value) for key, value in recipe.items() if value != preset[key]]
             differences[name] = [word for key, value in changed for word in _flag(key, value)]

@@ -23,6 +23,8 @@ from matplotlib.ticker import FuncFormatter, LogFormatter
 HOVER = "hover: "
 FEW_CURVES = 10
 """Up to this many curves, a legend inside the axes and matplotlib's own colours are enough."""
+MOST_NAMES = 60
+"""So many models are named in a figure; of more, the names are read off under the pointer, or in a table."""
 MARKERS = "osD^vP*X"
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -130,6 +132,6 @@ def _glyphs() -> frozenset[int]:
     return frozenset(code for font in fonts for code in font.get_charmap())
 
 
-def data_uri(figure: Figure) -> str:
-    """Return the figure as a PNG inside a URI, for a page that is one file."""
-    return "data:image/png;base64," + base64.b64encode(png(figure)).decode()
+def data_uri(picture: bytes) -> str:
+    """Return a PNG inside a URI, for a page that is one file."""
+    return "data:image/png;base64," + base64.b64encode(picture).decode()

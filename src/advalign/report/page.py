@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -73,13 +74,12 @@ def write_page(
     blocks = []
     for section in (*([TableSection("", table)] if table else []), *sections):
         name = re.sub(r"[^a-z0-9]+", "-", (section.heading or "table").lower()).strip("-")
-        links = {}
+        links, figure = {}, _DrawnOnce(section, name) if isinstance(section, FigureSection) else None
         if parts is not None:
-            for ending, content in _files(section, name).items():
+            for ending, content in (_table_files(section) if figure is None else figure.files()).items():
                 write_atomically(parts / f"{name}.{ending}", content)
                 links[ending] = f"{parts.relative_to(path.parent).as_posix()}/{name}.{ending}"
-        figure = _embedded(section, name) if isinstance(section, FigureSection) else ""
-        blocks.append({"section": section, "figure": figure, "links": links})
+        blocks.append({"section": section, "figure": figure.embedded() if figure else "", "links": links})
     style, script = (Markup((package / name).read_text()) for name in ("page.css", "sort.js"))
     write_atomically(
         path,
@@ -90,19 +90,36 @@ def write_page(
     )  # fmt: skip
 
 
-def _files(section: Section, name: str) -> dict[str, str | bytes]:
-    """Return the files of a section by their ending."""
-    if isinstance(section, TableSection):
-        table = section.table
-        return {"md": table.markdown() + "\n", "tex": table.latex() + "\n", "csv": table.csv()}
-    if isinstance(section, FigureSection):
-        pdf = drawn(section.figure, "pdf", metadata={"CreationDate": None})
-        return {"svg": svg(section.figure, name), "pdf": pdf, "png": png(section.figure)}
-    return {}
+def _table_files(section: Section) -> dict[str, str]:
+    """Return the files of a table by their ending; a text has none."""
+    if not isinstance(section, TableSection):
+        return {}
+    table = section.table
+    return {"md": table.markdown() + "\n", "tex": table.latex() + "\n", "csv": table.csv()}
 
 
-def _embedded(section: FigureSection, name: str) -> Markup:
-    """Return a figure of lines as SVG, which shows texts under the pointer, and one of images as PNG."""
-    if any(axes.images for axes in section.figure.axes):
-        return Markup('<img src="{}" alt="{}">').format(data_uri(section.figure), section.alt or section.caption)
-    return Markup(inline(section.figure, name))
+class _DrawnOnce:
+    """A figure's drawings, each made when it is first asked for."""
+
+    def __init__(self, section: FigureSection, name: str) -> None:
+        self.section, self.name = section, name
+
+    @cached_property
+    def svg(self) -> str:
+        return svg(self.section.figure, self.name)
+
+    @cached_property
+    def png(self) -> bytes:
+        return png(self.section.figure)
+
+    def files(self) -> dict[str, str | bytes]:
+        """Return the figure's files by their ending."""
+        pdf = drawn(self.section.figure, "pdf", metadata={"CreationDate": None})
+        return {"svg": self.svg, "pdf": pdf, "png": self.png}
+
+    def embedded(self) -> Markup:
+        """Return a figure of lines as SVG, which shows texts under the pointer, and one of images as PNG."""
+        if any(axes.images for axes in self.section.figure.axes):
+            alt = self.section.alt or self.section.caption
+            return Markup('<img src="{}" alt="{}">').format(data_uri(self.png), alt)
+        return Markup(inline(self.svg))

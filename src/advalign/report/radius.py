@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from advalign.attacks.names import parse_name
-from advalign.report.figures import HOVER, STYLE, color_of
+from advalign.report.figures import HOVER, MOST_NAMES, STYLE, color_of
 from advalign.runs import Record
 from advalign.threats import parse_threat
 
@@ -39,7 +39,8 @@ def radii_of(records: Sequence[Record]) -> tuple[str, Curve]:
 def radius_curves(curves: Mapping[str, Curve]) -> Figure:
     """Plot accuracy over the radius, a curve for each model, with one standard error of the binomial."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9, max(4.0, 0.19 * len(curves))), layout="constrained")
+        named = len(curves) <= MOST_NAMES
+        figure = Figure(figsize=(9, max(4.0, 0.19 * len(curves) * named)), layout="constrained")
         axes = figure.add_subplot(xlabel="radius", ylabel="accuracy, %", ylim=(-2, 102))
         for i, (name, curve) in enumerate(curves.items()):
             radii = sorted(curve)
@@ -50,5 +51,6 @@ def radius_curves(curves: Mapping[str, Curve]) -> Figure:
             axes.lines[-1].set_gid(HOVER + name)
         axes.set_xscale("symlog", linthresh=min(eps for curve in curves.values() for eps in curve if eps > 0))
         axes.set_xlim(left=0)
-        figure.legend(frameon=False, fontsize=7, loc="outside right upper")
+        if named:
+            figure.legend(frameon=False, fontsize=7, loc="outside right upper")
     return figure

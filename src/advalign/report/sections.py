@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from advalign.attacks import ATTACKS
 from advalign.attacks.names import worst_cases_among
 from advalign.attacks.spelled import benchmark_of
@@ -14,6 +16,7 @@ from advalign.report.classes import by_class, class_figure, class_table, dataset
 from advalign.report.commands import diagnose_line, evaluate_line, frontier_line, repeat_frontier, train_line
 from advalign.report.diagnosis import remarks_table, verdicts_table
 from advalign.report.examples import COLUMNS, read_examples
+from advalign.report.figures import MOST_NAMES
 from advalign.report.gallery import gallery, gallery_in_words
 from advalign.report.page import FigureSection, Section, TableSection, TextSection
 from advalign.report.radius import Curve, radii_of, radius_curves
@@ -89,8 +92,15 @@ def class_sections(
         return []
     caption = f"Robust: the worst case over the most attacks, {worst}. Means over seeds, where there are several."
     table = class_table(accuracies, data.class_names, "In %. " + caption)
+    best = sorted(accuracies, key=lambda model: -np.nanmean(accuracies[model][1]))[:MOST_NAMES]
+    shown = {model: of_classes for model, of_classes in accuracies.items() if model in best}
+    chosen = (
+        ""
+        if len(shown) == len(accuracies)
+        else (f" The {len(shown)} of {len(accuracies)} models that withstand best; the table below has all.")
+    )
     return [
-        FigureSection(f"Accuracy by class: {name}", class_figure(accuracies, data.class_names), caption),
+        FigureSection(f"Accuracy by class: {name}", class_figure(shown, data.class_names), caption + chosen),
         TableSection(f"Accuracy by class in numbers: {name}", table),
     ]
 

@@ -20,19 +20,6 @@ def svg(figure: Figure, name: str) -> str:
     Args:
         name: keeps its definitions apart from those of other figures in one page.
     """
-    return ElementTree.tostring(_tree(figure, name), encoding="unicode") + "\n"
-
-
-def inline(figure: Figure, name: str) -> str:
-    """Return the figure as an SVG element for HTML, which needs no namespaces, as wide as the page allows."""
-    root = _tree(figure, name)
-    root.set("style", f"max-width: {root.attrib.pop('width')}")
-    del root.attrib["height"]
-    text = ElementTree.tostring(root, encoding="unicode")
-    return text.replace(f' xmlns="{_SVG}"', "").replace(f' xmlns:xlink="{_LINK}"', "")
-
-
-def _tree(figure: Figure, name: str) -> ElementTree.Element:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         root = ElementTree.fromstring(drawn(figure, "svg", metadata={"Date": None}))
     root.remove(root[0])  # metadata: the program and its address
@@ -42,4 +29,13 @@ def _tree(figure: Figure, name: str) -> ElementTree.Element:
             title = ElementTree.Element(f"{{{_SVG}}}title")
             title.text = gid.removeprefix(HOVER)
             group.insert(0, title)
-    return root
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def inline(text: str) -> str:
+    """Return an SVG as an element for HTML, which needs no namespaces, as wide as the page allows."""
+    root = ElementTree.fromstring(text)
+    root.set("style", f"max-width: {root.attrib.pop('width')}")
+    del root.attrib["height"]
+    text = ElementTree.tostring(root, encoding="unicode")
+    return text.replace(f' xmlns="{_SVG}"', "").replace(f' xmlns:xlink="{_LINK}"', "")

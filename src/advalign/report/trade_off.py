@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from advalign.attacks.names import parse_name, worst_cases_among
 from advalign.errors import UserError
 from advalign.frontier.result import StoredFrontier
-from advalign.report.figures import FEW_CURVES, HOVER, MARKERS, STYLE, color_of
+from advalign.report.figures import FEW_CURVES, HOVER, MARKERS, MOST_NAMES, STYLE, color_of
 from advalign.report.frontier import curve_attacks, draw_curve, frontier_name
 from advalign.report.rows import Flags, group_rows
 from advalign.runs import Record
@@ -80,11 +80,11 @@ def trade_off_figure(
                 side.set_view_interval(middle - _SPAN / 2, middle + _SPAN / 2, ignore=True)
         for point in every:
             axes.plot(point.clean, point.robust, "o", markersize=16, alpha=0, gid=HOVER + str(point))
-        few = len(families) <= FEW_CURVES and not frontiers
+        few = len(families) <= FEW_CURVES and len(every) <= MOST_NAMES and not frontiers
         legend = {"frameon": False, "fontsize": 8 if few else 6}
         if few:
             axes.legend(**legend)
-        else:
+        elif len(families) <= MOST_NAMES:
             figure.set_size_inches(10, max(4.6, 0.17 * len(families)))
             figure.legend(**legend, loc="outside right upper")
         curves = (f"{frontier_name(stored)}: {curve_attacks(stored)}" for stored in frontiers)
@@ -117,14 +117,16 @@ def _split_arguments(method: str) -> tuple[str, str]:
 
 
 def _draw_families(axes: Axes, families: Families) -> None:
+    named = sum(map(len, families.values())) <= MOST_NAMES
     for i, (family, points) in enumerate(families.items()):
         x, y = [point.clean for point in points], [point.robust for point in points]
         color, marker = color_of(i, len(families)), MARKERS[i % len(MARKERS)]
         axes.plot(x, y, color=color, marker=marker, label=family, linewidth=1, markersize=7)
         for point in points:
-            label = point.arguments or ("default" if len(points) > 1 else "")
             center = (point.clean, point.robust)
-            axes.annotate(label, center, textcoords="offset points", xytext=(6, 5), fontsize=7)
+            if named:
+                label = point.arguments or ("default" if len(points) > 1 else "")
+                axes.annotate(label, center, textcoords="offset points", xytext=(6, 5), fontsize=7)
             axes.errorbar(*center, point.robust_spread, point.clean_spread, fmt="none", ecolor=color, elinewidth=1)
 
 

@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from advalign.report.figures import FEW_CURVES, HOVER, STYLE, color_of
+from advalign.report.figures import FEW_CURVES, HOVER, MOST_NAMES, STYLE, color_of
 from advalign.report.page import FigureSection
 
 Logs = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -37,8 +37,10 @@ def calibration_section(logs: Logs) -> FigureSection | None:
 def training_curves(logs: Logs) -> Figure:
     """Plot loss and validation accuracies over the epochs, a colour per run."""
     with mpl.rc_context(STYLE):
+        named = len(logs) <= MOST_NAMES
         figure = Figure(
-            figsize=(9 if len(logs) <= FEW_CURVES else 12, max(3.4, 0.17 * len(logs))), layout="constrained"
+            figsize=(9 if len(logs) <= FEW_CURVES or not named else 12, max(3.4, 0.17 * len(logs) * named)),
+            layout="constrained",
         )
         left, right = figure.subplots(1, 2)
         for i, (name, log) in enumerate(logs.items()):
@@ -55,7 +57,7 @@ def training_curves(logs: Logs) -> Figure:
         right.set(xlabel="epoch", ylabel="validation accuracy, %", title="dashed: clean, solid: PGD-10")
         if len(logs) <= FEW_CURVES:
             left.legend(frameon=False, fontsize=7)
-        else:
+        elif named:
             figure.legend(frameon=False, fontsize=6, loc="outside right upper")
     return figure
 
@@ -70,16 +72,19 @@ def calibration_curves(logs: Logs) -> Figure:
         left, right = figure.subplots(1, 2)
         right.axhspan(0.05, 0.5, color="0.92")
         layers = [(name, layer) for name, log in logs.items() for layer in log[0]["calibration"]["vfd"]]
+        named = len(layers) <= MOST_NAMES
         for i, (name, layer) in enumerate(layers):
-            color = color_of(i, len(layers))
+            label = f"{name}, {layer}"
+            line = {"color": color_of(i, len(layers)), "gid": None if named else HOVER + label}
             rows = [(row["epoch"], row["calibration"]["vfd"][layer]) for row in logs[name]]
             epochs = [epoch for epoch, _ in rows]
             for view, style in (("clean", "--"), ("adv", "-")):
-                left.plot(epochs, [values[f"distance_{view}"] for _, values in rows], style, color=color)
-            right.plot(epochs, [values.get("ratio", nan) for _, values in rows], color=color, label=f"{name}, {layer}")
+                left.plot(epochs, [values[f"distance_{view}"] for _, values in rows], style, **line)
+            right.plot(epochs, [values.get("ratio", nan) for _, values in rows], label=label, **line)
         left.set(xlabel="epoch", ylabel="distance of features", yscale="log", title="dashed: clean, solid: adversarial")
         right.set(xlabel="epoch", ylabel="gradient, VFD / labels", yscale="log", title="band: .05 to .5")
         for axes in (left, right):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(frameon=False, fontsize=7, loc="outside lower center", ncols=3)
+        if named:
+            figure.legend(frameon=False, fontsize=7, loc="outside lower center", ncols=3)
     return figure

@@ -424,7 +424,7 @@ def _checked(
     checksum = content.pop("checksum", None)
     if checksum is None:
         note_unsealed(path)
-    elif checksum not in (_checksum(content, place), _checksum(content, "")):  # the latter of earlier versions
+    elif all(checksum != _checksum(content, each) for each in (place, "")):  # the latter of earlier versions
         others = ", or lines are missing or another run's" if line else " or is another run's" if place else ""
         raise UserError(f"{path}{line} is damaged or was edited{others}, its checksum does not fit: {remedy}")
     if version not in range(JSON_FORMAT + 1):
