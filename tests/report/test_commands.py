@@ -49,6 +49,8 @@ def repeated(line: str, monkeypatch: pytest.MonkeyPatch) -> Run:
         ("natural", replace(digits(), lr=0.123456789, nesterov=False)),
         ("at", Recipe(norm="l2", eps=0.5, milestones=(0.3, 1), average="ema", validation=97, clip_norm=1.5, seed=7)),
         ("hat+lbgat+vfd", trades()),
+        ("at", replace(digits(), attack="atta(reset=3)", guard=False)),
+        ("trades", replace(digits(), steps="2:5:10", guard=True)),
         ("afa", replace(dm(), batch_size=64, compile=True, start=None, precision="bf16", step_size=0.04 / 3)),
     ],
 )

@@ -25,6 +25,14 @@ def read(text: str, folder: Path) -> Study:
     return find_study(str(folder / "mine.yaml"), TINY)
 
 
+@pytest.mark.parametrize("steps", ["2:5:10", '"2:5:10"'])
+def test_steps_by_parts_are_no_number_in_base_60(steps: str, tmp_path: Path):
+    text = f"data: digits\nmethods: [at]\nrecipe: {{steps: {steps}, attack: pgd}}\n"
+    assert read(text, tmp_path).cells[0].recipe.all_steps == (2, 5, 10)
+    with pytest.raises(UserError, match="eps='0:30'"):
+        read("data: digits\nmethods: [at]\nrecipe: {eps: 0:30}\n", tmp_path)
+
+
 def test_yaml(tmp_path: Path):
     study = read(STUDY_YAML, tmp_path)
     assert (study.name, study.title, study.seeds) == ("mine", "the weight, scale tiny", 2)

@@ -207,7 +207,10 @@ def _nearest(recipe: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 def _flag(name: str, value: Any) -> list[str]:
     flag = name.replace("_", "-")
-    return [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", *_words(value)]
+    may_be_left_open = getattr(Recipe(), name, False) is None  # then it takes True or False as a word
+    if isinstance(value, bool) and not may_be_left_open:
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", *_words(value)]
 
 
 def _words(value: Any) -> list[str]:

@@ -80,13 +80,11 @@ def read_yaml(path: Path, scale: Scale, trust_model: bool) -> Study:
         UserError: the file cannot be read, a key or value is unknown, or a network is a function and `trust_model` is
             not set.
     """
-    import yaml
-
     try:
         size = path.stat().st_size
         require(size <= _LONGEST, lambda: f"cannot read {path}: it has {size} bytes, and {_LONGEST} are allowed")
         text = read_content(path).decode()
-        content = yaml.safe_load(text)
+        content = _parsed(text)
     except UserError:
         raise
     except Exception as error:  # PyYAML's constructors raise anything; a RecursionError where entries nest deeply
@@ -127,6 +125,22 @@ def read_yaml(path: Path, scale: Scale, trust_model: bool) -> Study:
         figures=_figures(content.get("figure"), cells),
         declared=text,
     )
+
+
+def _parsed(text: str) -> Any:
+    """Return what YAML says, safely; as in YAML 1.2, 2:5:10 is a word, and not a number in base 60."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    for kind in ("int", "float"):
+        read = getattr(Loader, f"construct_yaml_{kind}")
+        Loader.add_constructor(
+            f"tag:yaml.org,2002:{kind}",
+            lambda loader, node, read=read: node.value if ":" in node.value else read(loader, node),
+        )
+    return yaml.load(text, Loader)
 
 
 def _check_nesting(content: Any, path: Path) -> None:
@@ -174,7 +188,7 @@ def _recipe(entry: Any, default: Recipe) -> Recipe:
 
 def _value(value: Any) -> Any:
     """Read a number that YAML takes for a word, such as 8/255 or 1e-3, and a list as a tuple."""
-    if isinstance(value, str) and value[:1].isdigit():
+    if isinstance(value, str) and value[:1].isdigit() and ":" not in value:
         return parse_number(value)
     return tuple(value) if isinstance(value, list) else value
 
