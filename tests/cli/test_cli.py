@@ -416,7 +416,8 @@ def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
         "--image-size", "--device", "--time-budget", "--checkpoint-seconds", "--cuda-graphs", "--tensorboard",
         "--epochs", "--batch-size", "--lr", "--lr-factor", "--schedule", "--milestones", "--peak", "--cycle-momentum",
         "--warmup", "--momentum", "--nesterov", "--weight-decay", "--clip-norm", "--augment", "--norm", "--eps",
-        "--attack", "--steps", "--step-size", "--start", "--mode", "--guard", "--validation", "--validate-every", "--subset", "--precision",
+        "--attack", "--steps", "--step-size", "--start", "--mode", "--guard", "--validation", "--validate-every",
+        "--subset", "--precision",
         "--compile", "--seed",
     }  # fmt: skip
 

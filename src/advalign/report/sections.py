@@ -23,7 +23,7 @@ from advalign.report.radius import Curve, radii_of, radius_curves
 from advalign.report.rows import Flags, group_rows
 from advalign.report.sources import ReportSources, Scope, of_frontier
 from advalign.report.trade_off import trade_off_figure
-from advalign.report.training import calibration_section, training_section
+from advalign.report.training import calibration_section, collapse_section, training_section
 from advalign.runs import Record
 from advalign.runtime.files import present
 from advalign.threats import parse_threat
@@ -186,8 +186,8 @@ def training_sections(sources: ReportSources, missing: list[str]) -> list[Sectio
     if not logs:
         missing.append("Training curves: no run folder with a log lies below the paths.")
         return []
-    calibration = calibration_section(logs)
-    return [training_section(logs), *([] if calibration is None else [calibration])]
+    further = (collapse_section(logs), calibration_section(logs))
+    return [training_section(logs), *(each for each in further if each is not None)]
 
 
 def verdict_sections(sources: ReportSources, missing: list[str]) -> list[Section]:

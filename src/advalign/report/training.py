@@ -1,4 +1,4 @@
-"""Training logs as figures: loss and validation accuracy, and the calibration of VFD."""
+"""Training logs as figures and tables: loss and validation accuracy, collapses, and the calibration of VFD."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from advalign.report.figures import FEW_CURVES, HOVER, MOST_NAMES, STYLE, color_of
-from advalign.report.page import FigureSection
+from advalign.report.page import FigureSection, TableSection
+from advalign.report.tables import Table
 
 Logs = Mapping[str, Sequence[Mapping[str, Any]]]
 """The log of each run, a mapping for each epoch, by the run's name."""
@@ -20,6 +21,25 @@ Logs = Mapping[str, Sequence[Mapping[str, Any]]]
 def training_section(logs: Logs) -> FigureSection:
     """Return the training curves of all runs."""
     return FigureSection("Training", training_curves(logs), "Loss on the training images, accuracy on held-out ones.")
+
+
+def collapse_section(logs: Logs) -> TableSection | None:
+    """Return what the guard against catastrophic overfitting has gone back for, or None if it watched no run."""
+    watched = {name: log for name, log in logs.items() if any("guard" in row for row in log)}
+    if not watched:
+        return None
+    rows = tuple(
+        (name, f"{each['epoch']:.2f}", f"{100 * each['before']:.0f}", f"{100 * each['after']:.0f}",
+         f"{each['back_to']:.2f}", f"PGD, {each['steps']:.0f} steps")
+        for name, log in watched.items() for row in log for each in row.get("collapses", ())
+    )  # fmt: skip
+    caption = (
+        f"The guard watched {len(watched)} of {len(logs)} runs, whose training attack is cheap, and saw "
+        f"{len(rows) or 'no'} collapse{'s' * (len(rows) != 1)} of robust accuracy. Epochs done when it was noticed, "
+        "accuracy in % under PGD-10 on validation images before and after, what was gone back to, and the attack since."
+    )
+    columns = ("method", "at epoch", "before", "after", "back to", "from there")
+    return TableSection("Catastrophic overfitting", Table(columns, rows, frozenset(), caption))
 
 
 def calibration_section(logs: Logs) -> FigureSection | None:
