@@ -116,10 +116,11 @@ def test_atta_goes_on_in_the_frame_of_each_image(augment: str):
     data, pad = images(), 4 * (augment == "flip-crop")
     batches = Batches(data, 8, augment=augment, seed=1)
     objective = Objective(parse("at"), tiny(0).double(), {}).train()
-    attack = ATTA(steps=1, step=0.5, reset=10)
+    attack = ATTA(steps=1, step=0.5, reset=2)
     kept = torch.zeros(24, 3, 8 + 2 * pad, 8 + 2 * pad, dtype=torch.float16)
-    for epoch in range(3):
-        attack.start_epoch(epoch, 3)
+    for epoch in range(4):
+        attack.start_epoch(epoch, 4)
+        kept *= epoch % 2  # forgotten in every second epoch
         order, flipped, corners, _ = batches._draw(epoch, view=0)
         for k, ((pixels, y), placed) in enumerate(zip(batches.epoch(epoch), batches.placements(epoch), strict=True)):
             x = pixels.double()
@@ -133,7 +134,7 @@ def test_atta_goes_on_in_the_frame_of_each_image(augment: str):
 
             before = torch.stack([crop(kept[row], number) for number, row in enumerate(rows.tolist())]).double()
             torch.manual_seed(9)
-            noise = 0.001 * torch.randn_like(x) if epoch == 0 else torch.zeros_like(x)
+            noise = torch.zeros_like(x) if epoch % 2 else 0.001 * torch.randn_like(x)
             start = x + before + noise
             expected = start + 0.5 * EPS * slope(objective.student.eval(), start, y).sign()
             expected = torch.minimum(torch.maximum(expected, x - EPS), x + EPS).clamp(0, 1)

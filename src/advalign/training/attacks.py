@@ -239,7 +239,7 @@ class ATTA(TrainingAttack):
     reset: int = 10
     deltas: Tensor | None = field(default=None, init=False, repr=False)
     fresh: bool = field(default=True, init=False, repr=False)
-    """Whether the perturbations were forgotten at the start of this epoch."""
+    """Whether this epoch forgets the perturbation of each image that it comes to."""
 
     def __post_init__(self) -> None:
         _check_step(self.name, self.step)
@@ -259,9 +259,11 @@ class ATTA(TrainingAttack):
         assert placed is not None
         if self.deltas is None:
             self.deltas = torch.zeros(placed.images, x.shape[1], *placed.frame, dtype=torch.float16, device=x.device)
-        start = x + placed.cut(self.deltas).to(x.dtype)
         if self.fresh:
-            start += 0.001 * torch.randn_like(x)
+            self.deltas[placed.rows] = 0
+            start = x + 0.001 * torch.randn_like(x)
+        else:
+            start = x + placed.cut(self.deltas).to(x.dtype)
         x_adv = objective.perturb(
             x, batch.y, threat, second=batch.second, steps=self.steps, step_size=self.step * threat.eps, start=start,
             mode=mode,
@@ -270,7 +272,7 @@ class ATTA(TrainingAttack):
         return x_adv
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
-        """Forget all perturbations, now and then."""
+        """Forget the perturbations now and then."""
         self.fresh = epoch % self.reset == 0
 
     def state(self) -> dict[str, Tensor]:
