@@ -118,7 +118,7 @@ def test_guests_that_are_trained_first_are_announced_with_method_and_time(tmp_pa
 def test_how_long_it_takes_is_said_and_what_would_be_faster(tmp_path: Path):
     long = planned("at", tmp_path, replace(QUICK, epochs=6, steps=9))
     assert time_line(long, 0.25, left=2400, steps=400) == (
-        "about 10m: 0.25 s a step, 400 steps an epoch; --attack n-fgsm, which is weaker, takes about 20% of it. "
+        "about 10m: 0.25 s a step, 400 steps an epoch; --attack n-fgsm, which is weaker, takes about 25% of it. "
         "Validation and start-up come on top"
     )
     assert "faster" not in time_line(long, 0.01, left=2400, steps=400)
