@@ -196,18 +196,18 @@ def _presets() -> Mapping[str, Mapping[str, Any]]:
 
 def _nearest(recipe: Mapping[str, Any]) -> tuple[str, list[str]]:
     """Return the preset from which a recipe differs least, and the flags of the difference."""
-    differences = {}
+    flags, differences = {key: _flag(key, value) for key, value in recipe.items()}, {}
     for name, preset in _presets().items():
         if preset["norm"] == recipe["norm"] or name == "common":  # another norm's radius must not be taken over
-            changed = [(key, value) for key, value in recipe.items() if value != preset[key]]
-            differences[name] = [word for key, value in changed for word in _flag(key, value)]
+            changed = [key for key, value in recipe.items() if value != preset[key]]
+            differences[name] = [word for key in changed for word in flags[key]]
     name = min(differences, key=lambda name: len(differences[name]))
     return name, differences[name]
 
 
 def _flag(name: str, value: Any) -> list[str]:
     flag = name.replace("_", "-")
-    may_be_left_open = getattr(Recipe(), name, False) is None  # then it takes True or False as a word
+    may_be_left_open = _default().get(name, False) is None  # then it takes True or False as a word
     if isinstance(value, bool) and not may_be_left_open:
         return [f"--{flag}" if value else f"--no-{flag}"]
     return [f"--{flag}", *_words(value)]
