@@ -23,7 +23,6 @@ from advalign.evaluation.target import SUBSET_SEED
 from advalign.report.tables import Table
 
 _NUMBERED = 12  # up to this many classes, the figure has room for numbers
-_NUMBERED_MODELS = 40  # more numbers take seconds to draw; the table beside the figure has them all
 
 Accuracies = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Clean and robust accuracy of each class in per cent, by model."""
@@ -97,7 +96,6 @@ def class_table(accuracies: Accuracies, class_names: Sequence[str], caption: str
 def class_figure(accuracies: Accuracies, class_names: Sequence[str]) -> Figure:
     """Draw clean and robust accuracy as two maps, a row for each model, a column for each class."""
     models, classes = list(accuracies), len(class_names)
-    numbered = classes <= _NUMBERED and len(models) <= _NUMBERED_MODELS
     with mpl.rc_context({"font.size": 8}):
         figure = Figure(figsize=(max(9.0, 0.14 * classes), min(300.0, 1.6 + 0.36 * len(models))), layout="constrained")
         grid = figure.subplots(1, 2, sharey=True)
@@ -108,7 +106,7 @@ def class_figure(accuracies: Accuracies, class_names: Sequence[str]) -> Figure:
             axes.set(title=f"{title} accuracy, %", xticks=[k + 0.5 for k in range(classes)])
             axes.set_xticklabels(class_names, rotation=90, fontsize=8 if classes <= _NUMBERED else 4)
             axes.set_yticks([i + 0.5 for i in range(len(models))], models)
-            for i, row in enumerate(values if numbered else ()):
+            for i, row in enumerate(values if classes <= _NUMBERED else ()):
                 for k, value in enumerate(row):
                     color = "white" if value > 60 else "black"
                     number = axes.text(k + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", color=color)

@@ -29,6 +29,7 @@ from advalign.runtime.files import present
 from advalign.threats import parse_threat
 
 _GALLERY_MODELS = 6
+_MAPPED_MODELS = 20  # of more than have names in a figure
 
 
 def trade_off_sections(
@@ -92,13 +93,10 @@ def class_sections(
         return []
     caption = f"Robust: the worst case over the most attacks, {worst}. Means over seeds, where there are several."
     table = class_table(accuracies, data.class_names, "In %. " + caption)
-    best = sorted(accuracies, key=lambda model: -np.nanmean(accuracies[model][1]))[:MOST_NAMES]
-    shown = {model: of_classes for model, of_classes in accuracies.items() if model in best}
-    chosen = (
-        ""
-        if len(shown) == len(accuracies)
-        else (f" The {len(shown)} of {len(accuracies)} models that withstand best; the table below has all.")
-    )
+    shown, chosen = accuracies, ""
+    if len(accuracies) > MOST_NAMES:
+        shown = dict(sorted(accuracies.items(), key=lambda of_model: -np.nanmean(of_model[1][1]))[:_MAPPED_MODELS])
+        chosen = f" The {len(shown)} of {len(accuracies)} models that withstand best; the table below has all."
     return [
         FigureSection(f"Accuracy by class: {name}", class_figure(shown, data.class_names), caption + chosen),
         TableSection(f"Accuracy by class in numbers: {name}", table),
