@@ -212,6 +212,9 @@ class Objective(nn.Module):
             raise unknown("mode", mode, ("eval", "train"))
         if step_size is not None:
             check_step_size("perturb", step_size, threat)
+        if isinstance(start, Tensor):
+            shape = tuple(start.shape)
+            require(shape == x.shape, lambda: f"start must be images to start from, {tuple(x.shape)}, not {shape}")
         networks = self._twins.attacked(mode or training_attack.mode)
         augmentations = using_augmentations(self.nets, self.method.augmentations)
         with outside_inference_mode(), augmentations, networks as nets, torch.enable_grad():

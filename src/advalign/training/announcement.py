@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 from advalign.errors import shorten
 from advalign.runtime.progress import format_duration
-from advalign.training.attacks import NFGSM, training_attack
+from advalign.training.attacks import NFGSM, PGD, training_attack
 from advalign.training.plan import Plan
 
 LONG = 300.0
@@ -45,9 +47,15 @@ def time_line(planned: Plan, step_seconds: float, left: int, steps: int) -> str:
         left: steps still to come.
         steps: of an epoch.
     """
-    line = f"about {format_duration(step_seconds * left)}: {step_seconds:.2g} s a step, {steps} steps an epoch"
-    now, cheap = (UPDATE + 3 * attack.passes for attack in (training_attack(planned.recipe), NFGSM()))
-    if planned.method.defends and step_seconds * left > LONG and cheap < now / 2:
+    attack, recipe = training_attack(planned.recipe), planned.recipe
+    now, cheap = (UPDATE + 3 * each.passes for each in (attack, NFGSM()))
+    seconds = step_seconds * left
+    if isinstance(attack, PGD) and planned.method.defends:  # which may take more steps later
+        to_come = range(recipe.epochs - ceil(left / steps), recipe.epochs)
+        costs = [UPDATE + 3 * attack.steps_of(epoch, recipe.epochs) for epoch in to_come]
+        seconds *= sum(costs) / len(costs) / costs[0]
+    line = f"about {format_duration(seconds)}: {step_seconds:.2g} s a step, {steps} steps an epoch"
+    if planned.method.defends and seconds > LONG and cheap < now / 2:
         line += f"; --attack n-fgsm, which is weaker, takes about {cheap / now:.0%} of it"
     return f"{line}. Validation and start-up come on top"
 
@@ -57,6 +65,6 @@ def _epochs(planned: Plan) -> str:
     return f"{epochs} epoch{'s' * (epochs != 1)}{f', {done} done' if done else ''}"
 
 
-def _passes(planned: Plan) -> int:
+def _passes(planned: Plan) -> float:
     """Return the passes through the student for each batch."""
     return 1 + training_attack(planned.recipe).passes * planned.method.defends

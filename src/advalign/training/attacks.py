@@ -47,7 +47,7 @@ class TrainingAttack:
         return spell(self.name, type(self), vars(self))
 
     @property
-    def passes(self) -> int:
+    def passes(self) -> float:
         """Forward passes of the student in a step, and as many backward ones, beside those of the update."""
         return 1
 
@@ -93,9 +93,9 @@ class PGD(TrainingAttack):
         self.start: TrainingStart | None = start
 
     @property
-    def passes(self) -> int:
-        """The steps of the last part of the training."""
-        return self.all_steps[-1]
+    def passes(self) -> float:
+        """The mean of the parts of the training."""
+        return sum(self.all_steps) / len(self.all_steps)
 
     def perturb(
         self, objective: Objective, batch: Batch, threat: Threat, step_size: float | None, mode: Mode | None
@@ -108,7 +108,11 @@ class PGD(TrainingAttack):
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Take the number of steps of this part of the training."""
-        self.steps = self.all_steps[epoch * len(self.all_steps) // epochs]
+        self.steps = self.steps_of(epoch, epochs)
+
+    def steps_of(self, epoch: int, epochs: int) -> int:
+        """Return the number of steps in an epoch, from 0."""
+        return self.all_steps[epoch * len(self.all_steps) // epochs]
 
 
 @final
@@ -191,7 +195,7 @@ class Free(TrainingAttack):
         self.replays = self.m
 
     @property
-    def passes(self) -> int:
+    def passes(self) -> float:
         """None."""
         return 0
 
@@ -207,7 +211,9 @@ class Free(TrainingAttack):
         """Step by a whole radius up the gradient of the loss."""
         assert self.delta is not None
         if x_adv.grad is not None:
-            step = threat.eps * threat.steepest(x_adv.grad.nan_to_num(0.0, 0.0, 0.0))
+            # As in the authors' loop, no gradient reaches a pixel that the perturbation has pushed out of [0, 1].
+            inside = x + self.delta == x_adv.detach()
+            step = threat.eps * threat.steepest(inside * x_adv.grad.nan_to_num(0.0, 0.0, 0.0))
             self.delta = threat.limited(self.delta + step)
 
     def state(self) -> dict[str, Tensor]:
@@ -247,7 +253,7 @@ class ATTA(TrainingAttack):
         require(self.reset >= 1, lambda: f"atta: reset={self.reset} must be at least 1")
 
     @property
-    def passes(self) -> int:
+    def passes(self) -> float:
         """One for each step."""
         return self.steps
 
@@ -307,12 +313,17 @@ def check_attack(attack: TrainingAttack, method: Method, recipe: Recipe, *, extr
     """Refuse a training attack that cannot work with a method or a recipe.
 
     Raises:
-        UserError: it remembers perturbations, and the method attacks several augmentations; or it remembers them by
-            image, and there are generated images, or an augmentation of which a perturbation cannot be part.
+        UserError: it does not ask for the threat model, which a part of the method decides; it remembers
+            perturbations, and the method attacks several augmentations; or it remembers them by image, and there are
+            generated images, or an augmentation of which a perturbation cannot be part.
     """
+    method_name, bounding = shorten(str(method)), method.replacing("threat")
+    require(
+        bounding is None or not isinstance(attack, NFGSM | Free),
+        lambda: f"attack={attack} goes by the radius alone, and {bounding and bounding.name!r} decides it by pixel",
+    )
     if not attack.remembers:
         return
-    method_name = shorten(str(method))
     require(
         method.augmentations == 1,
         lambda: f"attack={attack} keeps one perturbation for an image, and {method_name} attacks several augmentations",

@@ -12,20 +12,34 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from advalign.attacks import PGD
+from advalign.attacks import FGSM, PGD
 from advalign.data import Images
 from advalign.data.images import SPLIT_SEED, stratified_subset
-from advalign.evaluation.accuracy import WORST_CASE, evaluate
+from advalign.evaluation.accuracy import evaluate
+from advalign.threats import Threat
+from advalign.training.attacks import TrainingAttack
 from advalign.training.recipes import Recipe
 
 CHECKS = 3
-"""Checks in an epoch."""
+"""Checks in an epoch, about."""
 IMAGES = 128
 """Validation images that a check attacks."""
 REMEDIES = (5, 10)
-"""Steps of PGD that follow a first collapse, and a second one."""
+"""Steps of PGD that follow a collapse: the first that are more than the attack takes, then the next."""
 FALL = 0.1
-"""The least fall that counts as a collapse, as a share of the images; and it must be by half."""
+"""The least fall of robust accuracy that counts as a collapse; it must be by half, and beyond what chance does."""
+GAP = 0.4
+"""How far FGSM may leave more than PGD does, of a network that has not overfitted to single steps."""
+
+
+@dataclass
+class Seen:
+    """Accuracies of a check."""
+
+    robust: float
+    """Under PGD-10."""
+    one_step: float
+    """Under FGSM."""
 
 
 @dataclass
@@ -38,9 +52,9 @@ class Collapse:
     """Robust accuracy before, the highest."""
     after: float
     back_to: float
-    """Epochs done of the state that it has gone back to."""
+    """Epochs done of the state that it has gone back to; `epoch` itself where none was good."""
     steps: int
-    """Of PGD, from there."""
+    """Of PGD at least, from there."""
 
 
 @dataclass
@@ -53,34 +67,52 @@ class Watch:
     """Robust accuracies of the epoch under way."""
     collapses: list[Collapse] = field(default_factory=list)
 
-    def collapsed(self, robust: float) -> bool:
-        """Tell whether a robust accuracy is a collapse; if not, it counts."""
-        self.accuracies.append(robust)
-        if robust < self.highest / 2 and robust < self.highest - FALL:
-            return True
-        self.highest = max(self.highest, robust)
-        return False
-
 
 class Guard:
     """Checks a student now and then.
 
     Args:
+        remedies: steps of PGD that are left to take.
         steps: of an epoch.
         validation: the images that select the checkpoint, of which some are attacked.
     """
 
-    def __init__(self, recipe: Recipe, steps: int, validation: Images) -> None:
-        self.recipe, self.every = recipe, math.ceil(steps / CHECKS)
+    def __init__(self, recipe: Recipe, remedies: tuple[int, ...], steps: int, validation: Images) -> None:
+        self.recipe, self.remedies, self.every = recipe, remedies, math.ceil(steps / CHECKS)
         few = len(validation) <= IMAGES
         self.images = validation if few else stratified_subset(validation, IMAGES, SPLIT_SEED)
+        self.chance = int(self.images.labels.bincount().max()) / len(self.images)
+        self.fall = max(FALL, 3 * 0.5 / math.sqrt(len(self.images)))  # three standard errors at most
 
     def due(self, step: int, steps: int) -> bool:
         """Tell whether to check after so many steps of an epoch."""
         return step % self.every == 0 or step == steps
 
-    def measure(self, student: nn.Module) -> float:
-        """Return the accuracy of a student, in eval mode, under PGD-10."""
-        attack = PGD(self.recipe.threat, steps=10)
-        evaluation = evaluate(student, self.images, [attack], precision=self.recipe.precision, seed=self.recipe.seed)
-        return evaluation.accuracies()[WORST_CASE]
+    def measure(self, student: nn.Module, threat: Threat) -> Seen:
+        """Return the accuracies of a student, in eval mode.
+
+        Args:
+            threat: that of the training now, which may still grow.
+        """
+        attacks = FGSM(threat), PGD(threat, steps=10)
+        seen = evaluate(student, self.images, attacks, precision=self.recipe.precision, seed=self.recipe.seed)
+        one_step, robust = (seen.accuracies()[str(attack)] for attack in attacks)
+        return Seen(robust, one_step)
+
+    def collapsed(self, watch: Watch, seen: Seen) -> bool:
+        """Tell whether robust accuracy has collapsed; if not, it counts.
+
+        Only what lies above the share of the largest class counts: a network that always gives one answer withstands
+        every attack on that class.
+        """
+        watch.accuracies.append(seen.robust)
+        before, now = max(watch.highest - self.chance, 0.0), max(seen.robust - self.chance, 0.0)
+        if (now < before / 2 and now < before - self.fall) or seen.one_step - seen.robust > GAP:
+            return True
+        watch.highest = max(watch.highest, seen.robust)
+        return False
+
+
+def remedies_for(attack: TrainingAttack) -> tuple[int, ...]:
+    """Return the steps of PGD that are stronger than an attack, the weakest first."""
+    return tuple(steps for steps in REMEDIES if steps > attack.passes)

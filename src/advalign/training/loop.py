@@ -27,9 +27,9 @@ from advalign.runtime.files import present
 from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.sealed import Owner
 from advalign.runtime.seeds import derive_seed, seed_generators
-from advalign.training.attacks import PGD
+from advalign.training.attacks import PGD, training_attack
 from advalign.training.averaging import Average
-from advalign.training.guard import REMEDIES, Collapse, Guard, Watch
+from advalign.training.guard import Collapse, Guard, Watch, remedies_for
 from advalign.training.plan import Plan
 from advalign.training.recipes import Recipe
 from advalign.training.step import Step
@@ -86,7 +86,7 @@ def fit(
         UserError: the run's state is damaged, or the disk is full.
     """
     trainer = _Trainer(plan, device, cuda_graphs=cuda_graphs)
-    steps = trainer.batches.steps
+    steps, reported = trainer.batches.steps, trainer.state.epoch
     on_step(trainer.state, steps)
     while trainer.state.epoch < plan.recipe.epochs:
         trainer.start_epoch()
@@ -102,7 +102,10 @@ def fit(
             if stop:
                 return False
         else:
-            on_epoch(trainer.close_epoch())
+            row = trainer.close_epoch()
+            if row["epoch"] > reported:  # the guard may go back to an epoch's last step
+                on_epoch(row)
+                reported = row["epoch"]
             if interrupts.reason and trainer.state.epoch < plan.recipe.epochs:
                 return False
     trainer.forget_good_state()
@@ -131,9 +134,11 @@ class _Trainer:
         self.batches = plan.batches(train)
         self.step = Step(self.objective, self.recipe, self.batches.steps, device, cuda_graphs=cuda_graphs)
         self.average = Average(self.objective, self.recipe, self.batches.steps)
-        guarded = self.step.attack.guarded if self.recipe.guard is None else self.recipe.guard
-        watches = guarded and self.objective.method.defends
-        self.guard = Guard(self.recipe, self.batches.steps, self.validation) if watches else None
+        attack = self.step.attack
+        guarded = attack.guarded if self.recipe.guard is None else self.recipe.guard
+        remedies = remedies_for(attack)
+        watches = guarded and remedies and self.objective.method.defends
+        self.guard = Guard(self.recipe, remedies, self.batches.steps, self.validation) if watches else None
         self.state = self._resume(self.run.state) if present(self.run.state) else TrainState()
         self._arm()
         if self.recipe.compile:
@@ -196,16 +201,22 @@ class _Trainer:
             What has happened, if the training has gone back.
         """
         state, steps, guard = self.state, self.batches.steps, self.guard
-        if guard is None or not guard.due(state.step, steps) or len(state.watch.collapses) == len(REMEDIES):
+        tried = len(state.watch.collapses)
+        if guard is None or not guard.due(state.step, steps) or tried == len(guard.remedies):
             return None
-        robust = guard.measure(self.objective.exported_student())
-        if not state.watch.collapsed(robust):
+        self._require_finite()
+        try:
+            seen = guard.measure(self.objective.exported_student(), self.step.threat)
+        except UserError as error:
+            raise TrainingError(f"{self.run.path}: in epoch {state.epoch + 1}, {error}. {CALMER}") from error
+        if not guard.collapsed(state.watch, seen):
             self._save_state(self.run.good_state)
             return None
-        self.state = self._resume(self.run.good_state)
+        before = state.watch.highest
+        if present(self.run.good_state):
+            self.state = self._resume(self.run.good_state)
         done = self.state.epoch + self.state.step / steps
-        before, stronger = self.state.watch.highest, REMEDIES[len(state.watch.collapses)]
-        collapse = Collapse(state.epoch + state.step / steps, before, robust, done, stronger)
+        collapse = Collapse(state.epoch + state.step / steps, before, seen.robust, done, guard.remedies[tried])
         self.state.watch.collapses = [*state.watch.collapses, collapse]
         self._arm()
         self.save()
@@ -218,7 +229,9 @@ class _Trainer:
     def _arm(self) -> None:
         """Take the training attack that is due after what the guard has seen."""
         if collapses := self.state.watch.collapses:
-            self.step.attack = PGD((collapses[-1].steps,))
+            least, recipe = collapses[-1].steps, self.recipe
+            steps = recipe.all_steps if isinstance(training_attack(recipe), PGD) else (least,)
+            self.step.take(PGD(tuple(max(least, each) for each in steps), recipe.start))
 
     def close_epoch(self) -> LogEntry:
         """Log and validate the epoch, save the student and the state; return the epoch's row of the log."""
@@ -257,6 +270,8 @@ class _Trainer:
             row["guard"], state.watch.accuracies = state.watch.accuracies, []
         if collapses := [asdict(each) for each in state.watch.collapses if math.ceil(each.back_to) == state.epoch]:
             row["collapses"] = collapses
+        if self.recipe.eps_ramp:  # in the next epoch's larger radius, less is withstood
+            state.watch.highest = 0.0
         state.log.append(row)
         return row
 
@@ -280,12 +295,14 @@ class _Trainer:
         if remembered := self.step.attack.state():
             content["attack"] = remembered
         save_state(path or self.run.state, content, self._owner)
-        self.saved = time.monotonic()
+        if path is None:
+            self.saved = time.monotonic()
 
     def _resume(self, path: Path) -> TrainState:
         """Take over what was saved, and return how far the training was."""
         device = self.step.device
-        state = load_state(path, owner=self._owner)
+        good = Owner(self.run.id, "remove it, and the training goes on from where it is, with a stronger attack")
+        state = load_state(path, owner=self._owner if path == self.run.state else good)
         try:
             self.step.attack.load(state.pop("attack", {}), device)
             self.objective.load_state_dict({**self.objective.state_dict(), **state.pop("objective")})

@@ -19,7 +19,8 @@ from advalign.objectives.bases.trades import TRADES
 from advalign.runs import Weights, find_weights
 from advalign.runtime.seeds import seeded
 from advalign.threats import check_radius, check_step_size
-from advalign.training.attacks import check_attack, training_attack
+from advalign.training.attacks import PGD, Batch, check_attack, training_attack
+from advalign.training.guard import remedies_for
 from advalign.training.plan import Plan
 from advalign.training.recipes import Recipe
 
@@ -76,8 +77,16 @@ def plan(
     if not method.defends:  # what a natural run does not use must not name it, or guests would not be shared
         recipe = replace(recipe, **_defaults(ATTACK_FIELDS))
     attack = training_attack(recipe)
-    if recipe.attack != "pgd":  # one spelling; what it does not use must not name the run
+    if isinstance(attack, PGD):  # one spelling; what an attack does not use must not name the run
+        recipe = replace(recipe, attack=PGD.name)
+    else:
         recipe = replace(recipe, attack=str(attack), **_defaults(OF_PGD))
+    require(
+        not recipe.guard or not method.defends or bool(remedies_for(attack)),
+        lambda: f"guard=True has nothing stronger to take than --attack {recipe.attack} with {attack.passes:g} steps",
+    )
+    if recipe.guard == attack.guarded:
+        recipe = replace(recipe, guard=None)
     check_attack(attack, method, recipe, extra=extra is not None)
     sources: dict[str, Weights | Plan | None] = {}
     for guest in method.guests:
@@ -159,7 +168,11 @@ def try_step(planned: Plan) -> None:
     try:
         with seeded(0):
             objective.start_epoch([(x, y)], progress=0.99)  # when everything that begins late has begun
-            x_adv = objective.perturb(x, y, recipe.threat, second=second, steps=1, start=recipe.start)
+            attack = training_attack(recipe)
+            if isinstance(attack, PGD) or attack.placed:
+                x_adv = objective.perturb(x, y, recipe.threat, second=second, steps=1, start=recipe.start)
+            else:
+                x_adv = attack.perturb(objective, Batch(x, y, second), recipe.threat, None, recipe.mode)
             total(objective(x, x_adv, y, second, rows)).backward()
     except UserError:
         raise

@@ -130,8 +130,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, value in check_arguments("recipe", Recipe, asdict(self)).items():
             object.__setattr__(self, name, value)  # lr=1 is lr=1.0, also in the digest that names a run
-        if isinstance(self.steps, str) and self.steps.isdecimal():
-            object.__setattr__(self, "steps", int(self.steps))
+        if isinstance(self.steps, str) and min(parts := self.all_steps) >= 1:  # 2:5 and 2:05 are one, 7:7 is 7
+            object.__setattr__(self, "steps", parts[0] if len(set(parts)) == 1 else ":".join(map(str, parts)))
         for name in ("epochs", "batch_size", "validate_every"):
             value = getattr(self, name)
             require(value >= 1, lambda: f"{name}={value} must be at least 1")

@@ -55,6 +55,12 @@ class Step:
             self.recorded = self.perturb, self.update = CudaGraphed(self._perturb), CudaGraphed(self._update)
             self.lr = torch.zeros((), device=device)  # where the recorded update reads it
 
+    def take(self, attack: TrainingAttack) -> None:
+        """Make the adversarial images by another attack from now on."""
+        self.attack = attack
+        if self.recorded:
+            self.recorded = self.perturb, self.update = CudaGraphed(self._perturb), CudaGraphed(self._update)
+
     def start_epoch(self, epoch: int) -> None:
         """Go by this epoch's number, from 0."""
         self.epoch, r = epoch, self.recipe
