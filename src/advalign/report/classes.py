@@ -109,7 +109,6 @@ def class_figure(accuracies: Accuracies, class_names: Sequence[str]) -> Figure:
             for i, row in enumerate(values if classes <= _NUMBERED else ()):
                 for k, value in enumerate(row):
                     color = "white" if value > 60 else "black"
-                    number = axes.text(k + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", color=color)
-                    number.set(fontsize=6.5, in_layout=False)  # it lies within its cell, and layout takes long
+                    axes.text(k + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", fontsize=6.5, color=color)
         figure.colorbar(grid[0].collections[0], ax=grid, shrink=0.8)
     return figure

@@ -114,10 +114,8 @@ class _DrawnOnce:
 
     def files(self) -> dict[str, str | bytes]:
         """Return the figure's files by their ending."""
-        vector = self.svg
-        self.section.figure.set_layout_engine("none")  # the layout stays; to find it anew takes as long as to draw
         pdf = drawn(self.section.figure, "pdf", metadata={"CreationDate": None})
-        return {"svg": vector, "pdf": pdf, "png": self.png}
+        return {"svg": self.svg, "pdf": pdf, "png": self.png}
 
     def embedded(self) -> Markup:
         """Return a figure of lines as SVG, which shows texts under the pointer, and one of images as PNG."""

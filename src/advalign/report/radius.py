@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from advalign.attacks.names import parse_name
-from advalign.report.figures import HOVER, MOST_NAMES, STYLE, color_of
+from advalign.report.figures import HOVER, MOST_NAMES, STYLE, color_of, curves_figure
 from advalign.runs import Record
 from advalign.threats import parse_threat
 
@@ -40,7 +40,7 @@ def radius_curves(curves: Mapping[str, Curve]) -> Figure:
     """Plot accuracy over the radius, a curve for each model, with one standard error of the binomial."""
     with mpl.rc_context(STYLE):
         named = len(curves) <= MOST_NAMES
-        figure = Figure(figsize=(9, max(4.0, 0.19 * len(curves) * named)), layout="constrained")
+        figure = curves_figure(9, max(4.0, 0.19 * len(curves) * named), named=named)
         axes = figure.add_subplot(xlabel="radius", ylabel="accuracy, %", ylim=(-2, 102))
         for i, (name, curve) in enumerate(curves.items()):
             radii = sorted(curve)

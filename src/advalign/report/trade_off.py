@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from advalign.attacks.names import parse_name, worst_cases_among
 from advalign.errors import UserError
 from advalign.frontier.result import StoredFrontier
-from advalign.report.figures import FEW_CURVES, HOVER, MARKERS, MOST_NAMES, STYLE, color_of
+from advalign.report.figures import FEW_CURVES, HOVER, MARKERS, MOST_NAMES, STYLE, color_of, curves_figure
 from advalign.report.frontier import curve_attacks, draw_curve, frontier_name
 from advalign.report.rows import Flags, group_rows
 from advalign.runs import Record
@@ -64,7 +64,7 @@ def trade_off_figure(
     families = _families(records, attack, flags)
     every = [point for points in families.values() for point in points]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7, 4.6), layout="constrained")
+        figure = curves_figure(7, 4.6, named=len(families) + len(frontiers) <= MOST_NAMES)
         axes = figure.add_subplot(xlabel="clean accuracy, %", ylabel=f"robust accuracy ({_short(attack)}), %")
         _draw_families(axes, families)
         for i, stored in enumerate(frontiers):
@@ -84,7 +84,7 @@ def trade_off_figure(
         legend = {"frameon": False, "fontsize": 8 if few else 6}
         if few:
             axes.legend(**legend)
-        elif len(families) <= MOST_NAMES:
+        elif len(families) + len(frontiers) <= MOST_NAMES:
             figure.set_size_inches(10, max(4.6, 0.17 * len(families)))
             figure.legend(**legend, loc="outside right upper")
         curves = (f"{frontier_name(stored)}: {curve_attacks(stored)}" for stored in frontiers)
@@ -127,7 +127,8 @@ def _draw_families(axes: Axes, families: Families) -> None:
             if named:
                 label = point.arguments or ("default" if len(points) > 1 else "")
                 axes.annotate(label, center, textcoords="offset points", xytext=(6, 5), fontsize=7)
-            axes.errorbar(*center, point.robust_spread, point.clean_spread, fmt="none", ecolor=color, elinewidth=1)
+            if point.seeds > 1:
+                axes.errorbar(*center, point.robust_spread, point.clean_spread, fmt="none", ecolor=color, elinewidth=1)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from advalign.report.figures import FEW_CURVES, HOVER, MOST_NAMES, STYLE, color_of
+from advalign.report.figures import FEW_CURVES, HOVER, MOST_NAMES, STYLE, color_of, curves_figure
 from advalign.report.page import FigureSection, TableSection
 from advalign.report.tables import Table
 
@@ -58,10 +58,8 @@ def training_curves(logs: Logs) -> Figure:
     """Plot loss and validation accuracies over the epochs, a colour per run."""
     with mpl.rc_context(STYLE):
         named = len(logs) <= MOST_NAMES
-        figure = Figure(
-            figsize=(9 if len(logs) <= FEW_CURVES or not named else 12, max(3.4, 0.17 * len(logs) * named)),
-            layout="constrained",
-        )
+        width, height = 9 if len(logs) <= FEW_CURVES or not named else 12, 0.17 * len(logs) * named
+        figure = curves_figure(width, max(3.4, height), named=named)
         left, right = figure.subplots(1, 2)
         for i, (name, log) in enumerate(logs.items()):
             color = color_of(i, len(logs))
@@ -88,11 +86,11 @@ def calibration_curves(logs: Logs) -> Figure:
     In the band from 0.05 to 0.5 the method neither idles nor dominates; both plots have a logarithmic y axis.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        right.axhspan(0.05, 0.5, color="0.92")
         layers = [(name, layer) for name, log in logs.items() for layer in log[0]["calibration"]["vfd"]]
         named = len(layers) <= MOST_NAMES
+        figure = curves_figure(9, 3.4, named=named)
+        left, right = figure.subplots(1, 2)
+        right.axhspan(0.05, 0.5, color="0.92")
         for i, (name, layer) in enumerate(layers):
             label = f"{name}, {layer}"
             line = {"color": color_of(i, len(layers)), "gid": None if named else HOVER + label}
