@@ -50,7 +50,7 @@ def fgsm_rs(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return (x + delta).clamp(0, 1)
 
 
-@pytest.mark.parametrize(("attack", "authors"), [(NFGSM(), n_fgsm), (FGSMRS(), fgsm_rs)], ids=str)
+@pytest.mark.parametrize(("attack", "authors"), [(NFGSM(), n_fgsm), (FGSMRS(), fgsm_rs)], ids=["n-fgsm", "fgsm-rs"])
 def test_one_step_is_that_of_the_authors(attack: NFGSM | FGSMRS, authors: Callable[..., Tensor]):
     objective = Objective(parse("at"), tiny(0).double(), {}).train()
     x, y = batch(16)
