@@ -9,6 +9,7 @@ fooled images leave early. Writes results/benchmarks/around.json.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import statistics
@@ -100,13 +101,13 @@ def validation(recipe: Recipe, trained: int, rounds: int) -> dict[str, Any]:
     with seeded("around"):
         student = models.build(MODEL, classes=10)
         x, pixels = torch.rand(recipe.batch_size, 3, 32, 32), torch.randint(256, (VALIDATED, 3, 32, 32))
-    objective = to_device(Objective(parse(METHOD), student, {}), CPU).train()
+    objective = to_device(Objective(parse(METHOD), copy.deepcopy(student), {}), CPU).train()
     steps = trained // recipe.batch_size
     step, y = Step(objective, recipe, steps, CPU), torch.arange(len(x)) % 10
     x = x.contiguous(memory_format=torch.channels_last)
     images = pixels.to(torch.uint8)
     with torch.no_grad():  # labels that the network assigns itself, so that every image is attacked
-        labels = student.eval()(images / 255).argmax(1)
+        labels = to_device(student, CPU).eval()(images / 255).argmax(1)
     attack = PGD(recipe.threat, steps=10, until_fooled=False)
 
     def update() -> None:
@@ -115,7 +116,8 @@ def validation(recipe: Recipe, trained: int, rounds: int) -> dict[str, Any]:
         step.update(x, step.perturb(x, y, None), y, None)
 
     def validate() -> None:
-        evaluate(student, Images(images, labels), [attack])
+        found = evaluate(student, Images(images, labels), [attack])
+        assert found.passes[str(attack)].backward == 10 * VALIDATED, "images were left out of the attack"
 
     seconds = _medians({"step": update, "validation": validate}, rounds)
     every = recipe.validate_every * steps * seconds["step"]
