@@ -122,8 +122,11 @@ def test_how_long_it_takes_is_said_and_what_would_be_faster(tmp_path: Path):
         "Validation and start-up come on top"
     )
     assert "faster" not in time_line(long, 0.01, left=2400, steps=400)
-    assert "n-fgsm" not in time_line(planned("at", tmp_path, replace(QUICK, steps=2)), 0.25, 2400, 400)
-    assert "n-fgsm" not in time_line(planned("natural", tmp_path), 0.25, 2400, 400)
+    assert "n-fgsm" not in time_line(planned("at", tmp_path, replace(QUICK, epochs=6, steps=2)), 0.25, 2400, 400)
+    assert "n-fgsm" not in time_line(planned("natural", tmp_path, replace(QUICK, epochs=6)), 0.25, 2400, 400)
+    # of 2, 5 and 10 steps in thirds, whose updates and attacks cost 11, 20 and 35 passes: twice what the first takes
+    parts = planned("at", tmp_path, replace(QUICK, epochs=6, steps="2:5:10"))
+    assert time_line(parts, 0.25, left=2400, steps=400).startswith("about 20m:")
 
 
 def save_untrained(folder: Path) -> Path:

@@ -121,7 +121,7 @@ def projected_gradient_ascent(
     *,
     steps: int,
     step_size: float,
-    start: TrainingStart | ImageBatch,
+    start: TrainingStart | Tensor,
     momentum: float = 0.0,
     goal: Goal | None = None,
 ) -> ImageBatch:

@@ -176,7 +176,7 @@ class Objective(nn.Module):
         second: Further | None = None,
         steps: int | None = None,
         step_size: float | None = None,
-        start: TrainingStart | ImageBatch | None = None,
+        start: TrainingStart | Tensor | None = None,
         mode: Literal["eval", "train"] | None = None,
     ) -> Attacked:
         """Make the method's adversarial examples for images x (N, C, H, W) in [0, 1] with labels y (N,).
