@@ -22,7 +22,7 @@ PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in (
     "findings.md", "evaluation.md", "speed.md", "how-to/robust-from-accurate.md",
 )))  # fmt: skip
 _BLOCK = re.compile(
-    r"(<!-- (table|comparison|claims|study|sweep|timing|scaling|convolutions|starts|mixes|same_clean|aware)"
+    r"(<!-- (table|comparison|claims|study|sweep|timing|scaling|convolutions|around|starts|mixes|same_clean|aware)"
     r" of (\S+) -->\n)"
     r".*?"
     r"(<!-- end of table -->)",
@@ -95,7 +95,27 @@ def convolutions(path: Path) -> Table:
     return Table(columns, tuple(cells), frozenset(), caption)
 
 
-_OF_BENCHMARKS = {"timing": timing, "scaling": scaling, "convolutions": convolutions}
+def around(path: Path) -> Table:
+    """Tabulate the measurements of `python -m benchmarks.around`."""
+    content = json.loads(path.read_text())
+    start, report = content["startup"], content["report"]
+    torch_alone, first_step = start["import torch"], start["first step"]
+    cells = [
+        (f"a report over {report['runs']} runs", f"{report['seconds']:.1f} s"),
+        ("`import torch`", f"{torch_alone:.1f} s"),
+        ("from there to the first step of `train`, CIFAR-10", f"{first_step - torch_alone:.1f} s"),
+    ]
+    cells += [
+        (f"validation, of a training: `{row['recipe']}`, {row['trained']:,} images", f"{100 * row['share']:.1f} %")
+        for row in content["validation"]
+    ]
+    caption = (
+        f"Rounds: {content['rounds']}; {_machine(content)}; load of the machine before: {content['load_before']:.1f}."
+    )
+    return Table(("what", "takes"), tuple(cells), frozenset(), caption)
+
+
+_OF_BENCHMARKS = {"around": around, "timing": timing, "scaling": scaling, "convolutions": convolutions}
 
 
 def _machine(content: dict[str, dict[str, str]]) -> str:
