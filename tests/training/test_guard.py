@@ -174,8 +174,8 @@ def test_a_collapse_goes_back_and_attacks_in_more_steps_from_there(collapsing: l
     output = io.StringIO()
     run = trained(tmp_path / "a", console=Console(file=output, width=300))
     assert (
-        "catastrophic overfitting in epoch 2: the accuracy under PGD-10 on validation images fell from 40% to 1%. Back "
-        "to epoch 1.33; PGD with 5 steps from there"
+        "catastrophic overfitting in epoch 2: the accuracy under PGD-10 on validation images is 1%, and 40% was the "
+        "highest. Back to epoch 1.33; PGD with at least 5 steps from there"
     ) in output.getvalue()
     (collapse,) = [each for row in run.log for each in row.get("collapses", [])]
     assert collapse["steps"] == 5

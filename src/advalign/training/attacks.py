@@ -60,7 +60,7 @@ class TrainingAttack:
             step_size: of the recipe, which PGD alone goes by.
             mode: of the student during the attack; the attack's or the method's own if None.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} makes no images")
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Go by this epoch's number, from 0."""
@@ -115,60 +115,56 @@ class PGD(TrainingAttack):
         return self.all_steps[epoch * len(self.all_steps) // epochs]
 
 
+@dataclass
+class _OneStep(TrainingAttack):
+    """A single step, the student in train mode, as in the code of both authors.
+
+    Args:
+        step: length of the step.
+    """
+
+    start: ClassVar[TrainingStart]
+    step: float
+
+    def __post_init__(self) -> None:
+        _check_step(self.name, self.step)
+
+    def perturb(
+        self, objective: Objective, batch: Batch, threat: Threat, step_size: float | None, mode: Mode | None
+    ) -> Tensor:
+        """Return adversarial images for a batch."""
+        return objective.perturb(
+            batch.x, batch.y, threat, second=batch.second, steps=1, step_size=self.step * threat.eps, start=self.start,
+            mode=mode or "train",
+        )  # fmt: skip
+
+
 @final
 @dataclass
-class NFGSM(TrainingAttack):
+class NFGSM(_OneStep):
     """One step from a uniform start in twice the ball, bounded by [0, 1] alone. De Jorge et al. 2022 (NeurIPS).
 
     The images may lie three radii away. They see noise that no gradient bends, which keeps the network from making
     its loss flat at the single point where a one-step attack looks.
-
-    Args:
-        step: length of the step.
     """
 
     name = "n-fgsm"
+    start = "wide"
     step: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_step(self.name, self.step)
-
-    def perturb(
-        self, objective: Objective, batch: Batch, threat: Threat, step_size: float | None, mode: Mode | None
-    ) -> Tensor:
-        """Return adversarial images for a batch."""
-        return objective.perturb(
-            batch.x, batch.y, threat, second=batch.second, steps=1, step_size=self.step * threat.eps, start="wide",
-            mode=mode or "train",
-        )  # fmt: skip
 
 
 @final
 @dataclass
-class FGSMRS(TrainingAttack):
+class FGSMRS(_OneStep):
     """One long step from a uniform start in the ball, projected back into it. Wong, Rice and Kolter 2020 (ICLR).
 
     The cheapest, and the one that overfits catastrophically most readily: at larger radii, with wider networks, in
     longer trainings.
-
-    Args:
-        step: length of the step.
     """
 
     name = "fgsm-rs"
+    start = "uniform"
     step: float = 1.25
-
-    def __post_init__(self) -> None:
-        _check_step(self.name, self.step)
-
-    def perturb(
-        self, objective: Objective, batch: Batch, threat: Threat, step_size: float | None, mode: Mode | None
-    ) -> Tensor:
-        """Return adversarial images for a batch."""
-        return objective.perturb(
-            batch.x, batch.y, threat, second=batch.second, steps=1, step_size=self.step * threat.eps, start="uniform",
-            mode=mode or "train",
-        )  # fmt: skip
 
 
 @final
@@ -291,7 +287,6 @@ class ATTA(TrainingAttack):
 
 
 CHEAP: dict[str, type[TrainingAttack]] = {attack.name: attack for attack in (NFGSM, FGSMRS, Free, ATTA)}
-ATTACK_NAMES = (PGD.name, *CHEAP)
 
 
 def training_attack(recipe: Recipe) -> TrainingAttack:

@@ -45,11 +45,12 @@ class Display:
 
     def collapse(self, collapse: Collapse) -> None:
         """Say that the guard has gone back."""
+        back = f"Back to epoch {collapse.back_to:.2f}" if collapse.back_to < collapse.epoch else "No state was good"
         say(
             self.bars.console,
-            f"catastrophic overfitting in epoch {math.ceil(collapse.epoch)}: the accuracy under PGD-10 on "
-            f"validation images fell from {collapse.before:.0%} to {collapse.after:.0%}. Back to epoch "
-            f"{collapse.back_to:.2f}; PGD with {collapse.steps} steps from there",
+            f"catastrophic overfitting in epoch {math.ceil(collapse.epoch)}: the accuracy under PGD-10 on validation "
+            f"images is {collapse.after:.0%}, and {collapse.before:.0%} was the highest. {back}; PGD with at least "
+            f"{collapse.steps} steps from there",
         )
 
     def epoch(self, row: LogEntry) -> None:

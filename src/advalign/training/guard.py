@@ -113,6 +113,12 @@ class Guard:
         return False
 
 
+def is_guarded(recipe: Recipe, attack: TrainingAttack) -> bool:
+    """Tell whether the guard watches trainings by a recipe: as it says, or else as the attack needs."""
+    wanted = attack.guarded if recipe.guard is None else recipe.guard
+    return wanted and bool(remedies_for(attack))
+
+
 def remedies_for(attack: TrainingAttack) -> tuple[int, ...]:
     """Return the steps of PGD that are stronger than an attack, the weakest first."""
     return tuple(steps for steps in REMEDIES if steps > attack.passes)

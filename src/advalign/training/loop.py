@@ -29,7 +29,7 @@ from advalign.runtime.sealed import Owner
 from advalign.runtime.seeds import derive_seed, seed_generators
 from advalign.training.attacks import PGD, training_attack
 from advalign.training.averaging import Average
-from advalign.training.guard import Collapse, Guard, Watch, remedies_for
+from advalign.training.guard import Collapse, Guard, Watch, is_guarded, remedies_for
 from advalign.training.plan import Plan
 from advalign.training.recipes import Recipe
 from advalign.training.step import Step
@@ -135,10 +135,9 @@ class _Trainer:
         self.step = Step(self.objective, self.recipe, self.batches.steps, device, cuda_graphs=cuda_graphs)
         self.average = Average(self.objective, self.recipe, self.batches.steps)
         attack = self.step.attack
-        guarded = attack.guarded if self.recipe.guard is None else self.recipe.guard
-        remedies = remedies_for(attack)
-        watches = guarded and remedies and self.objective.method.defends
-        self.guard = Guard(self.recipe, remedies, self.batches.steps, self.validation) if watches else None
+        watches = self.objective.method.defends and is_guarded(self.recipe, attack)
+        remedies, steps = remedies_for(attack), self.batches.steps
+        self.guard = Guard(self.recipe, remedies, steps, self.validation) if watches else None
         self.state = self._resume(self.run.state) if present(self.run.state) else TrainState()
         self._arm()
         if self.recipe.compile:

@@ -21,6 +21,7 @@ from advalign.runs import Run, Weights
 from advalign.runs.run import setting_digest
 from advalign.runtime.files import digest, read_content
 from advalign.training.attacks import training_attack
+from advalign.training.guard import is_guarded
 from advalign.training.networks import build_objective
 from advalign.training.recipes import Recipe
 
@@ -154,12 +155,11 @@ class Plan:
         tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
         weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         attack = training_attack(self.recipe)
-        guarded = attack.guarded if self.recipe.guard is None else self.recipe.guard  # which keeps one more state
         remembered = 0
         if attack.placed:
             channels, height, width = self.dataset.shape
             remembered = 2 * len(self.images[0]) * channels * (height + 8) * (width + 8)
-        states = 2 + guarded
+        states = 2 + is_guarded(self.recipe, attack)
         return (2 + 2 * states) * weights + states * remembered + self._extra_digests + (1 << 20)
 
     @property
