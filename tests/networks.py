@@ -112,11 +112,11 @@ def half_robust() -> Target:
         objective = compose(parse("at"), student=net).train()
         optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, nesterov=True)
         batches = Batches(data.train, 64, augment="none", seed=0)
-        epochs = 12
+        epochs = 9
         for epoch in range(epochs):
             for x, y in batches.epoch(epoch):
                 optimizer.param_groups[0]["lr"] = 0.1 * (1 - epoch / epochs)
-                x_adv = objective.perturb(x, y, Linf(0.2), steps=5)
+                x_adv = objective.perturb(x, y, Linf(0.2), steps=2, step_size=0.15)
                 total(objective(x, x_adv, y)).backward()
                 optimizer.step()
                 optimizer.zero_grad()

@@ -32,7 +32,7 @@ from advalign.training.train import train
 
 QUICK: dict[str, Any] = {"points": 4, "give": 5.0, "attacks": ["fgsm"], "curve_attack": "pgd(steps=3)", "held_out": 60}
 N = TargetOptions(n=80, device="cpu")
-RECIPE = Recipe(epochs=4, steps=1, eps=0.05, step_size=0.05, batch_size=64, validation=100, lr=0.1)
+RECIPE = Recipe(epochs=4, steps=1, eps=0.05, step_size=0.05, batch_size=32, subset=700, validation=100, lr=0.1)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -27,7 +27,7 @@ from advalign.training.recipes import Recipe, digits
 from advalign.training.step import Step
 from advalign.training.train import train
 
-RECIPE = replace(digits(), epochs=3, subset=384, batch_size=64, validation=60, attack="n-fgsm")
+RECIPE = replace(digits(), epochs=3, subset=192, batch_size=32, validation=60, attack="n-fgsm")
 STEPS = 6
 
 
