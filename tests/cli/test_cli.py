@@ -411,7 +411,7 @@ def test_flags_are_the_declared_ones(capsys: pytest.CaptureFixture[str]):
         "--help", "--data", "--model", "--width", "--recipe", "--vanilla", "--robust", "--extractor", "--guest",
         "--allow-weak-guest", "--init", "--plugin", "--trust-model", "--runs", "--name", "--data-dir",
         "--label-smoothing", "--awp", "--awp-start", "--average", "--average-start",
-        "--batchnorm-passes", "--ema-decay", "--ema-epochs", "--ema-constant",
+        "--batchnorm-momentum", "--batchnorm-passes", "--ema-decay", "--ema-epochs", "--ema-constant",
         "--eps-ramp", "--swa-every", "--extra", "--extra-share",
         "--image-size", "--device", "--time-budget", "--checkpoint-seconds", "--cuda-graphs", "--tensorboard",
         "--epochs", "--batch-size", "--lr", "--lr-factor", "--schedule", "--milestones", "--peak", "--cycle-momentum",

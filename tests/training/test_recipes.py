@@ -79,7 +79,15 @@ PAPERS: dict[str, dict[str, Any]] = {
     "iad": {"epochs": 200, "lr": 0.1, "weight_decay": 2e-4, "mode": "train"},
     "rslad": {"epochs": 300, "lr": 0.1 / 10, "weight_decay": 2e-4 * 10},
     "adaad": {"epochs": 200, "lr": 0.1 / 10, "weight_decay": 5e-4 * 10},
-    "dm": {"epochs": 400, "batch_size": 512, "lr": 0.2, "average": "ema", "ema_decay": 0.995, "extra_share": 0.7},
+    "dm": {
+        "epochs": 400,
+        "batch_size": 512,
+        "lr": 0.2,
+        "average": "ema",
+        "ema_decay": 0.995,
+        "extra_share": 0.7,
+        "batchnorm_momentum": 0.01,
+    },
 }
 
 

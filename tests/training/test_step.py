@@ -189,6 +189,23 @@ def test_passes_beside_the_loss_move_statistics_alone():
         assert all(torch.equal(one, other) for one, other in zip(weights[0], others, strict=True))
 
 
+def test_the_first_batch_sets_the_statistics_and_the_next_count_as_given():
+    """As the code of Wang et al.: momentum 1 in the first step, .01 from the second on."""
+    objective = bound("at")
+    step = Step(objective, Recipe(epochs=1, batchnorm_momentum=0.01), 3, torch.device("cpu"))
+    norm = next(module for module in objective.student.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    seen: list[Tensor] = []
+    norm.register_forward_pre_hook(lambda net, args: seen.append(args[0].mean((0, 2, 3))) if net.training else None)
+    expected = None
+    for at in range(3):
+        step.schedule(at)
+        x, y = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+        step.update(x, step.perturb(x, y, None), y, None)
+        expected = seen[-1] if expected is None else 0.99 * expected + 0.01 * seen[-1]
+        torch.testing.assert_close(norm.running_mean, expected)
+    assert len(seen) == 3
+
+
 def test_a_radius_that_grows_is_that_of_acats_code():
     """Their epochs are counted from 1: varepsilon = epsilon * (epoch / epochs), and the step is as long."""
     objective = bound("trades")

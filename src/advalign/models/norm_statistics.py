@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics estimated anew: what a network needs whose weights are an average."""
+"""BatchNorm's running statistics: how fast they move, and their estimation anew for weights that are an average."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def set_norm_momentum(net: nn.Module, momentum: float) -> None:
+    """Let each batch count this much, above 0 and at most 1, in the running statistics of all norms."""
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = momentum
 
 
 @torch.no_grad()

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from advalign.threats import Threat
 
 LINF_EPS = 8 / 255
-ADDED = frozenset({"attack", "batchnorm_passes", "ema_constant", "ema_epochs", "eps_ramp", "guard", "lr_factor"})
+ADDED = frozenset(
+    {"attack", "batchnorm_momentum", "batchnorm_passes", "ema_constant", "ema_epochs", "eps_ramp", "guard", "lr_factor"}
+)
 """Fields that came later: they name a run only where they differ from their default, so that older runs keep theirs."""
 
 
@@ -92,6 +94,8 @@ class Recipe:
     batchnorm_passes: Literal["loss", "clean", "pang", "rice"] = "loss"
     """what BatchNorm sees in train mode beside the attack: the loss's passes alone; clean: then the clean images; pang:
     these, and again after the update; rice: the adversarial images before, and the clean ones after the update"""
+    batchnorm_momentum: float | None = None
+    """weight of a batch in BatchNorm's running statistics, 1 in the first step; the network's own if not given"""
     validation: int | None = None
     """training images held out, stratified, to select the best checkpoint; 1000, or a tenth if that is less; of a
     validation set of your own this many, or all"""
@@ -168,6 +172,8 @@ class Recipe:
         )
         require(self.lr_factor >= 1, lambda: f"lr_factor={self.lr_factor:g} must be at least 1")
         require(self.step_size is None or self.step_size > 0, lambda: f"step_size={self.step_size} must be above 0")
+        share = self.batchnorm_momentum
+        require(share is None or 0 < share <= 1, lambda: f"batchnorm_momentum={share} must be above 0 and at most 1")
         smoothing = self.label_smoothing
         require(0 <= smoothing < 1, lambda: f"label_smoothing={smoothing:g} must be at least 0 and below 1")
         require(0 <= self.awp < 1, lambda: f"awp={self.awp:g} must be at least 0 and below 1")
@@ -390,7 +396,7 @@ def dm() -> Recipe:
     """Wang et al. 2023, for generated data: 400 epochs, batch 512, one cycle, smoothed labels, EMA, 70 % generated."""
     return Recipe(
         epochs=400, batch_size=512, schedule="onecycle", lr=0.2, peak=0.025, cycle_momentum=True, nesterov=True,
-        start="uniform", label_smoothing=0.1, average="ema",
+        start="uniform", label_smoothing=0.1, average="ema", batchnorm_momentum=0.01,
     )  # fmt: skip
 
 

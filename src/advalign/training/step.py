@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from advalign.data.batches import Placement
+from advalign.models.norm_statistics import set_norm_momentum
 from advalign.models.split_norm import View, using_norms
 from advalign.objectives import Objective, total
 from advalign.objectives.contract import Terms
@@ -73,7 +74,11 @@ class Step:
             each.forget()
 
     def schedule(self, at: int) -> None:
-        """Set the learning rate, the momentum and the parts' progress of step number `at`, counted over all epochs."""
+        """Set rates, momenta and the parts' progress of step number `at`, counted over all epochs."""
+        weight = self.recipe.batchnorm_momentum
+        if weight is not None:
+            # The first batch replaces the initial statistics, which a small weight would keep for hundreds of steps.
+            set_norm_momentum(self.objective.nets["student"], weight if at else 1.0)
         self.objective.start_step(at / (self.recipe.epochs * self.steps))
         rate = learning_rate(self.recipe, at, self.steps)
         self.optimizer.param_groups[0].update(
