@@ -65,6 +65,7 @@ def drawn(figure: Figure, ending: str, **options: Any) -> bytes:
         if ending == "svg":
             warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(buffer, format=ending, **options)
+    figure.set_layout_engine("none")  # what was found stays: to find it again for each file takes as long as to draw
     return buffer.getvalue()
 
 

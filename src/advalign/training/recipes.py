@@ -239,7 +239,7 @@ def finetune() -> Recipe:
 
 
 def digits() -> Recipe:
-    """scikit-learn's digits at eps 0.2 in seconds: the demo's recipe."""
+    """scikit-learn's digits at eps 0.2 in seconds."""
     return Recipe(
         epochs=25, batch_size=64, schedule="onecycle", lr=0.1, nesterov=True, augment="none", eps=0.2, steps=7,
         validation=150,
