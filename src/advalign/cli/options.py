@@ -259,7 +259,7 @@ class StudyOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """Train five models on digits, attack them, and show the trade-off with a dial after training; two minutes."""
+    """Train five models on digits, attack them, and show the trade-off with a dial after training; in two minutes."""
 
     out: Path = Path("advalign-demo")
     """folder of the runs, the report and the plot"""

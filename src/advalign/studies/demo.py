@@ -42,7 +42,7 @@ DEMO_METHODS = (
 )
 MODEL = "small-cnn(width=16)"
 DEMO_ATTACKS = ("fgsm", "pgd(steps=20)", 'pgd(loss="margin", steps=20, restarts=2)')
-_ROBUST, _ACCURATE = "trades", "natural"
+_ROBUST, _ACCURATE = "trades+vfd", "natural"
 _ON_FRONTIER = "apgd-t(steps=10, targets=2)"
 _ON_DIAL = 200
 """Test images on which the dial is traced."""
