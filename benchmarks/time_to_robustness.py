@@ -52,10 +52,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "FGSM-RS": {"attack": "fgsm-rs"},
     "free, m=8": {"attack": "free"},
     "ATTA-1": {"attack": "atta"},
+    "FGSM-PGI": {"attack": "fgsm-pgi", "plugin": "pgi"},
     "PGD-10 from natural": {"init": True},
     "N-FGSM from natural": {"init": True, "attack": "n-fgsm"},
 }
-"""What each way changes of the recipe; `init`: the recipe of fine-tuning, from the natural network's weights."""
+"""What each way changes of the recipe; `init`: the recipe of fine-tuning, from the natural network's weights; `plugin`:
+what joins the method."""
 SCALES: dict[str, tuple[str, Recipe]] = {
     "tiny": ("small-cnn(width=16)", replace(cpu(), epochs=12, steps=10, validate_every=3)),
     "small": ("resnet18(width=16)", replace(cpu(), epochs=20, steps=10, subset=45_000, precision="bf16")),
@@ -93,7 +95,7 @@ class Options:
 def recipe_of(scale: str, way: str, seed: int) -> Recipe:
     """Return the recipe of a way."""
     _, whole = SCALES[scale]
-    changes = {key: value for key, value in WAYS[way].items() if key != "init"}
+    changes = {key: value for key, value in WAYS[way].items() if key not in ("init", "plugin")}
     if "init" in WAYS[way]:
         short = finetune()
         whole = replace(
@@ -103,12 +105,18 @@ def recipe_of(scale: str, way: str, seed: int) -> Recipe:
     return replace(whole, seed=seed, **changes)
 
 
+def method_of(method: str, way: str) -> str:
+    """Return the method, with what joins it in this way."""
+    return "+".join((method, *WAYS[way].get("plugin", "").split()))
+
+
 def trained(options: Options, method: str, way: str, seed: int, console: Console) -> Run:
     """Train a run, and first the natural network of its seed; a finished one is returned as it is."""
     natural = trained_natural(options, seed, console)
     guests = {"vanilla": natural.path} if "vanilla" in parse(method).guests else {}
     init = natural.path if "init" in WAYS[way] else None
-    return _train(options, method, recipe_of(options.scale, way, seed), console, guests=guests, init=init)
+    recipe = recipe_of(options.scale, way, seed)
+    return _train(options, method_of(method, way), recipe, console, guests=guests, init=init)
 
 
 def trained_natural(options: Options, seed: int, console: Console) -> Run:
@@ -152,7 +160,9 @@ def step_seconds(options: Options, method: str, natural: Run) -> dict[str, float
     steps: dict[str, Way] = {}
     for way in options.ways:
         recipe = recipe_of(options.scale, way, seed=0)
-        planned = plan(parse(method), dataset, model, recipe, runs=options.work / "timing", guests=guests)
+        planned = plan(
+            parse(method_of(method, way)), dataset, model, recipe, runs=options.work / "timing", guests=guests
+        )
         trainer = _Trainer(planned, device, cuda_graphs=False)
         trainer.start_epoch()
         batches = trainer.remaining_batches()
@@ -177,7 +187,7 @@ def main(options: Options) -> None:
                 content["runs"][f"{method}, {way}, seed {seed}"] = {
                     "method": method, "way": way, "seed": seed, **accuracies(options, run, console),
                     "seconds": round(updates * content["step_seconds"][method][way], 1),
-                    "passes": round(passes_of(method, recipe) * recipe.epochs / 3, 1),
+                    "passes": round(passes_of(method_of(method, way), recipe) * recipe.epochs / 3, 1),
                     "logged_seconds": run.log[-1]["seconds"], "run": run.id,
                     "collapses": [each for row in run.log for each in row.get("collapses", [])],
                 }  # fmt: skip

@@ -36,6 +36,7 @@ from .objectives.plugins.igdm import IGDM
 from .objectives.plugins.kd import KD
 from .objectives.plugins.lbgat import LBGAT
 from .objectives.plugins.part import PART
+from .objectives.plugins.pgi import PGI
 from .objectives.plugins.qub import QUB
 from .objectives.plugins.rebat import ReBAT
 from .objectives.plugins.rpat import RPAT
@@ -67,6 +68,7 @@ __all__ = [
     "MART",
     "MTARD",
     "PART",
+    "PGI",
     "QUB",
     "RPAT",
     "RSLAD",

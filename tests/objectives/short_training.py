@@ -65,7 +65,10 @@ def begun(objective: Objective) -> Objective:
 
 def views_of(objective: Objective, x: Tensor) -> Tensor:
     """Return images in place of adversarial ones, once for each augmentation that the method attacks."""
-    return x.repeat(objective.method.augmentations, 1, 1, 1)
+    x_adv = x.repeat(objective.method.augmentations, 1, 1, 1)
+    for plugin in objective.method.plugins:
+        plugin.attacked_from(0.9 * x_adv)
+    return x_adv
 
 
 def mirrored(objective: Objective, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from advalign.data import Batches, Images, load
 from advalign.errors import UserError
 from advalign.objectives import Objective, parse
 from advalign.threats import Linf
-from advalign.training.attacks import ATTA, FGSMRS, NFGSM, Batch, Free, check_attack, training_attack
+from advalign.training.attacks import ATTA, FGSMPGI, FGSMRS, NFGSM, Batch, Free, check_attack, training_attack
 from advalign.training.loop import _Trainer
 from advalign.training.planning import plan
 from advalign.training.recipes import Recipe, digits
@@ -151,6 +151,50 @@ def test_atta_goes_on_in_the_frame_of_each_image(augment: str):
     torch.testing.assert_close(attack.deltas, kept, atol=1e-4, rtol=0)
 
 
+def test_fgsm_pgi_is_the_authors_loop():
+    """Three epochs beside FGSM_MEP.py: momenta by the sum of the batch's gradients, everything kept in fp32."""
+    data, objective = images(), Objective(parse("at"), tiny(0).double(), {}).train()
+    net, attack = copy.deepcopy(objective.student), FGSMPGI(reset=3)
+    batches = Batches(data, 8, augment="flip-crop", seed=1)
+    all_delta, all_momentum = torch.zeros(24, 3, 8, 8).double(), torch.zeros(24, 3, 8, 8).double()
+    for epoch in range(3):
+        attack.start_epoch(epoch, 3)
+        for (pixels, y), placed in zip(batches.epoch(epoch), batches.placements(epoch), strict=True):
+            x, rows = pixels.double(), placed.rows
+            torch.manual_seed(4)
+            found = attack.perturb(objective, Batch(x, y, None, placed), Linf(EPS), None, None)
+            torch.manual_seed(4)
+            delta = all_delta[rows] if epoch else EPS * torch.randn_like(x).sign()
+            grad = slope(net.train(), x + delta, y)
+            momentum = grad / grad.norm(p=1) + 0.3 * all_momentum[rows]
+            following = (delta + EPS * momentum.sign()).clamp(-EPS, EPS)
+            all_delta[rows] = torch.minimum(torch.maximum(following, -x), 1 - x)
+            all_momentum[rows] = momentum
+            expected = (x + (delta + EPS * grad.sign()).clamp(-EPS, EPS)).clamp(0, 1)
+            assert ((found - expected).abs() < 1e-4).double().mean() > 0.999  # but where a gradient is nearly zero
+    assert attack.deltas is not None
+    assert ((attack.deltas - all_delta).abs() < 1e-4).double().mean() > 0.99
+    for mine, theirs in zip(objective.student.buffers(), net.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
+    assert (all_delta.abs() < 0.01 * EPS).double().mean() > 0.1  # gradients that changed their mind
+
+
+def test_after_fgsm_pgi_the_regulariser_ties_the_logits_at_both_ends_of_the_step():
+    objective, (x, y) = bound("at+pgi(weight=3)").double(), batch(8)
+    x, batches = x.double(), Batches(images(8), 8, augment="none", seed=0)
+    step = Step(objective, Recipe(epochs=2, attack="fgsm-pgi", eps=EPS), 1, torch.device("cpu"))
+    placed = next(batches.placements(0))
+    torch.manual_seed(0)
+    x_adv = step.perturb(x, y, None, placed)
+    torch.manual_seed(0)
+    start = x + EPS * torch.randn_like(x).sign()
+    net = objective.student.train()
+    expected = 3 * (net(x_adv) - net(start)).square().mean()
+    term = objective(x, x_adv, y)["pgi"]
+    torch.testing.assert_close(term.weight * term.value, expected)
+    assert (x_adv - start).abs().amax() > EPS
+
+
 def test_atta_forgets_now_and_then():
     attack = ATTA(reset=3)
     fresh = []
@@ -190,16 +234,19 @@ def test_free_moves_where_the_loss_is_flat_at_the_clean_images(base: str):
 
 
 @pytest.mark.parametrize(
-    "attack", ["free(m=2)", *(pytest.param(each, marks=pytest.mark.slow) for each in ("n-fgsm", "fgsm-rs", "atta"))]
+    "attack",
+    ["free(m=2)", *(pytest.param(each, marks=pytest.mark.slow) for each in ("n-fgsm", "fgsm-rs", "atta", "fgsm-pgi"))],
 )
 @pytest.mark.parametrize("method", every_part_quick([*combinations(0), *combinations(1)]))
 def test_every_part_makes_a_step_with_every_attack(method: str, attack: str):
     objective = bound(method)
     recipe = Recipe(epochs=2, lr=0.01, schedule="constant", eps=EPS, attack=attack)
     made = training_attack(recipe)
-    by_pixel = objective.method.replacing("threat") is not None and attack in ("free(m=2)", "n-fgsm")
-    if by_pixel or (made.remembers and objective.method.augmentations > 1):
-        with pytest.raises(UserError, match=r"attacks several augmentations|decides it by pixel"):
+    by_radius = attack in ("free(m=2)", "n-fgsm", "fgsm-pgi")
+    by_pixel = objective.method.replacing("threat") is not None and by_radius
+    nowhere = any(plugin.reads_start for plugin in objective.method.plugins) and attack in ("free(m=2)", "n-fgsm")
+    if by_pixel or nowhere or (made.remembers and objective.method.augmentations > 1):
+        with pytest.raises(UserError, match=r"attacks several augmentations|decides it by pixel|in the ball"):
             check_attack(made, objective.method, recipe, extra=False)
         return
     if not objective.method.defends:
@@ -236,7 +283,10 @@ def test_batches_are_replayed_in_a_row_and_all_come(tmp_path: Path):
         assert len(walk.unique(dim=0)) > 250
 
 
-@pytest.mark.parametrize("attack", ["free(m=3)", pytest.param("atta(reset=2)", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "attack",
+    ["free(m=3)", *(pytest.param(each, marks=pytest.mark.slow) for each in ("atta(reset=2)", "fgsm-pgi(reset=2)"))],
+)
 def test_a_run_that_is_stopped_after_every_step_is_the_same(attack: str, tmp_path: Path):
     recipe = replace(digits(), epochs=2, attack=attack, subset=256, batch_size=64, validation=20, augment="flip-crop")
     data = {"data": "digits", "model": "small-cnn(width=2)", "recipe": recipe, "device": "cpu"}
@@ -269,6 +319,8 @@ def test_steps_change_by_parts_of_the_training():
         ({"attack": "n-fgsm+free"}, "choose one"),
         ({"attack": "atta", "augment": "cropshift"}, "augment=cropshift must be one of none, flip, flip-crop"),
         ({"attack": "free", "average": "none", "method": "trades+dajat"}, "attacks several augmentations"),
+        ({"attack": "n-fgsm", "method": "at+pgi"}, "pgi reads where the attack starts"),
+        ({"attack": "fgsm-pgi(decay=1)"}, "decay=1 must be at least 0 and below 1"),
     ],
     ids=str,
 )

@@ -36,6 +36,7 @@ from advalign.objectives.plugins.igdm import IGDM
 from advalign.objectives.plugins.kd import KD
 from advalign.objectives.plugins.lbgat import LBGAT
 from advalign.objectives.plugins.part import PART
+from advalign.objectives.plugins.pgi import PGI
 from advalign.objectives.plugins.qub import QUB
 from advalign.objectives.plugins.rebat import ReBAT
 from advalign.objectives.plugins.rpat import RPAT
@@ -89,6 +90,7 @@ PLUGINS: dict[str, type[PlugIn]] = {
     "adr": ADR,
     "qub": QUB,
     "rpat": RPAT,
+    "pgi": PGI,
     "rebat": ReBAT,
     "generalist": Generalist,
     "consistency": Consistency,

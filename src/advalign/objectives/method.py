@@ -140,6 +140,7 @@ class PlugIn(Part):
     weights_climb_first: bool = False
     """Whether adversarial weight perturbation climbs the loss on the first augmentation alone, without its terms."""
     reads_rows: bool = False  # whether it keeps something for each training image
+    reads_start: bool = False  # whether `attacked_from` is to be told where the attack started
     images: int = 0  # in the training set, at most; set for parts with `reads_rows`
     partner: str | None = None
     """A learning guest of the student's architecture whose weights go into the average with the student's. The average
@@ -185,6 +186,9 @@ class PlugIn(Part):
     def student_share(self) -> float:
         """Return the student's share of what goes into the average, in [0, 1], for plug-ins with a `partner`."""
         raise NotImplementedError(f"{self.name} has no partner")
+
+    def attacked_from(self, start: Tensor) -> None:
+        """Note where the attack on the images of a step started (N, C, H, W), for plug-ins with `reads_start`."""
 
     def views(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the views of the batch that the training passes read."""

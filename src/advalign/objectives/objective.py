@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from itertools import chain
-from typing import Any, Literal, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
-from advalign.attacks.ascent import AttackLoss, TrainingStart, projected_gradient_ascent
+from advalign.attacks.ascent import (
+    AttackLoss,
+    TrainingStart,
+    projected_gradient_ascent,
+    start_point,
+    value_and_grad,
+)
 from advalign.attacks.batches import in_type_of, widened
 from advalign.attacks.losses import cross_entropy
 from advalign.errors import UserError, require, shorten, unknown
@@ -200,6 +206,56 @@ class Objective(nn.Module):
         training_attack = self.method.base.training_attack
         if training_attack is None:
             return x
+        if step_size is not None:
+            check_step_size("perturb", step_size, threat)
+        with self._attacking(x, y, threat, second, start, mode) as attack:
+            x_adv = projected_gradient_ascent(
+                attack.loss,
+                attack.x,
+                attack.threat,
+                steps=training_attack.steps if steps is None else steps,
+                step_size=threat.eps / 4 if step_size is None else step_size,
+                start=attack.start,
+            )
+            wide = isinstance(attack.start, str) and attack.start == "wide"
+            return in_type_of(attack.given, x_adv, None if wide else attack.threat)
+
+    def attack_gradient(
+        self,
+        x: ImageBatch,
+        y: Labels,
+        threat: Threat,
+        start: Tensor,
+        *,
+        second: Further | None = None,
+        mode: Literal["eval", "train"] | None = None,
+    ) -> Attacked:
+        """Return the gradient (N, C, H, W) of the loss that the method's attack climbs, at images to start from.
+
+        For a training attack of one's own, which moves by it as it likes; one forward and one backward pass. The other
+        arguments and what is raised are those of `perturb`; a base without adversarial examples has no such loss.
+        """
+        require(
+            self.method.base.training_attack is not None,
+            lambda: f"{shorten(str(self.method))} makes no adversarial examples, and has no loss to climb",
+        )
+        with self._attacking(x, y, threat, second, start, mode) as attack:
+            assert isinstance(attack.start, Tensor)
+            return value_and_grad(attack.loss, attack.start).grad
+
+    @contextmanager
+    def _attacking(
+        self,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        second: Tensor | None,
+        start: TrainingStart | Tensor | None,
+        mode: Literal["eval", "train"] | None,
+    ) -> Iterator[_Attack]:
+        """Inside, the networks are as the attack runs them; what it climbs, and from where, is given."""
+        training_attack = self.method.base.training_attack
+        assert training_attack is not None
         if self.training:
             self._watch.count(x, shorten(str(self.method)))
         x, y, second = self._doubled(x, y, second)
@@ -210,8 +266,6 @@ class Objective(nn.Module):
             self._images_checked = True
         if mode not in (None, "eval", "train"):
             raise unknown("mode", mode, ("eval", "train"))
-        if step_size is not None:
-            check_step_size("perturb", step_size, threat)
         if isinstance(start, Tensor):
             shape = tuple(start.shape)
             require(shape == x.shape, lambda: f"start must be images to start from, {tuple(x.shape)}, not {shape}")
@@ -236,16 +290,15 @@ class Objective(nn.Module):
                     "another: choose from uniform, unclamped, gaussian, wide"
                 ),
             )
-            x_adv = projected_gradient_ascent(
-                attack_loss,
-                x,
-                threat,
-                steps=training_attack.steps if steps is None else steps,
-                step_size=threat.eps / 4 if step_size is None else step_size,
-                start=start,
-            )
-            wide = isinstance(start, str) and start == "wide"
-            return in_type_of(given, x_adv, None if wide else threat)
+            if readers := [plugin for plugin in self.method.plugins if plugin.reads_start]:
+                require(
+                    not (isinstance(start, str) and start == "wide"),
+                    lambda: f"{readers[0].name} reads where the attack starts, and start=wide is outside of the ball",
+                )
+                start = start_point(x, threat, start) if isinstance(start, str) else start.to(x.dtype)
+                for plugin in readers:
+                    plugin.attacked_from(start.detach().clone().to(given.dtype))
+            yield _Attack(given, x, threat, start, attack_loss)
 
     def forward(
         self,
@@ -423,6 +476,14 @@ class Objective(nn.Module):
         net = self.nets[name]
         assert isinstance(net, Tapped)
         return net
+
+
+class _Attack(NamedTuple):
+    given: Tensor  # (N, C, H, W), the images in the caller's type
+    x: Tensor  # the same in the student's
+    threat: Threat
+    start: TrainingStart | Tensor
+    loss: AttackLoss
 
 
 class _Outputs(dict[Need, Output]):

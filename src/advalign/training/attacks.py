@@ -286,7 +286,79 @@ class ATTA(TrainingAttack):
         self.deltas = state["deltas"].to(device) if state else None
 
 
-CHEAP: dict[str, type[TrainingAttack]] = {attack.name: attack for attack in (NFGSM, FGSMRS, Free, ATTA)}
+@final
+@dataclass
+class FGSMPGI(TrainingAttack):
+    """One step from what the momentum of the gradients of the epochs before made. FGSM-MEP of Jia et al. 2022 (ECCV).
+
+    Of each training image a perturbation and a momentum are kept, in fp16: for 50,000 images of 32 x 32 in 3 channels
+    610 MB. Both are in the frame of the crop, and are not moved with it: what an image starts from belongs to another
+    crop of it, as in the authors' code. Their regularisation is the plug-in `pgi`.
+
+    Args:
+        step: length of the step.
+        decay: of the momentum, to which each gradient is added, divided by its mean magnitude over the batch.
+        reset: epochs after which all are forgotten; then each image starts in a random corner of the ball.
+    """
+
+    name = "fgsm-pgi"
+    remembers = placed = True
+    step: float = 1.0
+    decay: float = 0.3
+    reset: int = 40
+    deltas: Tensor | None = field(default=None, init=False, repr=False)
+    momenta: Tensor | None = field(default=None, init=False, repr=False)
+    fresh: bool = field(default=True, init=False, repr=False)
+    """Whether this epoch forgets what is kept of each image that it comes to."""
+
+    def __post_init__(self) -> None:
+        _check_step(self.name, self.step)
+        require(0 <= self.decay < 1, lambda: f"fgsm-pgi: decay={self.decay:g} must be at least 0 and below 1")
+        require(self.reset >= 1, lambda: f"fgsm-pgi: reset={self.reset} must be at least 1")
+
+    def perturb(
+        self, objective: Objective, batch: Batch, threat: Threat, step_size: float | None, mode: Mode | None
+    ) -> Tensor:
+        """Return adversarial images for a batch, and keep where the next attack on them starts."""
+        x, placed = batch.x, batch.placement
+        if objective.method.base.training_attack is None:
+            return x
+        assert placed is not None
+        if self.deltas is None or self.momenta is None:
+            kept = torch.zeros(placed.images, *x.shape[1:], dtype=torch.float16, device=x.device)
+            self.deltas, self.momenta = kept, kept.clone()
+        if self.fresh:
+            delta, momentum = threat.eps * threat.steepest(torch.randn_like(x)), torch.zeros_like(x)
+        else:
+            delta, momentum = (kept[placed.rows].to(x.dtype) for kept in (self.deltas, self.momenta))
+        grad = objective.attack_gradient(x, batch.y, threat, x + delta, second=batch.second, mode=mode or "train")
+        # By the mean where the authors take the sum, which fp16 could not hold; of momenta the signs alone count.
+        momentum = self.decay * momentum + grad / grad.abs().mean().clamp_min(torch.finfo(grad.dtype).tiny)
+
+        def moved(direction: Tensor) -> Tensor:
+            step = self.step * threat.eps * threat.steepest(direction)
+            return (x + threat.limited(delta + step)).clamp_(0, 1)
+
+        self.deltas[placed.rows] = (moved(momentum) - x).to(torch.float16)
+        self.momenta[placed.rows] = momentum.clamp(-_MOST, _MOST).to(torch.float16)
+        return moved(grad)
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Forget perturbations and momenta now and then."""
+        self.fresh = epoch % self.reset == 0
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all perturbations and momenta."""
+        return {} if self.deltas is None or self.momenta is None else {"deltas": self.deltas, "momenta": self.momenta}
+
+    def load(self, state: dict[str, Tensor], device: torch.device) -> None:
+        """Take over all perturbations and momenta."""
+        self.deltas, self.momenta = (state[name].to(device) if state else None for name in ("deltas", "momenta"))
+
+
+_MOST = 1e4  # of a momentum, where fp16 ends at 6.5e4
+
+CHEAP: dict[str, type[TrainingAttack]] = {attack.name: attack for attack in (NFGSM, FGSMRS, Free, ATTA, FGSMPGI)}
 
 
 def training_attack(recipe: Recipe) -> TrainingAttack:
@@ -314,8 +386,15 @@ def check_attack(attack: TrainingAttack, method: Method, recipe: Recipe, *, extr
     """
     method_name, bounding = shorten(str(method)), method.replacing("threat")
     require(
-        bounding is None or not isinstance(attack, NFGSM | Free),
+        bounding is None or not isinstance(attack, NFGSM | Free | FGSMPGI),
         lambda: f"attack={attack} goes by the radius alone, and {bounding and bounding.name!r} decides it by pixel",
+    )
+    reader = next((plugin.name for plugin in method.plugins if plugin.reads_start), None)
+    require(
+        reader is None or not isinstance(attack, NFGSM | Free),
+        lambda: (
+            f"{reader} reads where the attack starts, and attack={attack} starts nowhere in the ball: take fgsm-pgi"
+        ),
     )
     if not attack.remembers:
         return

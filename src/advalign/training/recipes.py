@@ -78,7 +78,7 @@ class Recipe:
     eps_ramp: bool = False
     """radius and step of the training attack grow from epoch to epoch, linearly from eps / epochs to eps"""
     attack: str = "pgd"
-    """the training attack: pgd, or with fewer passes n-fgsm, fgsm-rs, free(m=8), atta; see `advalign list
+    """the training attack: pgd, or with fewer passes n-fgsm, fgsm-rs, free(m=8), atta, fgsm-pgi; see `advalign list
     training-attacks`"""
     steps: int | str = 10
     """steps of --attack pgd; 2:5:10 for 2, 5 and 10 in thirds of the training"""
