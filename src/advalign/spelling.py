@@ -243,8 +243,8 @@ def _call(node: ast.expr, wrong: UserError) -> Call:
         raise wrong
     name = node.func.id.replace("_", "-")
     if node.args:
-        example = f"{shorten(name)}(NAME=VALUE)"
-        raise UserError(f"cannot read {quoted(ast.unparse(node))}: write an argument with its name, as in {example}")
+        given, example = name + ast.unparse(node).removeprefix(node.func.id), f"{shorten(name)}(NAME=VALUE)"
+        raise UserError(f"cannot read {quoted(given)}: write an argument with its name, as in {example}")
     arguments = {}
     for keyword in node.keywords:
         if keyword.arg is None:
