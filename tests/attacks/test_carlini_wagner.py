@@ -156,7 +156,7 @@ def test_the_answer_is_the_nearest_of_the_iterates_that_fool():
 def test_kappa_asks_for_confidence(target: Target):
     model, x, y = target.model, target.x[:20], target.y[:20]
     lengths = []
-    for kappa in (0.0, 2.0):
+    for kappa in (0.0, 1.0):
         x_adv = CarliniWagner(ANYWHERE, c=10.0, kappa=kappa, steps=100, lr=0.05)(model, x, y)
         found, length = verdicts(model, x_adv, x, y)
         assert found.all()
@@ -177,11 +177,11 @@ def test_abort_saves_passes_and_costs_next_to_nothing(target: Target):
     handle = model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     for abort in (False, True):
         sizes.clear()
-        x_adv = CarliniWagner(ANYWHERE, steps=200, lr=0.03, abort=abort)(model, x, y)
+        x_adv = CarliniWagner(ANYWHERE, steps=300, lr=0.02, abort=abort)(model, x, y)
         work.append(sum(sizes))
         outcomes.append(verdicts(model, x_adv, x, y))
     handle.remove()
-    assert work[0] == 200 * 40
+    assert work[0] == 300 * 40
     assert work[1] < 0.8 * work[0]
     assert torch.equal(outcomes[0][0], outcomes[1][0])
     assert float(outcomes[1][1].mean()) == pytest.approx(float(outcomes[0][1].mean()), rel=0.03)

@@ -21,6 +21,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(digits(), epochs=1, steps=1, subset=256, batch_size=128)
     monkeypatch.setattr(demo_module, "digits", lambda: recipe)
     monkeypatch.setattr(demo_module, "DEMO_METHODS", ("natural", "trades", "trades+vfd(weight=0.2)"))
+    monkeypatch.setattr(demo_module, "_ROBUST", "trades+vfd(weight=0.2)")
     monkeypatch.setattr(demo_module, "MODEL", "small-cnn(width=4)")
     monkeypatch.setattr(demo_module, "DEMO_ATTACKS", ("fgsm", "mim(steps=2)"))
 
