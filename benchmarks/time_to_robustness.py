@@ -107,7 +107,7 @@ def recipe_of(scale: str, way: str, seed: int) -> Recipe:
 
 def method_of(method: str, way: str) -> str:
     """Return the method, with what joins it in this way."""
-    return "+".join((method, *WAYS[way].get("plugin", "").split()))
+    return f"{method}+{plugin}" if (plugin := WAYS[way].get("plugin")) else method
 
 
 def trained(options: Options, method: str, way: str, seed: int, console: Console) -> Run:

@@ -56,7 +56,9 @@ def test_the_page_works_as_it_stands(page: Path, tmp_path: Path):
             continue
         if language not in ("python", "sh"):  # `bash` and others are not for this machine
             continue
-        seeded = f"import torch\ntorch.manual_seed(0)\n{content}"  # a guest that learns by chance is refused by chance
+        seeded = (
+            f"import torch as _t\n_t.manual_seed(0)\n{content}"  # a guest that learns by chance is refused by chance
+        )
         command = [sys.executable, "-c", seeded] if language == "python" else ["bash", "-euc", shortened(content)]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{content}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"

@@ -283,6 +283,8 @@ class Objective(nn.Module):
             views = self._clean_views(x, second)
             attack_loss = self._softened_attack(owner.attack_loss(nets, views, y), views, y)
             start = training_attack.start if start is None else start
+            if isinstance(start, Tensor):
+                start = start.to(x.dtype)
             require(
                 not (attack_loss.flat_at_clean and isinstance(start, str) and start == "clean"),
                 lambda: (
@@ -295,7 +297,7 @@ class Objective(nn.Module):
                     not (isinstance(start, str) and start == "wide"),
                     lambda: f"{readers[0].name} reads where the attack starts, and start=wide is outside of the ball",
                 )
-                start = start_point(x, threat, start) if isinstance(start, str) else start.to(x.dtype)
+                start = start_point(x, threat, start) if isinstance(start, str) else start
                 for plugin in readers:
                     plugin.attacked_from(start.detach().clone().to(given.dtype))
             yield _Attack(given, x, threat, start, attack_loss)

@@ -392,9 +392,7 @@ def check_attack(attack: TrainingAttack, method: Method, recipe: Recipe, *, extr
     reader = next((plugin.name for plugin in method.plugins if plugin.reads_start), None)
     require(
         reader is None or not isinstance(attack, NFGSM | Free),
-        lambda: (
-            f"{reader} reads where the attack starts, and attack={attack} starts nowhere in the ball: take fgsm-pgi"
-        ),
+        lambda: f"{reader} reads where the attack starts, which attack={attack} does not tell: take fgsm-pgi",
     )
     if not attack.remembers:
         return
