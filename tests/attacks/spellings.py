@@ -9,6 +9,8 @@ QUICK = {  # the defaults of these take seconds
     "apgd-ce": "apgd-ce(steps=20)",
     "apgd-dlr": "apgd-dlr(steps=20)",
     "apgd-t": "apgd-t(steps=20)",
+    "apgd-margin": "apgd-margin(steps=10, targets=2)",
+    "fast": "worst(apgd-ce(steps=5), apgd-margin(steps=5, targets=2), apgd-margin(steps=5, targets=2, start=odi))",
     "min-margin": "min-margin(steps=10, targets=2)",
     "fab": "fab(steps=20)",
     "fab-t": "fab-t(steps=20)",

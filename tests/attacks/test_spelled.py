@@ -7,7 +7,7 @@ import re
 import pytest
 
 from advalign.attacks import ATTACKS, STANDARD, parse
-from advalign.attacks.spelled import RESERVED, benchmark_of, parse_attacks, rename_attacks
+from advalign.attacks.spelled import RESERVED, benchmark_of, parse_attacks, remarks_on, rename_attacks
 from advalign.errors import UserError
 from advalign.threats import L2, Linf
 
@@ -53,6 +53,12 @@ def test_names_are_exchanged_in_front_of_their_arguments_and_in_a_worst_case():
 
 def test_no_attack_has_the_name_of_a_word():
     assert not set(RESERVED) & ATTACKS.keys()
+
+
+def test_a_remark_is_of_an_attack_alone_and_inside_others_but_not_of_other_words():
+    for text in ("fast", "worst(pgd(steps=3), fast)", "quantized(fast, bits=8)", "worst(fast,square(queries=1))"):
+        assert remarks_on(["fgsm", text])["fast"].startswith("an estimate of autoattack")
+    assert not remarks_on(["breakfast", "fast-at at 3", "autoattack", "transfer(pgd, from faster.pt)", "clean"])
 
 
 def test_a_benchmark_is_of_the_attack_with_its_defaults_in_white_box():

@@ -191,6 +191,8 @@ REFUSALS = {
     "eps over nothing": (["evaluate", "empty", "--eps", "8/0"], "--eps: '8/0' is not a number: write a decimal"),
     "n in words": (["evaluate", "empty", "-n", "all"], "'all' is not a whole number"),
     "normalisation by half": (["evaluate", "linear.pt", "--mean", "0.3"], "--std is missing"),
+    "fast beside attacks": (["evaluate", "empty", "--fast", "--attacks", "pgd"], "--fast takes the place of --attacks"),
+    "until and n": (["evaluate", "linear.pt", "-n", "9", "--until", "1"], "give n=9 or until=1"),
     "transfer of one": (["transfer", "linear.pt"], "at least two"),
     "transfer into a file": (["transfer", "linear.pt", "pickle.pt", "--out", "torn.npz"], "torn.npz is not a folder"),
     "attack plug-in that is missing": (["evaluate", "linear.pt", "--plugin", "my_nest:Attack"], "my_nest"),
@@ -426,7 +428,7 @@ FLAGS = {
     "evaluate": {
         "--weights", "--attacks", "--checkpoint", "--data", "--model", "--n", "--norm", "--eps", "--batch-size",
         "--precision", "--seed", "--data-dir", "--image-size", "--surrogate", "--quantize", "--mean", "--std",
-        "--device", "--out", "--save-examples", "--trust-model", "--plugin",
+        "--fast", "--until", "--device", "--out", "--save-examples", "--trust-model", "--plugin",
     },
     "diagnose": {
         "--weights", "--checkpoint", "--data", "--model", "--n", "--norm", "--eps", "--batch-size", "--seed",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from advalign.attacks.apgd import APGDCE, APGDDLR, APGDT
+from advalign.attacks.apgd_margin import APGDMargin
 from advalign.attacks.carlini_wagner import CarliniWagner
 from advalign.attacks.contract import Attack
-from advalign.attacks.ensemble import AutoAttack, Worst
+from advalign.attacks.ensemble import AutoAttack, Fast, Worst
 from advalign.attacks.fab import FAB, FABT
 from advalign.attacks.gradient import FGSM, MIM, PGD
 from advalign.attacks.min_margin import MinMargin
@@ -27,9 +28,11 @@ __all__ = [
     "MIM",
     "PGD",
     "STANDARD",
+    "APGDMargin",
     "Attack",
     "AutoAttack",
     "CarliniWagner",
+    "Fast",
     "MinMargin",
     "Quantized",
     "Square",
@@ -45,12 +48,14 @@ ATTACKS: dict[str, type[Attack]] = {
     "apgd-ce": APGDCE,
     "apgd-dlr": APGDDLR,
     "apgd-t": APGDT,
+    "apgd-margin": APGDMargin,
     "min-margin": MinMargin,
     "fab": FAB,
     "fab-t": FABT,
     "square": Square,
     "cw": CarliniWagner,
     "autoattack": AutoAttack,
+    "fast": Fast,
 }
 STANDARD = ("fgsm", "pgd(steps=20)", "mim(steps=20)", 'pgd(loss="margin", steps=100)')
 

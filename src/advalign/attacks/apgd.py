@@ -15,6 +15,7 @@ from advalign.attacks.classification import fooled_in
 from advalign.attacks.contract import Attack, attack_survivors
 from advalign.attacks.goal import Goal
 from advalign.attacks.losses import cross_entropy, dlr, targeted_dlr
+from advalign.attacks.targets import pairs_with_wrong_classes
 from advalign.shapes import ImageBatch, Labels
 from advalign.threats import L2, Projection, Threat
 
@@ -78,11 +79,9 @@ class APGDT(Attack):
         return _in_turn(model, self._attack_losses(model, x, y), x, y, self.threat, self.steps)
 
     def _attack_losses(self, model: nn.Module, x: Tensor, y: Tensor) -> Iterator[AttackLoss]:
-        with torch.no_grad():
-            others = model(x).scatter(1, y[:, None], -torch.inf)
-        for target in others.argsort(1, descending=True)[:, :-1].unbind(1)[: self.targets]:  # y is last
+        for pair in pairs_with_wrong_classes(model, x, y, self.targets):
             for _ in range(self.restarts):
-                yield AttackLoss(model, _from_to, torch.stack((y, target), 1))
+                yield AttackLoss(model, _from_to, pair)
 
 
 def _from_to(logits: Tensor, classes: Tensor) -> Tensor:
@@ -131,7 +130,15 @@ class _Images(NamedTuple):
     step_size: Tensor
 
 
-def auto_pgd(attack_loss: AttackLoss, x: ImageBatch, labels: Labels, threat: Threat, *, steps: int) -> ImageBatch:
+def auto_pgd(
+    attack_loss: AttackLoss,
+    x: ImageBatch,
+    labels: Labels,
+    threat: Threat,
+    *,
+    steps: int,
+    start: ImageBatch | None = None,
+) -> ImageBatch:
     """Maximise a loss from a random start, in `steps` + 1 forward and backward passes. Croce and Hein 2020, alg. 1.
 
     An image that leaves its class is left out, which changes nothing for the others. Costs one
@@ -140,13 +147,15 @@ def auto_pgd(attack_loss: AttackLoss, x: ImageBatch, labels: Labels, threat: Thr
     Args:
         x: images (N, C, H, W) in [0, 1]; left as they were.
         labels: (N,) true classes.
+        start: images (N, C, H, W) inside the threat model to start from; random ones if None.
 
     Returns:
         Of each image the first iterate that leaves its class, else the one of the highest loss; (N, C, H, W).
     """
     x = x.detach()
     project, checks = threat.ball(x), checkpoints(steps)
-    now = _begin(attack_loss, x, _start(x, threat), labels, 2 * threat.eps)
+    first = _start(x, threat) if start is None else start.detach()
+    now = _begin(attack_loss, x, first, labels, 2 * threat.eps)
     result = now.x_adv.clone()
     for step in range(steps + 1):
         logits, loss, grad = value_and_grad(attack_loss._replace(target=now.target), now.x_adv)

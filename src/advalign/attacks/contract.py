@@ -55,6 +55,8 @@ class Attack(ABC):
     """the argument that the spelling shows though it be the default"""
     benchmark: ClassVar[str] = ""
     """the public benchmark that compares models by it, with its default arguments; reports show such an attack apart"""
+    remark: ClassVar[str] = ""
+    """what every table must say of the accuracy under it"""
 
     threat: Threat
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from advalign.shapes import Labels, Logits, PerImage
 
@@ -53,6 +54,11 @@ def targeted_dlr(logits: Logits, y: Labels, target: Labels) -> PerImage:
         return gap.squeeze(1)
     largest = logits.topk(4).values
     return gap.squeeze(1) / (largest[:, 0] - largest[:, 2:].mean(1) + 1e-12)
+
+
+def targeted_margin(logits: Logits, pair: Tensor) -> PerImage:
+    """Return z_t - z_y for classes (N, 2) of y and t, which has a slope however sure the model is."""
+    return logits.gather(1, pair[:, 1:]).squeeze(1) - logits.gather(1, pair[:, :1]).squeeze(1)
 
 
 def kl_divergence(logits: Logits, towards: Logits) -> PerImage:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from advalign.attacks.apgd import auto_pgd
 from advalign.attacks.ascent import AttackLoss
 from advalign.attacks.contract import Attack
-from advalign.attacks.losses import cross_entropy, probability_margin
+from advalign.attacks.losses import cross_entropy, probability_margin, targeted_margin
+from advalign.attacks.targets import pairs_with_wrong_classes
 from advalign.shapes import ImageBatch, Labels, PerImage
 
 
@@ -53,15 +54,8 @@ class MinMargin(Attack):
     def _attack_losses(self, model: nn.Module, x: Tensor, y: Tensor) -> Iterator[AttackLoss]:
         yield AttackLoss(model, cross_entropy, y)
         yield AttackLoss(model, probability_margin, y)
-        with torch.no_grad():
-            others = model(x).scatter(1, y[:, None], -torch.inf)
-        for target in others.argsort(1, descending=True)[:, :-1].unbind(1)[: self.targets]:  # y is last
-            yield AttackLoss(model, _towards, torch.stack((y, target), 1))
-
-
-def _towards(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return z_t - z_y for classes (N, 2) of y and t, which has a slope however sure the model is."""
-    return logits.gather(1, classes[:, 1:]).squeeze(1) - logits.gather(1, classes[:, :1]).squeeze(1)
+        for pair in pairs_with_wrong_classes(model, x, y, self.targets):
+            yield AttackLoss(model, targeted_margin, pair)
 
 
 def _margins(model: nn.Module, x: ImageBatch, y: Labels) -> PerImage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 from advalign.attacks import ATTACKS, STANDARD, Attack, parse
@@ -64,6 +65,16 @@ def rename_attacks(spelling: str, rename: Callable[[str], str]) -> str:
 def benchmark_of(spelling: str) -> str:
     """Return the public benchmark that compares models by an attack as it is spelled; empty if there is none."""
     return ATTACKS[spelling].benchmark if spelling in ATTACKS else ""
+
+
+def remarks_on(spellings: Iterable[str]) -> dict[str, str]:
+    """Return what a table must say of some attacks, alone or as members of others, by their names."""
+    texts = list(spellings)
+    return {
+        name: attack.remark
+        for name, attack in ATTACKS.items()
+        if attack.remark and any(re.search(rf"(^|[\s,(]){name}($|[,)(])", text) for text in texts)
+    }
 
 
 def _split(spelling: str) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -81,6 +81,14 @@ def choose_targets(target: Target, attack: Attack, model: nn.Module, x: ImageBat
     if target == "least-likely":
         return logits.scatter(1, y[:, None], torch.inf).argmin(1)
     return torch.full_like(y, int(target))
+
+
+def pairs_with_wrong_classes(model: nn.Module, x: ImageBatch, y: Labels, most: int) -> Iterator[Tensor]:
+    """Yield labels and wrong classes (N, 2), first the wrong class of each image's largest logit; at most so many."""
+    with torch.no_grad():
+        others = model(x).scatter(1, y[:, None], -torch.inf)
+    for target in others.argsort(1, descending=True)[:, :-1].unbind(1)[:most]:  # y is last
+        yield torch.stack((y, target), 1)
 
 
 def pursue(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, run: Callable[[Tensor, Goal], Tensor]) -> Tensor:

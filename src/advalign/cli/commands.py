@@ -90,13 +90,17 @@ def evaluate_command(options: EvaluateOptions) -> None:
     if options.source is None and options.weights is None:
         for swallowed in filter(os.path.exists, options.attacks):
             raise UserError(f"--attacks takes all words that follow it: put {quoted(swallowed)} before --attacks")
-    source, console = _source_of(options, "evaluate"), _console()
+    source, console, attacks = _source_of(options, "evaluate"), _console(), options.attacks
+    if options.fast:
+        if attacks != EvaluateOptions.attacks:
+            raise UserError("--fast takes the place of --attacks: leave one out, or write --attacks fast with others")
+        attacks = ("fast",)
     for spelling in options.plugin:
         register(spelling)
     measured = measure(
-        source, options.attacks, _target_options(options, options.n), _attack_options(options, options.precision),
-        surrogate=options.surrogate, quantize=options.quantize, out=options.out, save_examples=options.save_examples,
-        console=console,
+        source, attacks, _target_options(options, options.n), _attack_options(options, options.precision),
+        surrogate=options.surrogate, quantize=options.quantize, until=options.until, out=options.out,
+        save_examples=options.save_examples, console=console,
     )  # fmt: skip
     print_table(console, evaluation_table(measured))
     if measured.by_class.imbalanced:

@@ -138,7 +138,12 @@ class EvaluateOptions(ModelOptions):
     attacks: tuple[str, ...] = ("standard",)
     """attacks, to be written after the run: fgsm 'pgd(steps=20, restarts=5)'; standard: the usual ones; none: clean
     accuracy only"""
+    fast: bool = False
+    """an estimate of autoattack for use during research, the attack `fast`, in the place of --attacks"""
     n: TestImages = None
+    until: float | None = None
+    """go on to more and more test images, until the 95 % interval of no accuracy is wider than so many points each way;
+    instead of -n"""
     precision: str = AttackOptions.precision
     """fp32, bf16 or fp16 for the attacks; whether an image withstands them is always decided in fp32"""
     surrogate: str | None = None

@@ -147,16 +147,28 @@ def evaluate(
             evaluator.evaluate_precomputed(name, examples)
         for name, attack in by_name.items():
             evaluator.attack(name, attack)
-    unbounded = [name for name, attack in by_name.items() if not attack.bounded]
-    unbounded += [name for name, examples in precomputed.items() if examples.threat is None]
-    masked = _broken_without_gradient(by_name, precomputed, evaluator.state, len(pictures))
-    return _evaluation(evaluator.state, unbounded, warnings_of([check_mode(in_train_mode)]), warnings_of(masked))
+    return conclude(evaluator.state, by_name, precomputed, len(pictures), in_train_mode=in_train_mode)
 
 
-def _evaluation(
-    state: EvaluationState, unbounded: Sequence[str], before: Sequence[str], after: Sequence[str]
+def conclude(
+    state: EvaluationState,
+    attacks: Mapping[str, Attack],
+    precomputed: Mapping[str, PrecomputedExamples],
+    n: int,
+    *,
+    in_train_mode: Sequence[str],
 ) -> Evaluation:
-    """Return what was measured, with the warnings from before and after the attacks."""
+    """Return what was measured on n images, with the warnings that it gives rise to.
+
+    Args:
+        attacks: by spelling.
+        precomputed: as for `evaluate`.
+        in_train_mode: what of the model was in train mode.
+    """
+    unbounded = [name for name, attack in attacks.items() if not attack.bounded]
+    unbounded += [name for name, examples in precomputed.items() if examples.threat is None]
+    before = warnings_of([check_mode(in_train_mode)])
+    after = warnings_of(_broken_without_gradient(attacks, precomputed, state, n))
     lost = [f"Outputs were not finite on {k} images of {name}: they count as broken." for name, k in state.lost.items()]
     return Evaluation(
         correct={name: flags.cpu() for name, flags in state.correct.items()},

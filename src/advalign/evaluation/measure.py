@@ -15,6 +15,7 @@ from advalign.attacks.names import transfer_name
 from advalign.attacks.quantized import quantize as quantized
 from advalign.attacks.spelled import parse_attacks
 from advalign.attacks.targets import check_class_order, check_target_class
+from advalign.errors import require
 from advalign.evaluation.accuracy import Evaluation, PrecomputedExamples, evaluate
 from advalign.evaluation.by_class import ClassOutcomes
 from advalign.evaluation.options import AttackOptions, TargetOptions
@@ -27,6 +28,7 @@ from advalign.evaluation.results import (
 )
 from advalign.evaluation.target import Target, load_target
 from advalign.evaluation.transfer import transfer_examples, transferable
+from advalign.evaluation.until import check_until, evaluate_until
 from advalign.registration import register_attacks, source_digests
 from advalign.runs import Run, Weights, find_weights
 from advalign.runs.records import require_appendable
@@ -50,6 +52,7 @@ def measure(
     *,
     surrogate: str | Path | Weights | None = None,
     quantize: int | None = None,
+    until: float | None = None,
     out: str | Path | None = None,
     save_examples: bool = False,
     console: Console | None = None,
@@ -63,6 +66,8 @@ def measure(
             beside its weights, and shown to the source, whose threat model and images it takes. Only attacks whose
             examples carry over to other networks.
         quantize: bits, such as 8: the attacks become `quantized(ATTACK, bits=8)`.
+        until: go on to more and more test images, until the 95 % interval of no accuracy is wider than so many points
+            each way; instead of `n`.
         out: folder of the result; `evaluations` in the run folder, or beside the weights file, if None.
         save_examples: also write the adversarial images of each attack, beside the result as `.npz`.
 
@@ -78,6 +83,10 @@ def measure(
         attacks = [quantized(attack, quantize) for attack in attacks]
     for attack in attacks if surrogate is not None else ():
         transferable(attack)
+    if until is not None:
+        check_until(until)
+        require(which.n is None, lambda: f"give n={which.n} or until={until:g}, which finds the number of images")
+        require(surrogate is None, "until needs attacks on the network itself: leave out surrogate, or give n")
     weights = find_weights(source, which.checkpoint, model=which.model, trust_model=which.trust_model)
     folder = Path(out) if out else weights.path.parent / "evaluations"
     require_writable(folder)
@@ -105,6 +114,8 @@ def measure(
         transferred = {transfer_name(name, other.label): examples for name, examples in made.items()}
     if user_sources := source_digests(chosen):
         identity["own"] = user_sources
+    if until is not None:
+        identity["until"] = until
     return _measure_target(
         target, [] if transferred else chosen, transferred, how,
         identity=identity, folder=folder, save_examples=save_examples, console=console,
@@ -132,11 +143,16 @@ def _measure_target(
     state = folder / f".{file.stem}-{_digest([*made_with.items(), *version, keep])}.state"
     if present(state):
         say(console, f"resuming an interrupted evaluation: {state}")
-    with counting(console, ["clean", *names], len(target.images)) as advance:
-        evaluation = evaluate(
-            target.net, target.images, chosen, precomputed=transferred, batch_size=how.batch_size,
-            precision=how.precision, seed=how.seed, keep_examples=keep, state=state, advance=advance,
-        )  # fmt: skip
+    if "until" in identity:
+        evaluation, target = evaluate_until(
+            target, chosen, identity["until"], how, keep_examples=keep, state=state, console=console
+        )
+    else:
+        with counting(console, ["clean", *names], len(target.images)) as advance:
+            evaluation = evaluate(
+                target.net, target.images, chosen, precomputed=transferred, batch_size=how.batch_size,
+                precision=how.precision, seed=how.seed, keep_examples=keep, state=state, advance=advance,
+            )  # fmt: skip
     examples = {**evaluation.examples, **{name: each.x_adv for name, each in transferred.items()}}
     measured = _measurement(target, evaluation, examples, how, file)
     write_measurement(measured, target, identity)

@@ -158,8 +158,10 @@ def evaluate_line(source: Run | Path | None, evaluation: Mapping[str, Any], fold
     for flag in ("mean", "std"):
         if evaluation.get(flag):
             words += [f"--{flag}", *map(spell_number, evaluation[flag])]
+    until = evaluation.get("until")
     for flag, value in {
-        "--n": first["n"], "--norm": threat.norm, "--eps": spell_number(threat.eps),
+        **({"--n": first["n"]} if until is None else {"--until": spell_number(until)}),
+        "--norm": threat.norm, "--eps": spell_number(threat.eps),
         "--batch-size": first["batch_size"], "--precision": first["precision"], "--seed": first["attack_seed"],
     }.items():  # fmt: skip
         words += [flag, str(value)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from advalign.attacks.spelled import remarks_on
 from advalign.evaluation.compare import Comparison
 from advalign.report.tables import Table
 
@@ -21,4 +22,5 @@ def comparison_table(comparison: Comparison) -> Table:
         "McNemar's exact test. This is about these two trained models and the choice of test images, not about another "
         "training seed." + (f" Worst case: {worst}." if worst else "")
     )
+    caption += "".join(f" {name}: {remark}." for name, remark in remarks_on(d.attack for d in differences).items())
     return Table(("attack", "A", "B", "B - A", "only A / only B", "p"), tuple(rows), frozenset(), caption)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from advalign.evaluation.interval import wilson
 from advalign.evaluation.results import Measurement
 from advalign.report.balance import by_class_table
 from advalign.report.card import card_attack, robustbench_card
@@ -52,7 +53,15 @@ def evaluation_table(measured: Measurement) -> Table:
             rows=tuple((*row, *(f"{100 * share:.1f}" for share in success.values())) for row in table.rows),
             caption=f"{table.caption.removesuffix('.')}; {SUCCESS}.",
         )
-    return table.with_notes([measured.note])
+    return replace(table, caption=f"{table.caption} {_intervals(measured)}").with_notes([measured.note])
+
+
+def _intervals(measured: Measurement) -> str:
+    """Return the sentence on how sure each accuracy is."""
+    outcomes, n = measured.evaluation.outcomes, len(measured.evaluation)
+    bounds = {name: wilson(int(right.sum()), n) for name, right in outcomes.items()}
+    texts = (f"{name} {100 * low:.1f} to {100 * high:.1f}" for name, (low, high) in bounds.items())
+    return f"95 % intervals (Wilson) over the choice of {n} test images, of this one model: {'; '.join(texts)}."
 
 
 def remarks(measured: Measurement) -> Iterator[str]:

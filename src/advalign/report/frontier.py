@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from advalign.evaluation.interval import wilson
 from advalign.frontier.result import StoredFrontier
 from advalign.frontier.trace import Curve, Point
 from advalign.report import page
@@ -64,11 +65,8 @@ def _caption(stored: StoredFrontier) -> str:
 
 def _reach(right: Tensor) -> tuple[float, float]:
     """Return how far the 95 % interval of a share (Wilson's) reaches below it and above it, in points."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
-    share = percent(right)
-    return max(share - 100 * float(interval.low), 0.0), max(100 * float(interval.high) - share, 0.0)
+    (low, high), share = wilson(int(right.sum()), len(right)), percent(right)
+    return max(share - 100 * low, 0.0), max(100 * high - share, 0.0)
 
 
 def attack_table(stored: StoredFrontier) -> Table:

@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from advalign.attacks.names import parse_name, quantized_parts, worst_cases_among
+from advalign.attacks.spelled import remarks_on
 from advalign.report.noise import NOISE, CellSet, mark_best
 from advalign.report.rows import SHOWN_FIELDS, Flags, field_text, group_rows
 from advalign.runs import Record
@@ -103,6 +104,7 @@ def accuracy_table(records: Sequence[Record], flags: Flags | None = None) -> Tab
         shared.append(f"one image is {share} point{'' if share == '1' else 's'}")
     notes = ["Accuracy in %", *shared, f"seeds: {seeds}"]
     notes += [f"{heading}: {name}" for name, heading in names.items() if name in worst]
+    notes += [f"{name}: {remark}" for name, remark in remarks_on(attacks).items()]
     notes += [f"every attack is quantized to {argument}" for argument in _quantization(attacks)]
     if not all(record.run for record in records):
         notes.append("unknown: weights without a training record")

@@ -147,6 +147,8 @@ class ResultFile(msgspec.Struct, forbid_unknown_fields=True):
     success: dict[str, float] = {}
     """by targeted attack, the share of the attacked images that is classified as the target"""
     own: dict[str, str] = {}
+    until: float | None = None
+    """half the width of the widest 95 % interval, in points, for which the number of images was found"""
     frontier: str = ""
     """of the networks that the examples of a frontier were made on"""
 
