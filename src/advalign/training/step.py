@@ -45,7 +45,7 @@ class Step:
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov,
-            fused=device.type != "mps",
+            fused=device.type not in ("mps", "meta"),
         )
         self.attack: TrainingAttack = training_attack(recipe)
         self.epoch = 0

@@ -25,8 +25,8 @@ from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.progress import progress_bars, say
 from advalign.runtime.seeds import seeded
 from advalign.training.announcement import guest_lines
-from advalign.training.attacks import training_attack
 from advalign.training.display import Display
+from advalign.training.graphs import check_captured
 from advalign.training.loop import LogEntry, fit
 from advalign.training.plan import Plan
 from advalign.training.planning import plan
@@ -143,13 +143,8 @@ def train(
 
 def _pick_device(name: str, recipe: Recipe, *, cuda_graphs: bool) -> torch.device:
     device = pick_device(name)
-    require(not cuda_graphs or device.type == "cuda", lambda: f"CUDA graphs need a CUDA device, not {device.type!r}")
-    changes = recipe.cycle_momentum or recipe.compile  # what a recording cannot follow
-    require(not cuda_graphs or not changes, "CUDA graphs go with neither --cycle-momentum nor --compile")
-    remembers = cuda_graphs and training_attack(recipe).remembers
-    require(
-        not remembers, lambda: f"CUDA graphs do not go with --attack {recipe.attack}, which remembers between steps"
-    )
+    if cuda_graphs:
+        check_captured(recipe, device)
     return device
 
 
