@@ -87,6 +87,10 @@ def test_recorded_steps_give_the_same_bits(method: str, recordings: list[int]):
     assert all(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
 
 
+def recipe_with(setting: str, value: Any) -> Recipe:
+    return Recipe(**{setting: value})
+
+
 def test_what_python_decides_is_not_recorded_and_so_refused(recordings: list[int]):
     """The test of the test above, on a setting that a recording cannot follow; and each such setting is refused."""
     swinging = replace(RECIPE, cycle_momentum=True)
@@ -96,7 +100,7 @@ def test_what_python_decides_is_not_recorded_and_so_refused(recordings: list[int
     gpu, settings = torch.device("cuda"), {field.name for field in fields(Recipe)}
     for name, reason in NOT_CAPTURED.items():
         with pytest.raises(UserError, match=reason):
-            check_captured(Recipe(**({name: True} if name in settings else {"attack": name})), gpu)
+            check_captured(recipe_with(name, True) if name in settings else Recipe(attack=name), gpu)
     for attack in CHEAP.keys() - NOT_CAPTURED.keys():
         check_captured(Recipe(attack=attack), gpu)
 
