@@ -15,10 +15,22 @@ from advalign import threats
 from advalign.attacks import parse
 from advalign.errors import UserError
 from advalign.runs.formats import Card
-from advalign.threats import L2, Linf, Norm, PixelLinf, Threat, check_images, make_threat, require_inside
+from advalign.threats import (
+    L1,
+    L2,
+    Linf,
+    Norm,
+    PixelLinf,
+    Threat,
+    ascent_step,
+    check_images,
+    make_threat,
+    parse_threat,
+    require_inside,
+)
 from advalign.training.recipes import Recipe
 
-THREATS = [Linf(0.1), L2(0.5), Linf(0.0), L2(0.0), Linf(1.0), L2(9.0)]
+THREATS = [Linf(0.1), L2(0.5), L1(2.0), Linf(0.0), L2(0.0), L1(0.0), Linf(1.0), L2(9.0), L1(99.0)]
 
 
 def images(n: int, shape: tuple[int, ...] = (3, 4, 4), seed: int = 0) -> Tensor:
@@ -27,6 +39,8 @@ def images(n: int, shape: tuple[int, ...] = (3, 4, 4), seed: int = 0) -> Tensor:
 
 def norms(delta: Tensor, threat: Threat) -> Tensor:
     flat = delta.flatten(1)
+    if isinstance(threat, L1):
+        return flat.abs().sum(1)
     return flat.abs().amax(1) if isinstance(threat, Linf) else flat.square().sum(1).sqrt()
 
 
@@ -51,7 +65,7 @@ def test_projection_is_inside_and_idempotent_and_leaves_what_is_inside(threat: T
     torch.testing.assert_close(project(within.clone()), within, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("threat", [Linf(0.3), L2(0.3)], ids=str)
+@pytest.mark.parametrize("threat", [Linf(0.3), L2(0.3), L1(0.3)], ids=str)
 def test_projection_is_the_closest_point(threat: Threat):
     """Against a fine polar grid of the whole ball in two dimensions, away from the walls."""
     x = torch.full((6, 1, 1, 2), 0.5, dtype=torch.double)
@@ -60,7 +74,7 @@ def test_projection_is_the_closest_point(threat: Threat):
         torch.linspace(0, 2 * math.pi, 3001, dtype=torch.double), torch.linspace(0, 1, 61).double(), indexing="ij"
     )
     circle = torch.stack([angle.cos(), angle.sin()], -1)
-    edge = circle if isinstance(threat, L2) else circle / circle.abs().amax(-1, keepdim=True)
+    edge = circle / norms(circle.flatten(0, 1), threat).view_as(circle[..., :1])
     ball = 0.5 + 0.3 * (edge * share[..., None]).flatten(0, 1)
     closest = torch.stack([ball[(ball - point).square().sum(1).argmin()] for point in far.flatten(1)])
     torch.testing.assert_close(threat.ball(x)(far.clone()).flatten(1), closest, atol=2e-3, rtol=0)
@@ -76,6 +90,28 @@ def test_linf_projection_with_the_box_is_the_closest_point():
         for allowed in [candidates[(candidates - v).abs() <= 0.2 + 1e-9]]
     ]
     torch.testing.assert_close(Linf(0.2).ball(x)(far.clone()).flatten(), torch.stack(closest), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float, torch.double], ids=str)
+def test_l1_projection_with_the_box_by_bisection(dtype: torch.dtype):
+    """Croce and Hein 2021: every entry is shortened by one length, and no further than to its wall."""
+    for eps, scale in [(0.5, 0.3), (3.0, 1.0), (12.0, 0.1), (12.0, 30.0), (100.0, 5.0)]:
+        x = images(60, (3, 6, 6), seed=7).to(dtype)
+        x[:20] = x[:20].round()
+        far = x + scale * torch.randn(x.shape, generator=torch.Generator().manual_seed(8), dtype=dtype)
+        far[5:10] = torch.where(images(5, (3, 6, 6)) < 0.8, x[5:10], far[5:10])  # most entries as they were
+        delta, wall = (far - x).double(), torch.where(far > x, 1 - x, x).double()
+        low, high = torch.zeros(60, 1, 1, 1), delta.abs().amax((1, 2, 3), keepdim=True)
+        for _ in range(80):
+            middle = (low + high) / 2
+            long = (delta.abs() - middle).clamp(min=0).minimum(wall).sum((1, 2, 3), keepdim=True) > eps
+            low, high = torch.where(long, middle, low), torch.where(long, high, middle)
+        inside = delta.abs().minimum(wall).sum((1, 2, 3), keepdim=True) <= eps
+        shortened = (delta.abs() - torch.where(inside, 0, high)).clamp(min=0).minimum(wall)
+        found = L1(eps).ball(x)(far.clone()).double() - x.double()
+        rounding = 1e-11 if dtype == torch.double else 2e-7 * max(scale, 3)
+        torch.testing.assert_close(found, shortened * delta.sign(), atol=rounding, rtol=0)
+        assert ((shortened > 1e-6) == (found != 0)).double().mean() > 0.999  # what is not moved is so to the bit
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
@@ -170,7 +206,19 @@ def test_l2_samples_fill_the_ball_evenly(shape: tuple[int, ...]):
     torch.testing.assert_close(moved.T @ moved / len(moved), variance * torch.eye(dimensions), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=str)
+def test_l1_samples_fill_the_ball_evenly():
+    torch.manual_seed(0)
+    moved = (L1(0.4).sample(torch.full((16_000, 1, 1, 3), 0.5)) - 0.5).flatten(1) / 0.4
+    for share in (0.3, 0.5, 0.7, 0.9):
+        assert (moved.abs().sum(1) <= share).double().mean().item() == pytest.approx(share**3, abs=0.015)
+    octants = (moved > 0).long() @ torch.tensor([1, 2, 4])
+    torch.testing.assert_close(octants.bincount() / 16_000, torch.full((8,), 1 / 8), atol=0.01, rtol=0)
+    shares = moved[:, 0].abs() / moved.abs().sum(1)  # of the simplex: Beta(1, 2)
+    for share in (0.1, 0.3, 0.6):
+        assert (shares <= share).double().mean().item() == pytest.approx(1 - (1 - share) ** 2, abs=0.015)
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5), L1(2.0)], ids=str)
 def test_samples_follow_the_seed(threat: Threat):
     x = images(3)
     torch.manual_seed(7)
@@ -180,7 +228,7 @@ def test_samples_follow_the_seed(threat: Threat):
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=str)
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5), L1(2.0)], ids=str)
 def test_an_empty_batch_has_samples_and_projections(threat: Threat):
     empty = torch.empty(0, 3, 4, 4)
     assert threat.sample(empty).shape == empty.shape
@@ -194,15 +242,31 @@ def test_steepest_is_a_unit_step_that_gains_most(exponent: float, seed: int):
     """By Hölder, no step of length 1 gains more than the dual norm of the gradient, at any scale of fp32."""
     grad = torch.randn(3, 1, 2, 3, generator=torch.Generator().manual_seed(seed))
     scaled = grad * 10**exponent
-    for threat, dual in ((Linf(), grad.abs().flatten(1).sum(1)), (L2(), grad.flatten(1).norm(dim=1))):
+    duals = (
+        (Linf(), grad.abs().flatten(1).sum(1)),
+        (L2(), grad.flatten(1).norm(dim=1)),
+        (L1(), grad.abs().amax((1, 2, 3))),
+    )
+    for threat, dual in duals:
         step = threat.steepest(scaled)
         torch.testing.assert_close(norms(step, threat), torch.ones(3))
         torch.testing.assert_close((step * grad).flatten(1).sum(1), dual)
 
 
-@pytest.mark.parametrize("threat", [Linf(), L2()], ids=str)
+def test_a_step_of_an_attack_is_the_steepest_but_in_l1_a_twentieth_of_the_entries():
+    grad = torch.randn(4, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+    for threat in (Linf(), L2()):
+        assert torch.equal(ascent_step(threat, grad), threat.steepest(grad))
+    step = ascent_step(L1(), grad).flatten(1)
+    largest = grad.flatten(1).abs().topk(15).indices
+    expected = torch.zeros_like(step).scatter(1, largest, grad.flatten(1).gather(1, largest).sign() / 15)
+    torch.testing.assert_close(step, expected)
+
+
+@pytest.mark.parametrize("threat", [Linf(), L2(), L1()], ids=str)
 def test_steepest_of_a_zero_gradient_is_no_step(threat: Threat):
     assert torch.equal(threat.steepest(torch.zeros(2, 3, 4, 4)), torch.zeros(2, 3, 4, 4))
+    assert torch.equal(ascent_step(threat, torch.zeros(2, 3, 4, 4)), torch.zeros(2, 3, 4, 4))
 
 
 def test_distance_by_hand():
@@ -210,6 +274,7 @@ def test_distance_by_hand():
     moved = torch.tensor([[[[0.3, -0.4]]], [[[0.0, 0.1]]]])
     torch.testing.assert_close(L2().distance(moved, x), torch.tensor([0.5, 0.1]))
     torch.testing.assert_close(Linf().distance(moved, x), torch.tensor([0.4, 0.1]))
+    torch.testing.assert_close(L1().distance(moved, x), torch.tensor([0.7, 0.1]))
 
 
 @pytest.mark.parametrize(
@@ -221,6 +286,7 @@ def test_distance_by_hand():
         (L2(), "L2(0.5)"),
         (L2(128 / 255), "L2(128/255)"),
         (L2(3.0), "L2(3)"),
+        (L1(), "L1(12)"),
         (PixelLinf(8 / 255, torch.zeros(1, 1, 1, 1)), "PixelLinf(8/255)"),
     ],
 )
@@ -231,6 +297,8 @@ def test_spelling(threat: Threat, spelling: str):
 def test_threat_by_name():
     assert make_threat("linf", 0.1) == Linf(0.1)
     assert make_threat("l2", 0.1) == L2(0.1)
+    assert make_threat("l1", 0.1) == L1(0.1)
+    assert parse_threat(str(L1(2.5))) == L1(2.5)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +311,8 @@ def test_threat_by_name():
         ("l2", -0.5, "eps=-0.5 must be at least 0"),
         ("l2", math.inf, "eps=inf must be at least 0 and finite"),
         ("l2", math.nan, "eps=nan"),
-        ("linff", 0.1, "unknown norm 'linff': did you mean 'linf'? choose from l2, linf"),
+        ("l1", -1.0, "l1: eps=-1 must be at least 0 and finite"),
+        ("linff", 0.1, "unknown norm 'linff': did you mean 'linf'? choose from l1, l2, linf"),
     ],
 )
 def test_refusals_name_the_value_and_what_is_allowed(norm: str, eps: float, words: str):
@@ -288,15 +357,15 @@ def test_large_images_stay_in_the_l2_ball_by_double_precision(attack: str, eps: 
 
 def test_the_check_of_the_ball_leaves_room_for_rounding_and_no_more():
     x = torch.full((1, 3, 224, 224), 0.5)
-    for threat in (L2(12.0), Linf(0.1)):
+    for threat in (L2(12.0), Linf(0.1), L1(900.0)):
         edge = threat.ball(x)(x + 0.3)
         require_inside("a", threat, edge, x)
         with pytest.raises(UserError, match="a moved an image by"):
             require_inside("a", threat, x + (edge - x) * 1.0001, x)
 
 
-@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.7)], ids=str)
-def test_a_limited_perturbation_is_the_balls_projection_far_from_the_walls(threat: Linf | L2):
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.7), L1(2.0)], ids=str)
+def test_a_limited_perturbation_is_the_balls_projection_far_from_the_walls(threat: Linf | L2 | L1):
     centre = torch.full((6, 3, 4, 4), 0.5)
     delta = 0.2 * torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
     expected = threat.ball(centre)((centre + delta).clone()) - centre

@@ -43,7 +43,7 @@ from .objectives.plugins.rpat import RPAT
 from .objectives.plugins.sglr import SGLR
 from .objectives.plugins.vfd import VFD
 from .runs import load
-from .threats import L2, Linf
+from .threats import L1, L2, Linf
 from .training.recipes import Recipe
 from .training.train import train
 
@@ -63,6 +63,7 @@ __all__ = [
     "IGDM",
     "IKL",
     "KD",
+    "L1",
     "L2",
     "LBGAT",
     "MART",

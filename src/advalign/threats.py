@@ -16,10 +16,12 @@ from advalign.shapes import PerImage
 from advalign.spelling import parse_number, spell_number
 
 Pixels = Float[Tensor, "N *shape"]
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "l1"]
 Projection = Callable[[Tensor], Tensor]
 ROUNDING = 1e-6
 """How far pixels of float32 may lie outside [0, 1] by rounding."""
+SPREAD = 0.05
+"""Share of an image's entries that a step in L1 moves: that with which Croce and Hein (2021) train."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,70 @@ class L2:
         return _length(x_adv - x)
 
 
+@dataclass(frozen=True)
+class L1:
+    """The pixel channels of an image together may move by at most eps.
+
+    Example:
+        >>> import advalign as aa
+        >>> str(aa.L1(12))
+        'L1(12)'
+
+    Raises:
+        UserError: eps is negative or infinite.
+    """
+
+    norm: ClassVar[Norm] = "l1"
+    eps: float = 12.0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.eps < math.inf, lambda: f"l1: eps={self.eps:g} must be at least 0 and finite")
+
+    def __str__(self) -> str:
+        return f"L1({spell_number(self.eps)})"
+
+    def sample(self, x: Pixels) -> Pixels:
+        """Draw uniformly from the ball around x, then clamp to [0, 1]."""
+        return self.draw(x).clamp_(0, 1)
+
+    def draw(self, x: Pixels) -> Pixels:
+        """Draw uniformly from the ball around x, also beyond [0, 1]."""
+        # Of exponential sizes the shares of their sum are uniform on the sphere.
+        sizes = torch.empty_like(x).exponential_()
+        signs = torch.randint(0, 2, x.shape, device=x.device).mul_(2).sub_(1)
+        radius = self.eps * torch.rand(len(x), device=x.device, dtype=x.dtype) ** (1 / x.shape[1:].numel())
+        tiny = torch.finfo(x.dtype).tiny
+        return x + sizes * signs * _per_image(radius / sizes.flatten(1).sum(1).clamp_min_(tiny), x)
+
+    def ball(self, x: Pixels) -> Projection:
+        """Return the projection to the intersection of the ball around x with [0, 1]; it works in place."""
+        up, down = 1 - x, x.clone()
+
+        def project(x_adv: Tensor) -> Tensor:
+            delta = x_adv.sub_(x)
+            moved = _nearest_in_l1(delta.flatten(1), torch.where(delta > 0, up, down).flatten(1), self.eps)
+            return x_adv.copy_(moved.view_as(x)).add_(x).clamp_(0, 1)
+
+        return project
+
+    def limited(self, delta: Pixels) -> Pixels:
+        """Return the perturbation of at most eps that is nearest, wherever the images are."""
+        flat = delta.flatten(1)
+        return _nearest_in_l1(flat, torch.full_like(flat, torch.inf), self.eps).view_as(delta)
+
+    def steepest(self, grad: Pixels) -> Pixels:
+        """Return the direction of unit length in which a linear loss with this gradient grows fastest: one entry's."""
+        flat = grad.flatten(1)
+        if not flat.numel():
+            return torch.zeros_like(grad)
+        largest = flat.abs().argmax(1, keepdim=True)
+        return torch.zeros_like(flat).scatter_(1, largest, flat.gather(1, largest).sign()).view_as(grad)
+
+    def distance(self, x_adv: Pixels, x: Pixels) -> PerImage:
+        """Return how far each image has moved, in this threat's norm."""
+        return (x_adv - x).flatten(1).abs().sum(1)
+
+
 @dataclass(frozen=True, eq=False)
 class PixelLinf:
     """Every pixel channel may move by a radius of its own. Only for the batch whose shape the radii have."""
@@ -170,12 +236,15 @@ class PixelLinf:
         return (x_adv - x).flatten(1).abs().amax(1)
 
 
-Threat = Linf | L2 | PixelLinf
-THREATS: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
+_ROOT_STEPS = 100
+"""Steps at most in the search for a root, of which at least 44 halve its bounds."""
+
+Threat = Linf | L2 | L1 | PixelLinf
+THREATS: dict[str, type[Linf] | type[L2] | type[L1]] = {"linf": Linf, "l2": L2, "l1": L1}
 
 
 def make_threat(norm: str, eps: float) -> Threat:
-    """Return the threat of a norm's name, `linf` or `l2`, and a radius.
+    """Return the threat of a norm's name, `linf`, `l2` or `l1`, and a radius.
 
     Raises:
         UserError: unknown norm, or a radius out of range.
@@ -186,7 +255,7 @@ def make_threat(norm: str, eps: float) -> Threat:
 
 
 def parse_threat(text: str) -> Threat:
-    """Read a threat as `str(threat)` spells it: `Linf(8/255)`, `L2(0.5)`.
+    """Read a threat as `str(threat)` spells it: `Linf(8/255)`, `L2(0.5)`, `L1(12)`.
 
     Raises:
         UserError: another text, or a radius out of range.
@@ -194,9 +263,31 @@ def parse_threat(text: str) -> Threat:
     name, bracket, radius = text.removesuffix(")").partition("(")
     require(
         bool(bracket) and text.endswith(")"),
-        lambda: f"{quoted(text)} is no threat model: write one as in Linf(8/255), L2(0.5)",
+        lambda: f"{quoted(text)} is no threat model: write one as in Linf(8/255), L2(0.5), L1(12)",
     )
     return make_threat(name.lower(), parse_number(radius))
+
+
+def ascent_step(threat: Threat, grad: Pixels) -> Pixels:
+    """Return a step of unit length that raises a loss with this gradient: the steepest one, but for L1.
+
+    There the steepest moves one entry, which soon is at its wall; this one moves the twentieth of the entries with the
+    largest gradients, all by the same length.
+    """
+    return sparse_sign(grad, SPREAD) if isinstance(threat, L1) else threat.steepest(grad)
+
+
+def sparse_sign(grad: Pixels, share: float | PerImage) -> Pixels:
+    """Return the signs of the share of each gradient's entries that are largest, scaled to unit length in L1.
+
+    As in Croce and Hein 2021 all entries move that are at least as large as the one at that place, and no zero does.
+    """
+    flat = grad.flatten(1)
+    entries = flat.shape[1]
+    place = (torch.as_tensor(1 - share, device=grad.device) * entries).clamp(0, entries - 1).long().expand(len(flat))
+    least = flat.abs().sort(1).values.gather(1, place[:, None])
+    signs = flat.sign() * (flat.abs() >= least)
+    return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1)).view_as(grad)
 
 
 def check_step_size(owner: str, step_size: float, threat: Threat) -> None:
@@ -211,18 +302,21 @@ def check_step_size(owner: str, step_size: float, threat: Threat) -> None:
 
 
 def check_radius(threat: Threat, shape: tuple[int, ...]) -> None:
-    """Refuse a radius in L2 that is longer than any way from one image of a shape (C, H, W) to another.
+    """Refuse a radius in L2 or L1 that is longer than any way from one image of a shape (C, H, W) to another.
 
     Raises:
         UserError: it, with a hint where it may be in the unit of 8-bit pixels.
     """
-    if not isinstance(threat, L2):
+    if not isinstance(threat, L2 | L1):
         return
-    longest = math.sqrt(math.prod(shape))
+    longest = math.sqrt(math.prod(shape)) if isinstance(threat, L2) else math.prod(shape)
     hint = f"; for images in [0, 1] write {threat.eps:g}/255" if threat.eps <= 255 * longest else ""
     require(
         threat.eps <= longest,
-        lambda: f"l2: eps={threat.eps:g} is more than any two images of shape {shape} differ by, {longest:.3g}{hint}",
+        lambda: (
+            f"{threat.norm}: eps={threat.eps:g} is more than any two images of shape {shape} differ by, "
+            f"{longest:.3g}{hint}"
+        ),
     )
 
 
@@ -278,13 +372,39 @@ def require_inside(attack: object, threat: Threat | None, x_adv: Tensor, x: Tens
     if threat is None or not len(x):
         return
     rounding = max(torch.finfo(x_adv.dtype).eps / 2, 2**-24)  # of each pixel; lengths are sums over all of them
-    if isinstance(threat, L2):
+    if isinstance(threat, L2 | L1):
         rounding *= math.sqrt(x[0].numel())
     x_adv, x = (each.detach().to(torch.promote_types(each.dtype, torch.float32)) for each in (x_adv, x))
     moved = float(threat.distance(x_adv, x).max())
     require(
         moved <= threat.eps * (1 + 1e-5) + rounding, lambda: f"{attack} moved an image by {moved:g}, outside {threat}"
     )
+
+
+def _nearest_in_l1(delta: Tensor, room: Tensor, eps: float) -> Tensor:
+    """Return the nearest z (N, D) to delta (N, D) with ||z||_1 <= eps, |z_i| <= room_i and the signs of delta.
+
+    By the conditions of Karush, Kuhn and Tucker |z_i| = min(max(|delta_i| - t, 0), room_i), with t = 0 or the sum eps.
+    That sum falls piecewise linearly with t, so Newton's method finds t, mostly in fewer than ten steps. Where walls
+    make it creep, every other step halves the bounds instead.
+    """
+    size = delta.abs()
+    z, low = size.minimum(room), torch.zeros_like(size[:, :1])
+    t, high = low, size.amax(1, keepdim=True) if size.shape[1] else low
+    near = 8 * torch.finfo(z.dtype).eps * eps
+    for step in range(_ROOT_STEPS):
+        excess = z.sum(1, keepdim=True) - eps
+        low, high = torch.where(excess > 0, t, low), torch.where(excess > 0, high, t)
+        ahead = t + excess / ((z > 0) & (z < room)).sum(1, keepdim=True)
+        creeps = (ahead < low) | (ahead > high) | (step > 10 and step % 2 == 1)
+        ahead = torch.where(creeps, (low + high) / 2, ahead)
+        far = (excess > near) | ((t > 0) & (excess < -near))
+        if not (far & (ahead != t)).any():
+            break
+        t = torch.where(far, ahead, t)
+        z = (size - t).clamp_(min=0).minimum(room)
+    z *= (eps / z.sum(1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)).clamp_max_(1)
+    return z * delta.sign()
 
 
 def _length(delta: Pixels) -> PerImage:

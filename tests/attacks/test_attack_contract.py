@@ -24,7 +24,7 @@ from advalign.attacks.ascent import AttackLoss, NoGradient, projected_gradient_a
 from advalign.errors import UserError
 from advalign.objectives import compose
 from advalign.objectives.bases.trades import TRADES
-from advalign.threats import L2, Linf, Threat, make_threat
+from advalign.threats import L1, L2, Linf, Threat, make_threat
 
 SPELLINGS = [
     *(QUICK.get(name, name) for name in ATTACKS),
@@ -39,6 +39,7 @@ SPELLINGS = [
     "cw(c=0.01, steps=20, lr=0.2, search=4, abort=true)",
 ]
 THREATS = [Linf(8 / 255), L2(0.5)]
+ALL_THREATS = [*THREATS, L1(3.0)]
 
 
 def quick_first(spellings: list[str]) -> list[Any]:
@@ -47,10 +48,11 @@ def quick_first(spellings: list[str]) -> list[Any]:
     return [each if each in some else pytest.param(each, marks=pytest.mark.slow) for each in spellings]
 
 
-def in_both_threats(spellings: list[str]) -> list[Any]:
-    """Each spelling in one threat, by turns, and in the other as a slow test."""
-    quick = [(spelling, THREATS[k % 2]) for k, spelling in enumerate(spellings)]
-    return quick + [pytest.param(s, THREATS[k % 2 - 1], marks=pytest.mark.slow) for k, (s, _) in enumerate(quick)]
+def in_all_threats(spellings: list[str]) -> list[Any]:
+    """Each spelling in one threat, by turns, and in the others as slow tests."""
+    quick = [(spelling, ALL_THREATS[k % 3]) for k, spelling in enumerate(spellings)]
+    others = [(spelling, ALL_THREATS[(k + shift) % 3]) for k, (spelling, _) in enumerate(quick) for shift in (1, 2)]
+    return quick + [pytest.param(*each, marks=pytest.mark.slow) for each in others]
 
 
 def reach(attack: Attack) -> Threat:
@@ -63,8 +65,8 @@ def assert_inside(x_adv: Tensor, x: Tensor, threat: Threat) -> None:
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
     gap = (x_adv - x).flatten(1)
-    length = gap.abs().amax(1) if isinstance(threat, Linf) else gap.square().sum(1).sqrt()
-    assert (length <= threat.eps + 1e-6).all()
+    norms = {"linf": gap.abs().amax(1), "l2": gap.square().sum(1).sqrt(), "l1": gap.abs().sum(1)}
+    assert (norms[threat.norm] <= threat.eps + 2e-6).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -75,6 +77,7 @@ def assert_inside(x_adv: Tensor, x: Tensor, threat: Threat) -> None:
     norm_eps=st.one_of(
         st.tuples(st.just("linf"), st.floats(0, 1, allow_subnormal=False)),
         st.tuples(st.just("l2"), st.floats(0, 20, allow_subnormal=False)),
+        st.tuples(st.just("l1"), st.floats(0, 200, allow_subnormal=False)),
     ),
     steps=st.integers(1, 4),
     share=st.one_of(st.none(), st.floats(1e-3, 2)),
@@ -95,7 +98,7 @@ def test_stays_in_the_ball_and_in_the_box(name, norm_eps, steps, share, start, u
     assert_inside(attack(sharp(), x, y), x, reach(attack))
 
 
-@pytest.mark.parametrize(("spelling", "threat"), in_both_threats(SPELLINGS))
+@pytest.mark.parametrize(("spelling", "threat"), in_all_threats(SPELLINGS))
 def test_moves_images_leaves_its_input_and_repeats_with_the_seed(spelling: str, threat: Threat, x_y):
     x, _ = x_y
     net = sharp()
@@ -181,7 +184,7 @@ def test_images_do_not_depend_on_their_neighbours(spelling: str, threat: Threat)
     torch.testing.assert_close(whole, parts, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(("spelling", "threat"), in_both_threats(SPELLINGS))
+@pytest.mark.parametrize(("spelling", "threat"), in_all_threats(SPELLINGS))
 def test_an_empty_batch_stays_empty(spelling: str, threat: Threat, x_y):
     x, y = x_y
     assert parse(spelling, threat=threat)(sharp(), x[:0], y[:0]).shape == (0, 3, 8, 8)
@@ -285,7 +288,7 @@ class Flat(nn.Module):
         return torch.tensor([1.0, 0.0]) + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
-@pytest.mark.parametrize(("spelling", "threat"), in_both_threats(SPELLINGS))
+@pytest.mark.parametrize(("spelling", "threat"), in_all_threats(SPELLINGS))
 def test_zero_gradients_make_no_nan(spelling: str, threat: Threat, x_y):
     x, _ = x_y
     attack = parse(spelling, threat=threat)
@@ -523,7 +526,7 @@ class Sick(nn.Module):
 GRADIENT = [each for each in SPELLINGS if not each.startswith(("square", "worst"))]
 
 
-@pytest.mark.parametrize(("spelling", "threat"), in_both_threats(GRADIENT))
+@pytest.mark.parametrize(("spelling", "threat"), in_all_threats(GRADIENT))
 def test_a_gradient_that_is_not_finite_counts_as_zero(spelling: str, threat: Threat):
     """And the other images of the batch are attacked as if it were not there."""
     x, _ = batch(9)

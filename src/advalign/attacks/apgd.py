@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from advalign.attacks.apgd_l1 import auto_pgd_l1
 from advalign.attacks.ascent import AttackLoss, value_and_grad
 from advalign.attacks.classification import fooled_in
 from advalign.attacks.contract import Attack, attack_survivors
@@ -17,7 +18,7 @@ from advalign.attacks.goal import Goal
 from advalign.attacks.losses import cross_entropy, dlr, targeted_dlr
 from advalign.attacks.targets import pairs_with_wrong_classes
 from advalign.shapes import ImageBatch, Labels
-from advalign.threats import L2, Projection, Threat
+from advalign.threats import L1, L2, Projection, Threat
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def auto_pgd(
     """Maximise a loss from a random start, in `steps` + 1 forward and backward passes. Croce and Hein 2020, alg. 1.
 
     An image that leaves its class is left out, which changes nothing for the others. Costs one
-    synchronisation a step.
+    synchronisation a step. In L1 the algorithm is another one, that of `auto_pgd_l1`, in `steps` + 3 passes.
 
     Args:
         x: images (N, C, H, W) in [0, 1]; left as they were.
@@ -152,6 +153,8 @@ def auto_pgd(
     Returns:
         Of each image the first iterate that leaves its class, else the one of the highest loss; (N, C, H, W).
     """
+    if isinstance(threat, L1):
+        return auto_pgd_l1(attack_loss, x, labels, threat, steps=steps)
     x = x.detach()
     project, checks = threat.ball(x), checkpoints(steps)
     first = _start(x, threat) if start is None else start.detach()

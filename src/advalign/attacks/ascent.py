@@ -13,7 +13,7 @@ from advalign.attacks.goal import Goal
 from advalign.errors import require, unknown
 from advalign.runtime.device import autocast_type, without_autocast
 from advalign.shapes import ImageBatch
-from advalign.threats import Threat
+from advalign.threats import Threat, ascent_step
 
 Start = Literal["uniform", "unclamped", "gaussian", "clean"]
 TrainingStart = Literal[Start, "wide"]
@@ -166,7 +166,7 @@ def projected_gradient_ascent(
         if velocity is not None:
             velocity = momentum * velocity + grad / _mean_magnitude(grad)
             grad = velocity
-        x_adv = project(x_adv.add_(threat.steepest(grad), alpha=step_size))
+        x_adv = project(x_adv.add_(ascent_step(threat, grad), alpha=step_size))
     return result.index_copy(0, rows, x_adv) if goal is not None else x_adv
 
 

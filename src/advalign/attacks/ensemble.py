@@ -18,7 +18,7 @@ from advalign.attacks.names import worst_case_name
 from advalign.attacks.square import Square
 from advalign.errors import require
 from advalign.shapes import ImageBatch, Labels
-from advalign.threats import Threat
+from advalign.threats import L1, Threat
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Worst(Attack):
 class AutoAttack(Attack):
     """APGD on cross entropy, APGD on nine targets, FAB on nine targets, Square: the standard of Croce and Hein 2020.
 
-    Each with the defaults of the authors' code: 100 steps, and 5,000 queries of Square; fewer are another attack.
+    Each with the defaults of the authors' code: 100 steps, and 5,000 queries of Square; fewer are another attack. In L1
+    these are five restarts of APGD on cross entropy, and five targets of APGD (Croce and Hein 2021).
     """
 
     name: ClassVar[str] = "autoattack"
@@ -80,6 +81,13 @@ class AutoAttack(Attack):
     @property
     def members(self) -> tuple[Attack, ...]:
         """The four attacks in their order."""
+        if isinstance(self.threat, L1):
+            return (
+                APGDCE(self.threat, restarts=5),
+                APGDT(self.threat, targets=5),
+                FABT(self.threat),
+                Square(self.threat),
+            )
         return tuple(make(self.threat) for make in (APGDCE, APGDT, FABT, Square))
 
     def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:

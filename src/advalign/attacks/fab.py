@@ -16,7 +16,7 @@ from advalign.attacks.contract import Attack, attack_survivors
 from advalign.attacks.goal import Goal
 from advalign.errors import require
 from advalign.shapes import ImageBatch, Labels, PerImage
-from advalign.threats import PixelLinf, Pixels, Threat
+from advalign.threats import L1, PixelLinf, Pixels, Threat
 
 _NEWTON = 100
 """Steps at most in the search for a length; rounding may keep the last ones apart by the smallest number."""
@@ -85,7 +85,7 @@ class FABT(Attack):
 
 def _check(attack: FAB | FABT) -> None:
     name, threat = attack.name, attack.threat
-    require(not isinstance(threat, PixelLinf), lambda: f"{name} minimises a norm: linf or l2, not {threat}")
+    require(not isinstance(threat, PixelLinf), lambda: f"{name} minimises a norm: linf, l2 or l1, not {threat}")
     require(0 <= attack.alpha_max <= 1, lambda: f"{name}: alpha_max={attack.alpha_max} must be in [0, 1]")
     require(attack.eta >= 1, lambda: f"{name}: eta={attack.eta} must be at least 1")
     require(0 < attack.beta <= 1, lambda: f"{name}: beta={attack.beta} must be above 0 and at most 1")
@@ -175,7 +175,7 @@ def _nearest_boundary(
         lead = (logits.gather(1, rival[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
         (grad,) = torch.autograd.grad(lead.sum(), x_adv, retain_graph=True, allow_unused=True)
         grad = torch.zeros_like(x_adv) if grad is None else grad.nan_to_num(0.0, 0.0, 0.0)
-        # The gain per unit of length along the steepest direction is the dual norm: L1 for Linf, L2 for L2.
+        # The gain per unit of length along the steepest direction is the dual norm: for Linf that of L1.
         distance = lead.detach().abs() / _dot(grad, threat.steepest(grad)).clamp_min(torch.finfo(gap.dtype).tiny)
         closer = distance < least
         least, gap = torch.where(closer, distance, least), torch.where(closer, -lead.detach(), gap)
@@ -190,6 +190,7 @@ def onto_plane(threat: Threat, x: Pixels, w: Pixels, gap: PerImage) -> Pixels:
     z(t) = clamp(x + t u, 0, 1), for Linf with u = sign(w), for L2 with u = w / ||w||, as the conditions of Karush, Kuhn
     and Tucker give. On it <w, z - x> grows piecewise linearly and ever more slowly, so that Newton's method reaches t
     from below, in as many steps as it meets pieces: fewer than ten for images, which is cheaper than to sort the walls.
+    In L1 the entries go to their walls one after another, that of the largest weight first.
 
     Args:
         x: images (N, C, H, W) in [0, 1].
@@ -197,6 +198,8 @@ def onto_plane(threat: Threat, x: Pixels, w: Pixels, gap: PerImage) -> Pixels:
         gap: (N,).
     """
     w = torch.where(_per_image(gap < 0, x), -w, w)
+    if isinstance(threat, L1):
+        return _entry_by_entry(x, w, gap.abs())
     direction = threat.steepest(w)
     room = torch.where(direction > 0, 1 - x, x).flatten(1)
     walls = room / direction.flatten(1).abs().clamp_min(torch.finfo(x.dtype).tiny)
@@ -210,6 +213,19 @@ def onto_plane(threat: Threat, x: Pixels, w: Pixels, gap: PerImage) -> Pixels:
             break
         length = length.maximum(further)
     return (x + _per_image(length, x) * direction).clamp_(0, 1)
+
+
+def _entry_by_entry(x: Pixels, w: Pixels, gap: PerImage) -> Pixels:
+    """Return x with those entries moved that gain most for their length, until they have gained the gap (N,)."""
+    weights, order = w.flatten(1).abs().sort(1, descending=True)
+    signs = w.flatten(1).gather(1, order).sign()
+    values = x.flatten(1).gather(1, order)
+    room = torch.where(signs > 0, 1 - values, values)
+    gains = (weights * room).double()
+    before = gains.cumsum(1) - gains
+    share = ((gap[:, None] - before) / gains.clamp_min(torch.finfo(x.dtype).tiny)).clamp_(0, 1).to(x.dtype)
+    moved = values + share * room * signs
+    return torch.empty_like(moved).scatter_(1, order, moved).view_as(x).clamp_(0, 1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

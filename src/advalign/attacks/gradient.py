@@ -37,6 +37,8 @@ def _step_size(name: str, threat: Threat, step_size: float | None) -> float:
 class FGSM(Attack):
     """One step of the whole radius from the clean image. Goodfellow et al. 2015; no random start.
 
+    In L1 it is spread over the twentieth of the pixel channels with the largest gradients.
+
     Args:
         target: as for PGD.
 

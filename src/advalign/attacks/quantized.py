@@ -15,7 +15,7 @@ from advalign.attacks.goal import Goal
 from advalign.attacks.names import quantized_name
 from advalign.errors import require
 from advalign.shapes import ImageBatch, Labels
-from advalign.threats import L2, Linf, Threat
+from advalign.threats import L1, L2, Linf, Threat
 
 BITS = 16
 """Bits at most."""
@@ -27,9 +27,9 @@ class Quantized(Attack):
 
     Attacks move pixels by any fraction of a level, but a file holds 8 bits a channel: some adversarial images do not
     survive being saved. Each pixel is rounded to the nearest level inside the threat model. In Linf that is at most the
-    whole levels of the radius; in L2, where rounding may lengthen the perturbation beyond the radius, pixels that were
-    rounded away from the clean image are rounded towards it instead, those that were rounded by most first, until the
-    length fits. The images of an attack without a bound are rounded to the nearest level. Spelled
+    whole levels of the radius; in L2 and L1, where rounding may lengthen the perturbation beyond the radius, pixels
+    that were rounded away from the clean image are rounded towards it instead, those that were rounded by most first,
+    until the length fits. The images of an attack without a bound are rounded to the nearest level. Spelled
     `quantized(pgd(steps=20), bits=8)`.
 
     Raises:
@@ -44,7 +44,8 @@ class Quantized(Attack):
         require(self.attack is not None, "quantized: name an attack, as in quantized(pgd(steps=20), bits=8)")
         check_bits(self.bits)
         require(
-            isinstance(self.threat, Linf | L2), lambda: f"quantized: the threat model is Linf or L2, not {self.threat}"
+            isinstance(self.threat, Linf | L2 | L1),
+            lambda: f"quantized: the threat model is Linf, L2 or L1, not {self.threat}",
         )
 
     @property
@@ -159,20 +160,23 @@ def rounded(x_adv: Tensor, x: Tensor, threat: Threat | None, bits: int) -> Tenso
         limit = int(threat.eps * levels + 1e-4)  # 8/255 * 255 may come out below 8
         whole.clamp_(-limit, limit)
     elif threat is not None:
-        whole = _shortened(whole, move, threat.eps * levels)
+        power = 1 if isinstance(threat, L1) else 2
+        whole = _shortened(whole, move, threat.eps * levels, power)
     return ((clean + whole) / torch.full((), levels, dtype=exact, device=x.device)).to(x_adv.dtype)
 
 
-def _shortened(whole: Tensor, move: Tensor, radius: float) -> Tensor:
+def _shortened(whole: Tensor, move: Tensor, radius: float, power: int) -> Tensor:
     """Return whole moves (N, ...) of length at most `radius`, to which moves that are no longer were rounded.
+
+    Length is that of L1 or L2, by the power.
 
     Moves that were rounded away from 0 are rounded towards it instead, those that were rounded by most first, until the
     length fits; if all are, none is longer than it was.
     """
     size, turned = whole.abs().flatten(1), (whole.abs() - move.abs()).flatten(1)
     order = turned.argsort(1, descending=True)
-    saves = torch.where(turned > 0, 2 * size - 1, 0).gather(1, order)
-    excess = size.square().sum(1, keepdim=True) - radius**2
+    saves = torch.where(turned > 0, size**power - (size - 1) ** power, 0).gather(1, order)
+    excess = (size**power).sum(1, keepdim=True) - radius**power
     needed = saves.cumsum(1) - saves < excess  # what those before save is not enough
     back = torch.zeros_like(size).scatter_(1, order, (needed & (saves > 0)).to(size.dtype)).view_as(whole)
     return whole - whole.sign() * back

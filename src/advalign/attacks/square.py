@@ -18,7 +18,7 @@ from advalign.attacks.goal import Goal
 from advalign.attacks.losses import cross_entropy, margin
 from advalign.errors import require
 from advalign.shapes import ImageBatch, Labels
-from advalign.threats import L2, Linf
+from advalign.threats import L1, L2, Linf
 
 SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After each of these proposals the patches have half the area: the schedule of 10,000 queries, never rescaled."""
@@ -40,7 +40,7 @@ class Square(Attack):
         loss: what a proposal has to raise: `margin`, or `ce`. One that fools is accepted in any case.
 
     Raises:
-        UserError: queries, restarts or p_init out of range, unknown loss, a threat that is neither Linf nor L2.
+        UserError: queries, restarts or p_init out of range, unknown loss, a threat without a norm.
     """
 
     name: ClassVar[str] = "square"
@@ -54,7 +54,8 @@ class Square(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.p_init <= 1, lambda: f"square: p_init={self.p_init} must be above 0 and at most 1")
-        require(isinstance(self.threat, Linf | L2), lambda: f"square attacks in Linf and L2, not in {self.threat}")
+        known = isinstance(self.threat, Linf | L2 | L1)
+        require(known, lambda: f"square attacks in Linf, L2 and L1, not in {self.threat}")
 
     def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
@@ -70,7 +71,8 @@ class Square(Attack):
         return self.p_init / 2 ** sum(step > shrink for shrink in SHRINKS)
 
     def _search(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        start, propose = (_stripes, _squares) if isinstance(self.threat, Linf) else (_tiles, _bumps)
+        moves = {"linf": (_stripes, _squares), "l2": (_tiles, _bumps), "l1": (_tiles_l1, _bumps_l1)}
+        start, propose = moves[self.threat.norm]
         score = {"margin": margin, "ce": cross_entropy}[self.loss]
         best, highest = x, x.new_full((len(x),), -torch.inf)
         result, rows = x.clone(), torch.arange(len(x), device=x.device)
@@ -115,16 +117,20 @@ def _squares(x: Tensor, best: Tensor, eps: float, area: float, draw: Sampler) ->
 
 
 def _tiles(x: Tensor, eps: float, draw: Sampler) -> Tensor:
-    """Return x moved by eps in the L2 norm along a grid of bumps, five by five or finer, with signs by channel."""
+    """Return x moved by eps in the L2 norm along a grid of bumps."""
+    return _moved(x, _grid(x, _eta, draw), eps)
+
+
+def _grid(x: Tensor, patch: Callable[..., Tensor], draw: Sampler) -> Tensor:
+    """Return bumps, five by five or more, with signs by channel; zero where they leave a rim."""
     channels, height, width = x.shape[1:]
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
     signs, turned = _signs(draw(channels, down, across)), draw(1, down, across) < 0.5
-    upright, lying = (bump.repeat(down, across) for bump in _eta(side, x.dtype, x.device))
+    upright, lying = (bump.repeat(down, across) for bump in patch(side, x.dtype, x.device))
     delta = _enlarged(signs, side) * torch.where(_enlarged(turned, side), lying, upright)
     top, left = (height - down * side) // 2, (width - across * side) // 2
-    delta = F.pad(delta, (left, width - across * side - left, top, height - down * side - top))
-    return _moved(x, delta, eps)
+    return F.pad(delta, (left, width - across * side - left, top, height - down * side - top))
 
 
 def _bumps(x: Tensor, best: Tensor, eps: float, area: float, draw: Sampler) -> Tensor:
@@ -152,14 +158,62 @@ def _eta(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the patch (2, side, side) of unit length, a hill beside a hollow, and the same lying. Equation 3."""
 
     def hill(height: int) -> Tensor:
-        rows, columns = (torch.arange(n, device=device) - n // 2 for n in (height, side))
-        ring = torch.maximum(rows.abs()[:, None], columns.abs()[None, :])
-        heights = torch.arange(side // 2 + 1, 0, -1, device=device, dtype=dtype).pow(-2).cumsum(0).flip(0)
-        return heights[ring] / heights[ring].norm().clamp_min(1e-12)  # of 0 rows where the side is 1
+        heights = _hill(height, side, 2, dtype, device)
+        return heights / heights.norm().clamp_min(1e-12)  # of 0 rows where the side is 1
 
     eta = torch.cat([hill(side // 2), -hill(side - side // 2)])
     eta /= eta.norm()
     return torch.stack([eta, eta.T])
+
+
+@cache
+def _eta_l1(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the same patch (2, side, side) for L1, with steeper hills; as in the authors' code of L1."""
+
+    def hill(height: int) -> Tensor:
+        heights = _hill(height, side, 4, dtype, device)
+        return heights / heights.sum().clamp_min(1e-12)
+
+    eta = torch.cat([hill(side // 2), -hill(side - side // 2)])
+    eta /= eta.abs().sum()
+    return torch.stack([eta, eta.T])
+
+
+def _hill(height: int, side: int, power: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a pyramid (height, side) whose rings rise towards the middle, by the inverse powers of their radii."""
+    rows, columns = (torch.arange(n, device=device) - n // 2 for n in (height, side))
+    ring = torch.maximum(rows.abs()[:, None], columns.abs()[None, :])
+    return torch.arange(side // 2 + 1, 0, -1, device=device, dtype=dtype).pow(-power).cumsum(0).flip(0)[ring]
+
+
+def _tiles_l1(x: Tensor, eps: float, draw: Sampler) -> Tensor:
+    """Return x moved along a grid of bumps, projected to the L1 ball."""
+    return L1(eps).ball(x)(x + _grid(x, _eta_l1, draw))
+
+
+def _bumps_l1(x: Tensor, best: Tensor, eps: float, area: float, draw: Sampler) -> Tensor:
+    """Return the best images with the length of two windows spent on one, in L1; Croce and Hein 2021.
+
+    As their code, which spends it in each channel and leaves to the projection what is too much.
+    """
+    channels, height, width = x.shape[1:]
+    side = max(round(math.sqrt(area * height * width)), 3)
+    side = min(side + 1 - side % 2, height, width)
+    i, j = _offsets(x, side, draw)
+    here, there = _inside(i, j, side), _inside(*_offsets(x, side, draw), side)
+    turned = (draw(1, 1) < 0.5).long()
+    bump = _eta_l1(side, x.dtype, x.device)[turned, i.clamp(0, side - 1), j.clamp(0, side - 1)].unsqueeze(1)
+    delta = best - x
+    old = delta * here
+    new = bump * here * _signs(draw(channels, 1, 1)) + old / _length_l1(old)
+    spare = (eps - delta.abs().sum((1, 2, 3), keepdim=True)).clamp_(min=0)
+    length = spare + channels * _length_l1(delta * (here | there))
+    return L1(eps).ball(x)(x + torch.where(here, new * (length / _length_l1(new)), delta * ~there))
+
+
+def _length_l1(delta: Tensor) -> Tensor:
+    """Return the L1 norm of each channel (n, C, 1, 1), never 0."""
+    return delta.abs().sum((2, 3), keepdim=True).clamp_(min=1e-12)
 
 
 def _offsets(x: Tensor, side: int, draw: Sampler) -> tuple[Tensor, Tensor]:

@@ -97,7 +97,7 @@ class ThreatOptions:
     data: str | None = None
     """data set; what the model was trained on if not given"""
     norm: str | None = None
-    """linf or l2; what the model was trained against, else linf"""
+    """linf, l2 or l1; what the model was trained against, else linf"""
     eps: float | None = None
     """radius; what the model was trained against, else 8/255"""
     data_dir: DataDir = None

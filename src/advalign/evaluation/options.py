@@ -31,7 +31,7 @@ class TargetOptions:
     n: int | None = None
     """number of test images, a stratified subset that is the same for every network; all if None"""
     norm: str | None = None
-    """`linf` or `l2`; the norm of training if None, and `linf` for networks that were trained without attacks"""
+    """`linf`, `l2` or `l1`; the norm of training if None, and `linf` for networks that were trained without attacks"""
     eps: float | None = None
     """the radius; that of training if None, and 8/255 for networks that were trained without attacks"""
     data_dir: str | Path | None = None

@@ -16,7 +16,7 @@ from advalign.data.batches import Placement
 from advalign.errors import UserError, require, shorten
 from advalign.objectives import Method, Objective
 from advalign.spelling import construct, parse_calls, spell
-from advalign.threats import Threat
+from advalign.threats import Threat, ascent_step
 from advalign.training.recipes import Recipe
 
 Mode = Literal["eval", "train"]
@@ -209,7 +209,7 @@ class Free(TrainingAttack):
         if x_adv.grad is not None:
             # As in the authors' loop, no gradient reaches a pixel that the perturbation has pushed out of [0, 1].
             inside = x + self.delta == x_adv.detach()
-            step = threat.eps * threat.steepest(inside * x_adv.grad.nan_to_num(0.0, 0.0, 0.0))
+            step = threat.eps * ascent_step(threat, inside * x_adv.grad.nan_to_num(0.0, 0.0, 0.0))
             self.delta = threat.limited(self.delta + step)
 
     def state(self) -> dict[str, Tensor]:
@@ -328,7 +328,7 @@ class FGSMPGI(TrainingAttack):
             kept = torch.zeros(placed.images, *x.shape[1:], dtype=torch.float16, device=x.device)
             self.deltas, self.momenta = kept, kept.clone()
         if self.fresh:
-            delta, momentum = threat.eps * threat.steepest(torch.randn_like(x)), torch.zeros_like(x)
+            delta, momentum = threat.eps * ascent_step(threat, torch.randn_like(x)), torch.zeros_like(x)
         else:
             delta, momentum = (kept[placed.rows].to(x.dtype) for kept in (self.deltas, self.momenta))
         grad = objective.attack_gradient(x, batch.y, threat, x + delta, second=batch.second, mode=mode or "train")
@@ -336,7 +336,7 @@ class FGSMPGI(TrainingAttack):
         momentum = self.decay * momentum + grad / grad.abs().mean().clamp_min(torch.finfo(grad.dtype).tiny)
 
         def moved(direction: Tensor) -> Tensor:
-            step = self.step * threat.eps * threat.steepest(direction)
+            step = self.step * threat.eps * ascent_step(threat, direction)
             return (x + threat.limited(delta + step)).clamp_(0, 1)
 
         self.deltas[placed.rows] = (moved(momentum) - x).to(torch.float16)

@@ -71,7 +71,7 @@ class Recipe:
         "resized-crop",
     ] = "flip-crop"
     """flip: mirror at random; crop: pad by 4 and crop at random; the others: see the table of augmentations"""
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Literal["linf", "l2", "l1"] = "linf"
     """norm of the threat model"""
     eps: float = LINF_EPS
     """radius of the threat model for images in [0, 1]"""
@@ -150,8 +150,10 @@ class Recipe:
         for name in ("validation", "subset"):
             value = getattr(self, name)
             require(value is None or value >= 1, lambda: f"{name}={value} must be at least 1")
-        taken_over = self.norm == "l2" and self.eps == LINF_EPS
-        require(not taken_over, "norm=l2 needs an eps of its own, such as 0.5: 8/255 is the default of linf")
+        taken_over = self.norm != "linf" and self.eps == LINF_EPS
+        usual = "0.5" if self.norm == "l2" else "12"
+        default = f"norm={self.norm} needs an eps of its own, such as {usual}: 8/255 is the default of linf"
+        require(not taken_over, default)
         require(self.lr > 0, lambda: f"lr={self.lr:g} must be above 0")
         require(0 <= self.momentum < 1, lambda: f"momentum={self.momentum:g} must be in [0, 1)")
         require(not self.nesterov or self.momentum > 0, "nesterov needs momentum above 0")
