@@ -303,7 +303,7 @@ def test_more_restarts_and_targets_never_break_less(target: Target):
         ({"eta": 0.9}, "eta=0.9 must be at least 1"),
         ({"beta": 0.0}, "beta=0.0 must be above 0 and at most 1"),
         ({"steps": 2.5}, "steps=2.5 must be a whole number"),
-        ({"threat": PixelLinf(0.1, torch.zeros(1, 1, 2, 2))}, r"a norm: linf or l2, not PixelLinf\(0.1\)"),
+        ({"threat": PixelLinf(0.1, torch.zeros(1, 1, 2, 2))}, r"a norm: linf, l2 or l1, not PixelLinf\(0.1\)"),
     ],
 )
 def test_refusals(arguments: dict[str, Any], words: str):

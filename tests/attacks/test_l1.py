@@ -18,7 +18,6 @@ from advalign.attacks.fab import onto_plane
 from advalign.attacks.quantized import rounded
 from advalign.threats import L1
 
-
 EPS = 0.8
 
 
@@ -160,7 +159,7 @@ def test_as_strong_as_the_authors_code(attack: Any, target: Target):
     reference = theirs(attack.name, some, 1.8, seed=0)
     torch.manual_seed(0)
     ours = fooled(some.model, attack(L1(1.8), **known)(some.model, some.x, some.y), some.y)
-    assert 20 < reference.sum() < 95
+    assert 10 < reference.sum() < 95
     assert ours.sum() >= reference.sum() - 3
     if attack is not Square:
         assert ours.sum() <= reference.sum() + 8

@@ -299,5 +299,5 @@ def test_no_gradient_is_asked_for():
 
 
 def test_another_threat_is_refused():
-    with pytest.raises(UserError, match=r"square attacks in Linf and L2, not in PixelLinf"):
+    with pytest.raises(UserError, match=r"square attacks in Linf, L2 and L1, not in PixelLinf"):
         Square(PixelLinf(0.1, torch.zeros(1, 3, 8, 8)))

@@ -240,7 +240,7 @@ RUN_REFUSALS = {
     "classes": (["--data", "npz:good.npz"], "wrong number of classes"),
     "checkpoint": (["--checkpoint", "bset"], "did you mean 'best'"),
     "radius": (["--eps", "-1/255"], "must be in [0, 1]"),
-    "norm": (["--norm", "l1", "--eps", "0.1"], "unknown norm 'l1'"),
+    "norm": (["--norm", "l3", "--eps", "0.1"], "unknown norm 'l3'"),
     "norm without its radius": (["--norm", "l2"], "--norm l2 needs its radius, --eps"),
 }
 

@@ -158,7 +158,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"augment": "flips"},
         "'flips': did you mean 'flip'? choose from autoaugment, autoaugment-first, cropshift, flip, ",
     ),
-    ({"norm": "l3"}, "unknown norm of recipe 'l3': did you mean 'l2'? choose from l2, linf"),
+    ({"norm": "l3"}, "unknown norm of recipe 'l3': did you mean 'l2'? choose from l1, l2, linf"),
     ({"start": 3}, "start=3 must be one of uniform, unclamped, gaussian, clean"),
     ({"epochs": 1.5}, "epochs=1.5 must be a whole number"),
     ({"lr": "fast"}, "lr='fast' must be a number"),
