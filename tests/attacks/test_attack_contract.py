@@ -66,14 +66,13 @@ def assert_inside(x_adv: Tensor, x: Tensor, threat: Threat) -> None:
     assert x_adv.max() <= 1
     gap = (x_adv - x).flatten(1)
     norms = {"linf": gap.abs().amax(1), "l2": gap.square().sum(1).sqrt(), "l1": gap.abs().sum(1)}
-    assert (norms[threat.norm] <= threat.eps + 2e-6).all()
+    rounding = 1e-5 if threat.norm == "l1" else 1e-6  # the sum of that of all entries
+    assert (norms[threat.norm] <= threat.eps + rounding).all()
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    name=st.sampled_from(
-        sorted(ATTACKS.keys() - {"autoattack", "fast"})
-    ),  # made of the others, at full length
+    name=st.sampled_from(sorted(ATTACKS.keys() - {"autoattack", "fast"})),  # made of the others, at full length
     norm_eps=st.one_of(
         st.tuples(st.just("linf"), st.floats(0, 1, allow_subnormal=False)),
         st.tuples(st.just("l2"), st.floats(0, 20, allow_subnormal=False)),

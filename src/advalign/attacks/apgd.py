@@ -154,7 +154,7 @@ def auto_pgd(
         Of each image the first iterate that leaves its class, else the one of the highest loss; (N, C, H, W).
     """
     if isinstance(threat, L1):
-        return auto_pgd_l1(attack_loss, x, labels, threat, steps=steps)
+        return auto_pgd_l1(attack_loss, x, labels, threat, steps=steps, start=start)
     x = x.detach()
     project, checks = threat.ball(x), checkpoints(steps)
     first = _start(x, threat) if start is None else start.detach()

@@ -18,8 +18,16 @@ _LEAST_STEP = 0.1
 """The shortest step, in units of the radius."""
 
 
-def auto_pgd_l1(attack_loss: AttackLoss, x: ImageBatch, labels: Labels, threat: L1, *, steps: int) -> ImageBatch:
-    """Maximise a loss from a random start in a ball of three times the radius, which shrinks in two stages.
+def auto_pgd_l1(
+    attack_loss: AttackLoss,
+    x: ImageBatch,
+    labels: Labels,
+    threat: L1,
+    *,
+    steps: int,
+    start: ImageBatch | None = None,
+) -> ImageBatch:
+    """Maximise a loss in a ball of three times the radius, which shrinks in two stages.
 
     Each stage begins at the image of the highest loss of the one before, projected. Only in the last one an image
     that leaves its class counts. One forward and backward pass a step, and one for each of the three stages.
@@ -27,19 +35,20 @@ def auto_pgd_l1(attack_loss: AttackLoss, x: ImageBatch, labels: Labels, threat: 
     Args:
         x: images (N, C, H, W) in [0, 1]; left as they were.
         labels: (N,) true classes.
+        start: images (N, C, H, W) to start from; with noise everywhere if None.
 
     Returns:
         Of each image the first iterate that leaves its class, else the one of the highest loss; (N, C, H, W).
     """
     x = x.detach()
-    best = x + torch.randn_like(x)
+    best = x + torch.randn_like(x) if start is None else start.detach()
     left = steps
     for factor, tenths in RADII:
         of_stage = left if factor == 1 else steps * tenths // 10
         left -= of_stage
         wider = L1(factor * threat.eps)
-        start = wider.ball(x)(best)
-        best = _ascend(attack_loss, x, start, labels, wider, steps=of_stage, until_fooled=factor == 1)
+        best = wider.ball(x)(best.clone())
+        best = _ascend(attack_loss, x, best, labels, wider, steps=of_stage, until_fooled=factor == 1)
     return best
 
 

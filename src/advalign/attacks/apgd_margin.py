@@ -16,7 +16,7 @@ from advalign.attacks.goal import Goal
 from advalign.attacks.losses import targeted_margin
 from advalign.attacks.targets import pairs_with_wrong_classes
 from advalign.shapes import ImageBatch, Labels
-from advalign.threats import Threat
+from advalign.threats import Threat, ascent_step
 
 _ODI_STEPS = 2
 
@@ -64,5 +64,5 @@ def odi_start(model: nn.Module, x: ImageBatch, threat: Threat) -> ImageBatch:
     project, x_adv = threat.ball(x), threat.sample(x)
     for _ in range(_ODI_STEPS):
         grad = value_and_grad(attack_loss, x_adv).grad
-        x_adv = project(x_adv + threat.eps * threat.steepest(grad))
+        x_adv = project(x_adv + threat.eps * ascent_step(threat, grad))
     return x_adv
