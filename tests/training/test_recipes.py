@@ -152,7 +152,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"schedule": "polynomial"}, "unknown schedule of recipe 'polynomial'"),
     ({"schedule": "polynomial"}, "choose from constant, cosine, linear, onecycle, piecewise"),
     ({"start": "gausian"}, "'gausian': did you mean 'gaussian'? choose from clean, gaussian, unclamped, uniform"),
-    ({"precision": "fp16"}, "'fp16': did you mean 'bf16'? choose from bf16, fp32"),
+    ({"precision": "f16"}, "'f16': did you mean 'fp16'? choose from bf16, fp16, fp32"),
     ({"mode": "Train"}, "'Train': did you mean 'train'? choose from eval, train"),
     (
         {"augment": "flips"},

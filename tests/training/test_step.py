@@ -99,8 +99,10 @@ def test_what_python_decides_is_not_recorded_and_so_refused(recordings: list[int
     assert plain != recorded
     gpu, settings = torch.device("cuda"), {field.name for field in fields(Recipe)}
     for name, reason in NOT_CAPTURED.items():
+        setting = name if name in settings else "precision" if name == "fp16" else "attack"
+        recipe = recipe_with(setting, True if name == setting else name)
         with pytest.raises(UserError, match=reason):
-            check_captured(recipe_with(name, True) if name in settings else Recipe(attack=name), gpu)
+            check_captured(recipe, gpu)
     for attack in CHEAP.keys() - NOT_CAPTURED.keys():
         check_captured(Recipe(attack=attack), gpu)
 

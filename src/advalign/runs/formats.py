@@ -75,6 +75,8 @@ class LogRow(msgspec.Struct, forbid_unknown_fields=True):
     """robust accuracies that the guard against catastrophic overfitting has seen in the epoch"""
     collapses: list[dict[str, float]] = []
     """what it has gone back to this epoch for"""
+    skipped_steps: int = 0
+    """steps whose gradients fp16 could not hold"""
 
 
 class RecordRow(msgspec.Struct, forbid_unknown_fields=True):

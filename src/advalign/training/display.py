@@ -58,6 +58,8 @@ class Display:
         validation = row.get("validation", {})
         accuracies = [f"{label} {validation[key]:.2%}" for key, label in _SHOWN.items() if key in validation]
         shown = [f"epoch {row['epoch']:>3}/{self.epochs}", f"loss {row['loss']:.4f}", *accuracies]
+        if row.get("skipped_steps"):
+            shown.append(f"{row['skipped_steps']} steps left out")
         say(self.bars.console, "  ".join([*shown, f"lr {row['lr']:.4f}", f"{row['seconds']:.0f} s"]))
         for listen in self.listeners:
             listen(row)

@@ -13,6 +13,7 @@ NOT_CAPTURED: dict[str, str] = {
     "atta": "--attack atta looks up each image's perturbation by its place, which is no tensor",
     "fgsm-pgi": "--attack fgsm-pgi looks up each image's perturbation by its place, which is no tensor",
     "cycle_momentum": "--cycle-momentum changes a number of the optimiser in each step",
+    "fp16": "--precision fp16 goes back to fp32 for the images whose gradient it cannot hold, as many as there are",
     "compile": "--compile records graphs of its own",
 }
 """Training attacks and settings of the recipe that `--cuda-graphs` refuses. Every base and plug-in can be recorded."""
@@ -28,6 +29,7 @@ def check_captured(recipe: Recipe, device: torch.device) -> None:
     used = {
         training_attack(recipe).name: True,
         "cycle_momentum": recipe.cycle_momentum,
+        recipe.precision: True,
         "compile": recipe.compile,
     }
     for name, reason in NOT_CAPTURED.items():

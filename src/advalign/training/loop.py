@@ -265,6 +265,8 @@ class _Trainer:
         row = {"epoch": state.epoch, "lr": lr, "loss": means.pop("loss"), "terms": means}
         if state.calibration:
             row["calibration"] = state.calibration
+        if self.step.loss_scale is not None:
+            row["skipped_steps"] = self.step.loss_scale.take_skipped()
         if state.watch.accuracies:
             row["guard"], state.watch.accuracies = state.watch.accuracies, []
         if collapses := [asdict(each) for each in state.watch.collapses if math.ceil(each.back_to) == state.epoch]:
@@ -293,6 +295,8 @@ class _Trainer:
             content["watch"] = asdict(self.state.watch)
         if remembered := self.step.attack.state():
             content["attack"] = remembered
+        if self.step.loss_scale is not None:
+            content["loss_scale"] = self.step.loss_scale.state()
         save_state(path or self.run.state, content, self._owner)
         if path is None:
             self.saved = time.monotonic()
@@ -307,6 +311,8 @@ class _Trainer:
             self.objective.load_state_dict({**self.objective.state_dict(), **state.pop("objective")})
             _load_optimizer(self.step.optimizer, state.pop("optimizer"))
             self.average.load(state.pop("average"))
+            if self.step.loss_scale is not None:
+                self.step.loss_scale.load(state.pop("loss_scale"))
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{path} is no state of this run: {str(error).partition(chr(10))[0]}") from None
         train_state = convert_state(state, TrainState, path)

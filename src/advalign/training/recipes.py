@@ -124,8 +124,9 @@ class Recipe:
     """steps between two weights of the equal average; an epoch if not given"""
     extra_share: float = 0.7
     """share of each batch that comes from the extra data, where there are any"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: mixed precision for the training passes and the attack"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16, fp16: mixed precision for the training passes and the attack; fp16 scales the loss, and leaves out steps
+    whose gradients it cannot hold"""
     compile: bool = False
     """compile the training passes and the attack with torch.compile"""
     seed: int = 0

@@ -19,6 +19,7 @@ from advalign.runtime.cuda_graphs import CudaGraphed
 from advalign.runtime.device import autocast
 from advalign.threats import make_threat
 from advalign.training.attacks import Batch, TrainingAttack, training_attack
+from advalign.training.loss_scale import LossScale
 from advalign.training.recipes import Recipe
 from advalign.training.schedule import learning_rate, momentum
 from advalign.training.weight_perturbation import adversarial_weights
@@ -47,6 +48,7 @@ class Step:
             nesterov=recipe.nesterov,
             fused=device.type not in ("mps", "meta"),
         )
+        self.loss_scale = LossScale(self.optimizer, device) if recipe.precision == "fp16" else None
         self.attack: TrainingAttack = training_attack(recipe)
         self.epoch = 0
         self.perturb: Callable[..., Tensor] = self._perturb
@@ -103,17 +105,19 @@ class Step:
             with autocast(self.device, r.precision):
                 return objective(x, x_adv, y, second, rows)
 
-        perturb = r.awp > 0 and self.epoch >= r.awp_start
+        perturb, scale = r.awp > 0 and self.epoch >= r.awp_start, self.loss_scale
         climbed = partial(terms_of, self.objective.weights_terms)
-        with adversarial_weights(self.objective, r.awp, climbed) if perturb else nullcontext():
+        with adversarial_weights(self.objective, r.awp, climbed, scale) if perturb else nullcontext():
             terms = terms_of(self.objective)
             loss = total(terms)
-            loss.backward()
+            (loss if scale is None else scale.scaled(loss)).backward()
             if r.batchnorm_passes in ("clean", "pang"):
                 self._show(x, "clean")
             if r.clip_norm is not None:
+                if scale is not None:
+                    scale.unscale()
                 torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], r.clip_norm)
-            self.optimizer.step()
+            (self.optimizer if scale is None else scale).step()
         self.optimizer.zero_grad()
         self.attack.after_update(x, x_adv, self.threat)
         if r.batchnorm_passes in ("pang", "rice"):

@@ -11,10 +11,13 @@ from torch import Tensor
 from advalign.models.modes import buffers_kept
 from advalign.objectives import Objective, total
 from advalign.objectives.contract import Terms
+from advalign.training.loss_scale import LossScale
 
 
 @contextmanager
-def adversarial_weights(objective: Objective, size: float, forward: Callable[[], Terms]) -> Iterator[None]:
+def adversarial_weights(
+    objective: Objective, size: float, forward: Callable[[], Terms], scale: LossScale | None = None
+) -> Iterator[None]:
     """Move the student's weights up the loss inside, each layer by `size` of its norm. Wu et al. 2020, eq. 9 and 10.
 
     Convolutions and linear layers move, BatchNorm and biases do not. The authors step a copy of the network and rescale
@@ -23,10 +26,14 @@ def adversarial_weights(objective: Objective, size: float, forward: Callable[[],
 
     Args:
         forward: runs the objective on the batch.
+        scale: of fp16; a layer whose gradient it cannot hold does not move.
     """
     weights: list[Tensor] = [p for p in objective.student.parameters() if p.requires_grad and p.ndim > 1]
     with buffers_kept(objective):
-        grads = torch.autograd.grad(total(forward()), weights, allow_unused=True, materialize_grads=True)
+        loss = total(forward()) if scale is None else scale.scaled(total(forward()))
+        grads = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+    if scale is not None:
+        grads = [torch.where(g.isfinite().all(), g, 0.0) for g in grads]
     steps = [size * w.detach().norm() / (g.norm() + 1e-20) * g for w, g in zip(weights, grads, strict=True)]
     with torch.no_grad():
         torch._foreach_add_(weights, steps)
