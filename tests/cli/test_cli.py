@@ -193,6 +193,8 @@ REFUSALS = {
     "normalisation by half": (["evaluate", "linear.pt", "--mean", "0.3"], "--std is missing"),
     "fast beside attacks": (["evaluate", "empty", "--fast", "--attacks", "pgd"], "--fast takes the place of --attacks"),
     "until and n": (["evaluate", "linear.pt", "-n", "9", "--until", "1"], "give n=9 or until=1"),
+    "one radius twice": (["evaluate", "linear.pt", "--eps", "0.1", "1/10"], "eps=0.1 is given twice"),
+    "radii without attacks": (["evaluate", "linear.pt", "--eps", "1", "2", "--attacks", "none"], "name one"),
     "transfer of one": (["transfer", "linear.pt"], "at least two"),
     "transfer into a file": (["transfer", "linear.pt", "pickle.pt", "--out", "torn.npz"], "torn.npz is not a folder"),
     "attack plug-in that is missing": (["evaluate", "linear.pt", "--plugin", "my_nest:Attack"], "my_nest"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -80,10 +81,11 @@ def train_command(options: TrainOptions) -> None:
 
 def evaluate_command(options: EvaluateOptions) -> None:
     """Evaluate, print the table, and write JSON, Markdown, LaTeX and HTML."""
-    from advalign.evaluation.measure import measure
+    from advalign.evaluation.measure import measure_radii
     from advalign.registration import register
     from advalign.report.balance import by_class_table
     from advalign.report.evaluation import evaluation_table, remarks, write_evaluation
+    from advalign.report.radii import radii_table, radius_remarks, write_radii
     from advalign.report.tables import print_table
     from advalign.runtime.progress import say
 
@@ -97,18 +99,25 @@ def evaluate_command(options: EvaluateOptions) -> None:
         attacks = ("fast",)
     for spelling in options.plugin:
         register(spelling)
-    measured = measure(
-        source, attacks, _target_options(options, options.n), _attack_options(options, options.precision),
+    measurements = measure_radii(
+        source, options.eps or (None,), attacks, _target_options(options, options.n, None),
+        _attack_options(options, options.precision),
         surrogate=options.surrogate, quantize=options.quantize, until=options.until, out=options.out,
         save_examples=options.save_examples, console=console,
     )  # fmt: skip
-    print_table(console, evaluation_table(measured))
-    if measured.by_class.imbalanced:
-        print_table(console, by_class_table(measured.by_class))
-    written = write_evaluation(measured, source) + ([".npz"] if options.save_examples else [])
-    for line in remarks(measured):
-        say(console, line)
-    say(console, f"Written: {measured.path} (per image), {', '.join(written)}")
+    for measured in measurements:
+        print_table(console, evaluation_table(measured))
+        if measured.by_class.imbalanced:
+            print_table(console, by_class_table(measured.by_class))
+        written = write_evaluation(measured, source) + ([".npz"] if options.save_examples else [])
+        for line in remarks(measured):
+            say(console, line)
+        say(console, f"Written: {measured.path} (per image), {', '.join(written)}")
+    if len(measurements) > 1:
+        print_table(console, radii_table(measurements))
+        for line in radius_remarks(measurements):
+            say(console, line)
+        say(console, f"Written: {write_radii(measurements, source)}, and its table and figure beside it")
 
 
 def diagnose_command(options: DiagnoseOptions) -> None:
@@ -120,7 +129,11 @@ def diagnose_command(options: DiagnoseOptions) -> None:
 
     source, console = _source_of(options, "diagnose"), _console()
     written = diagnose_source(
-        source, _target_options(options, options.n), _attack_options(options), out=options.out, console=console
+        source,
+        _target_options(options, options.n, options.eps),
+        _attack_options(options),
+        out=options.out,
+        console=console,
     )
     print_table(console, verdict_table(written.diagnosis))
     write_diagnosis(written, source)
@@ -342,7 +355,19 @@ def _dispatch(arguments: list[str]) -> None:
     defaults = {}
     if options is TrainOptions:
         defaults["default"] = TrainOptions(method=tyro.MISSING, data=tyro.MISSING, settings=_preset(rest))
-    run(parse_options(options, f"advalign {command}", rest, **defaults))
+    run(
+        parse_options(options, f"advalign {command}", _each_radius(rest) if command == "evaluate" else rest, **defaults)
+    )
+
+
+def _each_radius(arguments: Sequence[str]) -> list[str]:
+    """Write `--eps A B` as `--eps A --eps B`, so that the word behind the last number can be the run."""
+    words, behind = [], False
+    for word in arguments:
+        number = re.fullmatch(r"-?[\d.]+(e-?\d+)?(/[\d.]+)?", word) is not None
+        words += ["--eps", word] if behind and number and words[-1] != "--eps" else [word]
+        behind = word == "--eps" or (behind and number)
+    return words
 
 
 def _preset(arguments: list[str]) -> Recipe:
@@ -379,11 +404,11 @@ def _source_of(options: ModelOptions, verb: str) -> str:
     return str(options.weights if options.source is None else options.source)
 
 
-def _target_options(options: ModelOptions, n: int | None) -> TargetOptions:
+def _target_options(options: ModelOptions, n: int | None, eps: float | None) -> TargetOptions:
     from advalign.evaluation.options import TargetOptions
 
     return TargetOptions(
-        checkpoint=options.checkpoint, data=options.data, model=options.model, n=n, norm=options.norm, eps=options.eps,
+        checkpoint=options.checkpoint, data=options.data, model=options.model, n=n, norm=options.norm, eps=eps,
         data_dir=options.data_dir, image_size=options.image_size, mean=options.mean, std=options.std,
         device=options.device, trust_model=options.trust_model,
     )  # fmt: skip

@@ -135,6 +135,8 @@ class ModelOptions(ThreatOptions):
 class EvaluateOptions(ModelOptions):
     """Measure clean and robust accuracy of a run or of a weights file."""
 
+    eps: Annotated[tuple[float, ...], tyro.conf.UseAppendAction] = ()  # pyright: ignore[reportIncompatibleVariableOverride]
+    """radius, or several, as in --eps 2/255 4/255 8/255, for a curve; what the model was trained against, else 8/255"""
     attacks: tuple[str, ...] = ("standard",)
     """attacks, to be written after the run: fgsm 'pgd(steps=20, restarts=5)'; standard: the usual ones; none: clean
     accuracy only"""

@@ -53,6 +53,8 @@ class Evaluation:
     """The attacks that may leave the threat model; the worst case does not include them."""
     examples: Mapping[str, Tensor] = field(default_factory=dict)
     """On request, adversarial images (N, C, H, W) in [0, 1] by attack; of misclassified images the clean ones."""
+    clean_warnings: tuple[str, ...] = ()
+    """Those of the warnings that the clean images gave rise to."""
     warnings: tuple[str, ...] = ()
     """Sentences on what makes the accuracies doubtful, each with the number behind it; see `diagnose`."""
 
@@ -88,6 +90,7 @@ def evaluate(
     seed: int = 0,
     quantize: int | None = None,
     keep_examples: bool = False,
+    clean: Evaluation | None = None,
     state: Path | None = None,
     advance: Callable[[str, int], None] = lambda attack, done: None,
 ) -> Evaluation:
@@ -109,6 +112,8 @@ def evaluate(
         quantize: bits, such as 8: an image counts as broken only if it still fools after rounding to so many bits,
             inside the threat model. Outcomes are then called `quantized(ATTACK, bits=8)`; see `attacks.Quantized`.
         keep_examples: also return the adversarial images.
+        clean: an evaluation of the same model on the same images by the same options, as in another threat model: its
+            outcomes of the clean images are taken.
         state: a file in which progress is kept, every 10 seconds, and from which a second call resumes, to the same
             bits. The caller makes sure that it belongs to this evaluation, and removes it.
         advance: called with an attack's spelling and the number of images just finished, for a progress bar.
@@ -142,6 +147,8 @@ def evaluate(
         evaluator = Evaluator(
             network, pictures, options, keep_examples=keep_examples, state_file=state, advance=advance
         )
+        if clean is not None:
+            evaluator.adopt_clean(clean.correct["clean"], clean.seconds["clean"], clean.clean_warnings)
         evaluator.classify_clean(attacked=bool(by_name or precomputed))
         for name, examples in precomputed.items():
             evaluator.evaluate_precomputed(name, examples)
@@ -181,6 +188,7 @@ def conclude(
         success={name: arrived / driven for name, (arrived, driven) in state.targeted.items() if driven},
         unbounded=frozenset(unbounded),
         examples=state.examples,
+        clean_warnings=tuple(state.doubts),
         warnings=(*before, *state.doubts, *lost, *after),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +102,13 @@ class Evaluator:
         self.state.correct["clean"] = correct
         self.state.seconds["clean"] = time.monotonic() - began
         self.state.passes["clean"] = [len(self.images), 0]
+
+    def adopt_clean(self, correct: Tensor, seconds: float, doubts: Sequence[str]) -> None:
+        """Take the outcomes of the clean images from another evaluation of the same model on the same images."""
+        if "clean" not in self.state.correct:
+            self.state.correct["clean"] = correct.to(self.everything.device)
+            self.state.seconds["clean"], self.state.doubts = seconds, list(doubts)
+            self.state.passes["clean"] = [len(self.images), 0]
 
     def _repeat_first_batch(self, logits: Tensor, correct: Tensor) -> Iterator[Verdict]:
         """Pass the first batch forward and backward: a model that is random or has no gradient escapes attacks."""

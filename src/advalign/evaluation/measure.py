@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from advalign.runtime.environment import environment
 from advalign.runtime.files import digest, present, require_writable
 from advalign.runtime.progress import counting, say
 from advalign.runtime.sealed import SEAL_FORMAT
-from advalign.threats import Linf
+from advalign.threats import Linf, check_radius, make_threat
 
 # What a record takes from the weights' card. Weights without a training record have none: `run` is then empty, `method`
 # is the file's name, and the others are unknown.
@@ -74,15 +75,47 @@ def measure(
     Raises:
         UserError: anything that cannot work, before the evaluation starts.
     """
+    which = target_options or TargetOptions()
+    (measured,) = measure_radii(
+        source, [which.eps], attack_names, which, attack_options, surrogate=surrogate, quantize=quantize, until=until,
+        out=out, save_examples=save_examples, console=console,
+    )  # fmt: skip
+    return measured
+
+
+def measure_radii(
+    source: str | Path | Weights,
+    radii: Sequence[float | None],
+    attack_names: Sequence[str] = ("standard",),
+    target_options: TargetOptions | None = None,
+    attack_options: AttackOptions | None = None,
+    *,
+    surrogate: str | Path | Weights | None = None,
+    quantize: int | None = None,
+    until: float | None = None,
+    out: str | Path | None = None,
+    save_examples: bool = False,
+    console: Console | None = None,
+) -> list[Measurement]:
+    """Measure as `measure` does at each of several radii, with one pass over the clean images for all.
+
+    Args:
+        radii: each once, measured from the least to the largest; None, alone, is that of training. The radius of
+            `target_options` does not count.
+
+    Raises:
+        UserError: anything that cannot work, before the evaluation starts.
+    """
     which, how = target_options or TargetOptions(), attack_options or AttackOptions()
     console = console or Console(quiet=True)
+    if len(radii) > 1:
+        radii = sorted(eps for eps in radii if eps is not None)
+    for eps in radii:
+        require(list(radii).count(eps) == 1, lambda: f"eps={eps} is given twice: name each radius once")
     # Data may take a download, so what fails with any data is refused before they are loaded.
     autocast(pick_device(which.device), how.precision)
-    attacks = parse_attacks(map(register_attacks, attack_names), Linf())
-    if quantize is not None:
-        attacks = [quantized(attack, quantize) for attack in attacks]
-    for attack in attacks if surrogate is not None else ():
-        transferable(attack)
+    attacks = _parsed(attack_names, quantize, transfers=surrogate is not None)
+    require(len(radii) == 1 or bool(attacks), "several radii need an attack: name one")
     if until is not None:
         check_until(until)
         require(which.n is None, lambda: f"give n={which.n} or until={until:g}, which finds the number of images")
@@ -97,7 +130,47 @@ def measure(
     if surrogate_weights is not None:
         require_writable(surrogate_weights.path.parent / "transfer")
 
-    target = load_target(weights, which, console=console)
+    loaded = load_target(weights, replace(which, eps=radii[0]), console=console)
+    threats = [loaded.threat, *(make_threat(loaded.threat.norm, eps) for eps in radii[1:] if eps is not None)]
+    for threat in threats:
+        check_radius(threat, loaded.dataset.shape)
+    results: list[Measurement] = []
+    for threat in threats:
+        if len(threats) > 1:
+            say(console, f"in {threat}:")
+        clean = results[0].evaluation if results and until is None else None
+        each = replace(loaded, threat=threat)
+        results.append(_measure_in(
+            each, attacks, which, how, surrogate_weights, clean=clean, until=until, folder=folder,
+            save_examples=save_examples, console=console,
+        ))  # fmt: skip
+    return results
+
+
+def _parsed(names: Sequence[str], bits: int | None, *, transfers: bool) -> list[Attack]:
+    """Return the attacks of these spellings, in a threat model that is yet to be replaced."""
+    attacks = parse_attacks(map(register_attacks, names), Linf())
+    if bits is not None:
+        attacks = [quantized(attack, bits) for attack in attacks]
+    for attack in attacks if transfers else ():
+        transferable(attack)
+    return attacks
+
+
+def _measure_in(
+    target: Target,
+    attacks: Sequence[Attack],
+    which: TargetOptions,
+    how: AttackOptions,
+    surrogate_weights: Weights | None,
+    *,
+    clean: Evaluation | None,
+    until: float | None,
+    folder: Path,
+    save_examples: bool,
+    console: Console,
+) -> Measurement:
+    """Attack the target in its threat model, itself or on the surrogate, and write the result."""
     chosen, transferred = [attack.with_threat(target.threat) for attack in attacks], {}
     for attack in chosen:
         check_target_class(attack, len(target.classes.class_names))
@@ -118,7 +191,7 @@ def measure(
         identity["until"] = until
     return _measure_target(
         target, [] if transferred else chosen, transferred, how,
-        identity=identity, folder=folder, save_examples=save_examples, console=console,
+        identity=identity, clean=clean, folder=folder, save_examples=save_examples, console=console,
     )  # fmt: skip
 
 
@@ -129,6 +202,7 @@ def _measure_target(
     how: AttackOptions,
     *,
     identity: Mapping[str, Any],
+    clean: Evaluation | None,
     folder: Path,
     save_examples: bool,
     console: Console,
@@ -151,7 +225,7 @@ def _measure_target(
         with counting(console, ["clean", *names], len(target.images)) as advance:
             evaluation = evaluate(
                 target.net, target.images, chosen, precomputed=transferred, batch_size=how.batch_size,
-                precision=how.precision, seed=how.seed, keep_examples=keep, state=state, advance=advance,
+                precision=how.precision, seed=how.seed, keep_examples=keep, clean=clean, state=state, advance=advance,
             )  # fmt: skip
     examples = {**evaluation.examples, **{name: each.x_adv for name, each in transferred.items()}}
     measured = _measurement(target, evaluation, examples, how, file)
