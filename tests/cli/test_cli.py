@@ -430,7 +430,7 @@ FLAGS = {
     "evaluate": {
         "--weights", "--attacks", "--checkpoint", "--data", "--model", "--n", "--norm", "--eps", "--batch-size",
         "--precision", "--seed", "--data-dir", "--image-size", "--surrogate", "--quantize", "--mean", "--std",
-        "--fast", "--until", "--device", "--out", "--save-examples", "--trust-model", "--plugin",
+        "--corruptions", "--fast", "--until", "--device", "--out", "--save-examples", "--trust-model", "--plugin",
     },
     "diagnose": {
         "--weights", "--checkpoint", "--data", "--model", "--n", "--norm", "--eps", "--batch-size", "--seed",

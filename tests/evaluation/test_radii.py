@@ -47,7 +47,8 @@ def test_each_radius_is_what_it_would_be_alone_and_clean_images_pass_once(
         for content in contents:
             for record in content["records"]:
                 record["seconds"] = 0
-        contents[0].pop("environment"), contents[1].pop("environment")
+        for content in contents:
+            content.pop("environment")
         assert contents[0].keys() == contents[1].keys()
         assert {k: v for k, v in contents[0].items() if k != "checksum"} == {
             k: v for k, v in contents[1].items() if k != "checksum"

@@ -93,6 +93,8 @@ def evaluate_command(options: EvaluateOptions) -> None:
         for swallowed in filter(os.path.exists, options.attacks):
             raise UserError(f"--attacks takes all words that follow it: put {quoted(swallowed)} before --attacks")
     source, console, attacks = _source_of(options, "evaluate"), _console(), options.attacks
+    if options.corruptions is not None:
+        return _evaluate_corruptions(options, source, options.corruptions)
     if options.fast:
         if attacks != EvaluateOptions.attacks:
             raise UserError("--fast takes the place of --attacks: leave one out, or write --attacks fast with others")
@@ -118,6 +120,27 @@ def evaluate_command(options: EvaluateOptions) -> None:
         for line in radius_remarks(measurements):
             say(console, line)
         say(console, f"Written: {write_radii(measurements, source)}, and its table and figure beside it")
+
+
+def _evaluate_corruptions(options: EvaluateOptions, source: str, corruptions: str) -> None:
+    """Evaluate under corruptions, print the table, and write JSON, Markdown, LaTeX and HTML."""
+    from advalign.evaluation.corruptions import measure_corruptions
+    from advalign.report.corruptions import corruption_line, corruption_table, write_corruptions
+    from advalign.report.tables import print_table
+    from advalign.runtime.progress import say
+
+    of_attacks = ("attacks", "fast", "norm", "eps", "until", "surrogate", "quantize", "plugin", "save_examples")
+    for name in of_attacks:
+        if getattr(options, name) != getattr(EvaluateOptions, name):
+            flag = name.replace("_", "-")
+            raise UserError(f"--corruptions measures without attacks: leave out --{flag}, or run another command")
+    result = measure_corruptions(
+        source, corruptions, _target_options(options, options.n, None), _attack_options(options), out=options.out,
+        console=_console(),
+    )  # fmt: skip
+    print_table(_console(), corruption_table(result))
+    say(_console(), corruption_line(result))
+    say(_console(), f"Written: {result.path} (per image), {', '.join(write_corruptions(result, source))}")
 
 
 def diagnose_command(options: DiagnoseOptions) -> None:

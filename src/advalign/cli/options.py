@@ -142,6 +142,9 @@ class EvaluateOptions(ModelOptions):
     accuracy only"""
     fast: bool = False
     """an estimate of autoattack for use during research, the attack `fast`, in the place of --attacks"""
+    corruptions: str | None = None
+    """cifar10-c:DIR or cifar100-c:DIR, the unpacked published files, or c-like, made here: measure accuracy under
+    common corruptions instead of attacks"""
     n: TestImages = None
     until: float | None = None
     """go on to more and more test images, until the 95 % interval of no accuracy is wider than so many points each way;
