@@ -133,17 +133,30 @@ def check_bits(bits: int) -> None:
 
 
 def check_levels(x: Tensor, bits: int) -> None:
-    """Refuse clean images with values between two levels: the rounding alone would move them.
+    """Refuse clean images (N, C, H, W) with values between two levels: the rounding alone would move them.
 
     Raises:
         UserError: how many images have such values.
     """
+    require_levels(between_levels(x, bits), len(x), bits)
+
+
+def between_levels(x: Tensor, bits: int) -> int:
+    """Return how many images have values between two levels."""
     scaled = x.detach().double() * (2**bits - 1)
-    between = int(((scaled - scaled.round()).abs().flatten(1).amax(1) > 0.01).sum()) if len(x) else 0
+    return int(((scaled - scaled.round()).abs().flatten(1).amax(1) > 0.01).sum()) if len(x) else 0
+
+
+def require_levels(between: int, total: int, bits: int) -> None:
+    """Refuse images of which some have values between two levels.
+
+    Raises:
+        UserError: how many of them.
+    """
     require(
         between == 0,
         lambda: (
-            f"quantized to {bits} bits: {between} of {len(x)} clean images have values that are no multiples of "
+            f"quantized to {bits} bits: {between} of {total} clean images have values that are no multiples of "
             f"1/{2**bits - 1}; round them first"
         ),
     )

@@ -14,6 +14,7 @@ from advalign.data.augment.geometry import crop_positions, flip_and_crop
 from advalign.data.augment.registry import AUGMENTATIONS, Augmentation
 from advalign.data.extra import Extra
 from advalign.data.images import Images, RowNumbers, to_unit
+from advalign.data.stored import StoredImages
 from advalign.errors import require, unknown
 from advalign.runtime.files import digest
 
@@ -50,7 +51,7 @@ class Batches:
     replacement, since a new order of 50 million would be 400 MB an epoch.
 
     Args:
-        images: batches are made on their device.
+        images: batches are made on the device of their labels; stored images are read a batch ahead.
         batch_size: over all processes together.
         augment: a name in `AUGMENTATIONS`.
         seed: of order and augmentation.
@@ -128,17 +129,23 @@ class Batches:
         device = self.images.labels.device
         order, flipped, corners, drawn = self._draw(epoch, view)
         augmentation = self.further if view else self.augmentation
-        order, flipped, corners = order.to(device), flipped.to(device), corners.to(device)
-        for step in range(start, self.steps):
-            rows = order[self._mine(step, self.real)]
-            batch = self.images.take(rows)
+        flipped, corners = flipped.to(device), corners.to(device)
+        for step, own in enumerate(self._own(order, start), start):
+            batch = own
             if self.extra is not None:
-                batch = _joined(batch, self.extra.take(drawn[self._mine(step, self.generated)]).to(device))
+                batch = _joined(own, self.extra.take(drawn[self._mine(step, self.generated)]).to(device))
             mine = self._mine(step, self.batch_size)
             pixels = self._augmented(batch.pixels, epoch, step, view) if augmentation.then_first else batch.pixels
             pixels = flip_and_crop(pixels, flipped[mine], corners[mine], augmentation.pad)
             pixels = pixels if augmentation.then_first else self._augmented(pixels, epoch, step, view)
             yield Images(pixels, batch.labels).floats(), batch.labels
+
+    def _own(self, order: RowNumbers, start: int) -> Iterator[Images]:
+        """Yield the images of the set, in an order (N,) on the CPU, that the batches from number `start` on take."""
+        stored = self.images if isinstance(self.images, StoredImages) else None
+        order = order if stored else order.to(self.images.labels.device)
+        rows = [order[self._mine(step, self.real)] for step in range(start, self.steps)]
+        yield from stored.batches(rows) if stored else map(self.images.take, rows)
 
     def rows(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
         """Yield, as `epoch` yields batches, where their images stand in the set, (B,) int64.
@@ -158,7 +165,7 @@ class Batches:
         """
         device, pad = self.images.labels.device, self.augmentation.pad
         order, flipped, corners, _ = (each.to(device) for each in self._draw(epoch, view=0))
-        height, width = self.images.pixels.shape[2:]
+        height, width = self.images.shape[2:]
         for step in range(start, self.steps):
             mine = self._mine(step, self.real)
             down, across = crop_positions(flipped[mine], corners[mine], height, width)
@@ -221,7 +228,7 @@ def _augmentation(name: str, images: Images) -> Augmentation:
     if name not in AUGMENTATIONS:
         raise unknown("augmentation", name, AUGMENTATIONS)
     augmentation = AUGMENTATIONS[name]
-    augmentation.check(name, tuple(images.pixels.shape[1:]))
+    augmentation.check(name, tuple(images.shape[1:]))
     return augmentation
 
 

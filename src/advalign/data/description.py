@@ -92,8 +92,8 @@ def _in_two_classes(dataset: Dataset, there: dict[str, Images]) -> str:
 
 def _dark(there: dict[str, Images]) -> str:
     """Return a line on splits without a bright pixel, as of values that do not fill the range of their type."""
-    peaks = {split: float(images.pixels.max()) for split, images in there.items()}
-    scales = {split: 1 if images.pixels.is_floating_point() else 255 for split, images in there.items()}
+    scales = {split: 1 if images.dtype.is_floating_point else 255 for split, images in there.items()}
+    peaks = {split: _peak(images, _BRIGHT * scales[split]) for split, images in there.items()}
     dark = [split for split, peak in peaks.items() if peak <= _BRIGHT * scales[split]]
     if not dark:
         return ""
@@ -102,6 +102,16 @@ def _dark(there: dict[str, Images]) -> str:
         f"images are dark, the highest value is {highest}: scale values that do not fill the range of their type, such "
         "as masks of 0 and 1 or 12 bits in 16"
     )
+
+
+def _peak(images: Images, enough: float) -> float:
+    """Return the highest value of all pixels, or of the first images among which one is high enough."""
+    peak = 0.0
+    for part in images.parts():
+        peak = max(peak, float(images.read(part).max()))
+        if peak > enough:
+            break
+    return peak
 
 
 def _shortened(names: tuple[str, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from advalign.data.cache import cached_array
+from advalign.data.cache import Rows, cached_array
 from advalign.data.held_out import hold_out_by_content, note_on_test
+from advalign.data.image_cache import cached_images
 from advalign.data.images import Dataset, Digests, Images
 from advalign.data.layout import CLASS_FOLDERS, ClassFiles, Layout, counted, read_layout
 from advalign.data.split_names import TEST, TRAIN, VALIDATION, split_of
@@ -25,6 +26,8 @@ from advalign.shapes import Labels
 LARGEST = 100_000_000
 """Pixels at most of an image file: a file of a few kilobytes can say that it has billions, and decoding takes memory
 for them, 4 bytes each."""
+State = tuple[str, int, int]
+"""What tells that a file has changed: its name below the folder, size and date."""
 _LARGEST_SIDE = 10_000  # of images in the cache
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # by content; Pillow starts programs for some others
 
@@ -63,12 +66,14 @@ def load_folder(path: Path | str, image_size: int, layout: str = "auto") -> Data
     )
     read = read_layout(root, layout)
     files = {split: _flat(members, read.class_names) for split, members in read.splits.items()}
+    below = len(os.path.join(root, ""))
+    states = {file: _state(file, file[below:]) for members, _ in files.values() for file in members}
     sources = {split: f"from {folder}" for split, folder in read.folders.items()}
     note = ""
     held_out = TRAIN in files and TEST not in files
     if held_out:
         train, labels = files[TRAIN]
-        rows = hold_out_by_content(_file_digests(root, train), labels, name, read.class_names)
+        rows = hold_out_by_content(_file_digests(root, train, states), labels, name, read.class_names)
         files[TRAIN], files[TEST] = (([train[row] for row in part.tolist()], labels[part]) for part in rows)
         sources[TEST] = f"held out of {read.folders[TRAIN]} by their content, about 20 %"
         note = note_on_test(len(rows[1]), len(train))
@@ -76,7 +81,7 @@ def load_folder(path: Path | str, image_size: int, layout: str = "auto") -> Data
         files[TEST], sources[TEST] = files.pop(VALIDATION), sources.pop(VALIDATION)
     elif TRAIN not in files and VALIDATION in files:
         del files[VALIDATION]  # nothing is trained, so nothing is selected
-    images = _images(root, files, image_size)
+    images = _images(root, files, states, image_size)
     places = {split: members for split, (members, _) in files.items()}
     test = images[TEST]
     return Dataset(
@@ -97,7 +102,7 @@ def _preprocessing(size: int) -> dict[str, str]:
     }
 
 
-def _flat(members: ClassFiles, class_names: tuple[str, ...]) -> tuple[list[Path], Labels]:
+def _flat(members: ClassFiles, class_names: tuple[str, ...]) -> tuple[list[str], Labels]:
     files = [file for each in members.values() for file in each]
     counts = torch.tensor([len(members.get(name, ())) for name in class_names])
     return files, torch.arange(len(class_names)).repeat_interleave(counts)
@@ -128,53 +133,54 @@ def _nested(layout: Layout) -> list[str]:
     folders: dict[str, None] = {}
     for split, members in layout.splits.items():
         depth = 1 if layout.folders[split] == CLASS_FOLDERS else 2
-        for folder in dict.fromkeys(file.parent for files in members.values() for file in files):
-            parts = folder.relative_to(layout.root).parts
+        for folder in dict.fromkeys(file.rpartition(os.sep)[0] for files in members.values() for file in files):
+            parts = Path(folder).relative_to(layout.root).parts
             if len(parts) > depth:
                 folders["/".join(parts)] = None
     shown = ", ".join(list(folders)[:6]) + ", ..." * (len(folders) > 6)
     return [f"images in sub-folders of a class belong to it: {shown}"] if folders else []
 
 
-def _images(root: Path, files: Mapping[str, tuple[list[Path], Labels]], size: int) -> dict[str, Images]:
+def _images(
+    root: Path, files: Mapping[str, tuple[list[str], Labels]], states: Mapping[str, State], size: int
+) -> dict[str, Images]:
     """Return the images of each split, which lie one after another in one cache, so that each is a slice of it."""
     every = [file for members, _ in files.values() for file in members]
-    key = digest(json.dumps([str(root), _states(root, every), size]))
-    pixels = torch.from_numpy(
-        cached_array(
-            f"folder-{key}.npy", np.uint8, (len(every), 3, size, size), lambda: (_pixels(file, size) for file in every)
-        )
-    )
-    parts = pixels.split([len(labels) for _, labels in files.values()])
-    return {split: Images(part, labels) for part, (split, (_, labels)) in zip(parts, files.items(), strict=True)}
+    key = digest(json.dumps([str(root), [states[file] for file in every], size]))
+    labels = torch.cat([labels for _, labels in files.values()])
+    images = cached_images(key, labels, size, lambda first: every[first:], lambda file: _pixels(file, size))
+    return dict(zip(files, images.split([len(members) for members, _ in files.values()]), strict=True))
 
 
-def _file_digests(root: Path, files: list[Path]) -> Digests:
+def _file_digests(root: Path, files: list[str], states: Mapping[str, State]) -> Digests:
     """Return the first 8 bytes of the SHA-256 of each file's content, which no image size changes."""
-    key = digest(json.dumps([str(root), _states(root, files)]))
-    return cached_array(f"files-{key}.npy", np.uint64, (len(files),), lambda: map(_file_digest, files))
+    key = digest(json.dumps([str(root), [states[file] for file in files]]))
+    rows = Rows("reading files", (len(files),), np.uint64, lambda first: files[first:], _file_digest)
+    return cached_array(f"files-{key}.npy", rows)
 
 
-def _states(root: Path, files: list[Path]) -> list[tuple[str, int, int]]:
-    """Return what tells that a file has changed: its name, size and date."""
-    states = ((file.relative_to(root).as_posix(), file.stat()) for file in files)
-    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
-
-
-def _file_digest(file: Path) -> bytes:
+def _state(file: str, name: str) -> State:
     try:
-        with file.open("rb") as content:
+        state = os.stat(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    return name, state.st_size, state.st_mtime_ns
+
+
+def _file_digest(file: str) -> bytes:
+    try:
+        with open(file, "rb") as content:
             return hashlib.file_digest(content, "sha256").digest()[:8]
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
 
 
-def _pixels(file: Path, size: int) -> bytes:
+def _pixels(file: str, size: int) -> bytes:
     """Return one image as (3, size, size) bytes."""
     from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=_FORMATS) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             if image.width * image.height > LARGEST:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {LARGEST // 10**6} million")
             deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))

@@ -25,8 +25,8 @@ class ImageFolder:
     """A folder with its image files; hidden files and folders are left out, and those that systems make."""
 
     path: Path
-    images: list[Path]
-    """Directly in the folder."""
+    images: list[str]
+    """The paths of those directly in the folder; texts, as there may be a million."""
     folders: list[ImageFolder]
     """Its sub-folders, in natural order."""
     skipped: Counter[str]
@@ -38,15 +38,24 @@ class ImageFolder:
         return normalize("NFC", self.path.name)  # which some file systems and archives take apart
 
     @cached_property
-    def every_image(self) -> list[Path]:
-        """The images in the folder and below, in the order of their paths."""
-        return sorted(image for folder in self.every_folder() for image in folder.images)
+    def count(self) -> int:
+        """The number of images in the folder and below."""
+        return len(self.images) + sum(folder.count for folder in self.folders)
+
+    @cached_property
+    def every_image(self) -> list[str]:
+        """The images in the folder and below, in the order of their paths, folder by folder."""
+        return sorted((image for folder in self.every_folder() for image in folder.images), key=_parts)
 
     def every_folder(self) -> Iterator[ImageFolder]:
         """Yield the folder itself and all below."""
         yield self
         for folder in self.folders:
             yield from folder.every_folder()
+
+
+def _parts(path: str) -> list[str]:
+    return path.split(os.sep)
 
 
 def scan(path: Path) -> ImageFolder:
@@ -75,7 +84,7 @@ def _scan(path: Path, around: tuple[str, ...]) -> ImageFolder:
         elif entry.is_file():
             suffix = os.path.splitext(entry.name)[1].lower()
             if suffix in SUFFIXES:
-                images.append(path / entry.name)
+                images.append(entry.path)
             else:
                 skipped[suffix or "without suffix"] += 1
         elif entry.is_symlink():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,9 +16,13 @@ from jaxtyping import Float, Float32, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from advalign.data.cache import remembered
 from advalign.errors import require
-from advalign.runtime.files import digest
+from advalign.runtime.files import digest, digest_of_stream
 from advalign.shapes import ImageBatch, Labels
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 RowNumbers = Int[Tensor, "_"]  # row numbers
 
@@ -25,6 +31,12 @@ Digests = NDArray[np.uint64]
 
 SPLIT_SEED = 20_000
 """Seed of every split that belongs to the data set: the same test images in every run, whatever the run's seed."""
+
+
+LARGE = 1 << 30
+"""Bytes of pixels above which they are not read whole where a sum that was made before tells the same."""
+
+_PART = 16 << 20  # bytes of images that are looked at together
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +66,26 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, H, W)."""
+        return self.pixels.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the pixels."""
+        return self.pixels.dtype
+
+    @property
+    def size(self) -> int:
+        """Bytes of all pixels."""
+        return self.shape.numel() * self.dtype.itemsize
+
+    def parts(self) -> Iterator[slice]:
+        """Yield the row numbers of all images, part by part, of which none takes much memory."""
+        each = max(1, _PART // max(1, self.size // max(1, len(self))))
+        yield from (slice(first, min(first + each, len(self))) for first in range(0, len(self), each))
+
     def take(self, rows: RowNumbers | list[int]) -> Images:
         """Return a copy of the images with these row numbers, in this order."""
         rows = torch.as_tensor(rows, dtype=torch.int64, device=self.labels.device)
@@ -66,10 +98,27 @@ class Images:
         """Return the images on a device; nothing is copied if they are there."""
         return Images(self.pixels.to(device), self.labels.to(device))
 
+    def split(self, lengths: Sequence[int]) -> list[Images]:
+        """Return so many images after one another each; nothing is copied."""
+        parts = zip(self.pixels.split(list(lengths)), self.labels.split(list(lengths)), strict=True)
+        return [Images(pixels, labels) for pixels, labels in parts]
+
+    def relabelled(self, labels: Labels) -> Images:
+        """Return the same images with other labels (N,)."""
+        return Images(self.pixels, labels)
+
+    def read(self, rows: slice | Tensor | None = None) -> Tensor:
+        """Return the pixels of the images, or of some, as they are stored (N, C, H, W)."""
+        return self.pixels if rows is None else self.pixels[rows]
+
     def floats(self, rows: slice | Tensor | None = None) -> ImageBatch:
         """Return the images, or some, as floats (N, C, H, W): uint8 as float32 in [0, 1], floats as they are."""
-        pixels = self.pixels if rows is None else self.pixels[rows]
+        pixels = self.read(rows)
         return pixels if pixels.is_floating_point() else to_unit(pixels)
+
+    def content(self) -> Iterator[Buffer]:
+        """Yield the bytes of all pixels, part by part."""
+        yield self.pixels.cpu().contiguous().numpy().data
 
     @cached_property
     def digests(self) -> Digests:
@@ -77,11 +126,7 @@ class Images:
 
         Labels do not count, and floats that are multiples of 1/255 have the digests of the uint8 images they stand for.
         """
-        shape = repr(tuple(self.pixels.shape[1:])).encode()
-        pixels = self.pixels.cpu()
-        rows = map(_as_bytes, pixels) if pixels.is_floating_point() else pixels.contiguous().numpy()
-        hashes = (sha256(shape + bytes(row)) for row in rows)
-        return np.fromiter((int.from_bytes(each.digest()[:8]) for each in hashes), np.uint64, len(self))
+        return digests_of(self.pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,17 +163,28 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, int, int]:
         """The shape of one image, (C, H, W)."""
-        _, channels, height, width = self.train.pixels.shape
+        _, channels, height, width = self.train.shape
         return channels, height, width
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits of the SHA-256 over all pixels and labels; other data under the same name is noticed by it."""
-        parts = []
-        for images in (self.train, self.test, *([] if self.validation is None else [self.validation])):
-            parts.append(repr(tuple(images.pixels.shape)))
-            parts += [tensor.cpu().contiguous().numpy().data for tensor in (images.pixels, images.labels)]
-        return digest(*parts)
+        """16 hex digits of the SHA-256 over all pixels and labels; other data under the same name is noticed by it.
+
+        Of large data it is remembered in the cache, under what each image's own digest and label say.
+        """
+        splits = (self.train, self.test, *([] if self.validation is None else [self.validation]))
+        labels = [images.labels.cpu().contiguous().numpy() for images in splits]
+
+        def whole() -> str:
+            parts = zip(splits, labels, strict=True)
+            return digest_of_stream(
+                chain.from_iterable(chain([repr(tuple(each.shape))], each.content(), [of.data]) for each, of in parts)
+            )
+
+        if sum(images.size for images in splits) <= LARGE:
+            return whole()
+        each = (part for images, of in zip(splits, labels, strict=True) for part in (images.digests, of))
+        return remembered(f"data-{digest(repr(self.shape), *(part.tobytes() for part in each))}", whole)
 
     @cached_property
     def training_digest(self) -> str:
@@ -142,6 +198,20 @@ class Dataset:
             digests, labels = images.digests[order], images.labels.cpu().numpy()[order]
             parts += [repr(len(order)), digests.astype("<u8").tobytes(), labels.astype("<i8").tobytes()]
         return digest(*parts)
+
+
+def digests_of(pixels: Tensor) -> Digests:
+    """Return `Images.digests` of pixels (N, C, H, W)."""
+    shape, pixels = tuple(pixels.shape[1:]), pixels.cpu()
+    rows = map(_as_bytes, pixels) if pixels.is_floating_point() else map(bytes, pixels.contiguous().numpy())
+    return np.fromiter((digest_of_image(shape, row) for row in rows), np.uint64, len(pixels))
+
+
+def digest_of_image(shape: tuple[int, ...], content: bytes) -> int:
+    """Return the first 8 bytes of the SHA-256 of an image's shape (C, H, W) and pixels."""
+    total = sha256(repr(shape).encode())
+    total.update(content)
+    return int.from_bytes(total.digest()[:8])
 
 
 def content_order(images: Images) -> RowNumbers:

@@ -15,8 +15,8 @@ LAYOUTS = ("auto", "classes", "splits", "test")
 CLASS_FOLDERS = "class sub-folders"
 """What images are read from that lie in no split."""
 
-ClassFiles = dict[str, list[Path]]
-"""The image files of each class, by its name."""
+ClassFiles = dict[str, list[str]]
+"""The paths of the image files of each class, by its name."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _read_splits(top: ImageFolder) -> Layout:
         if split is None or (folder.images and not classes_in(folder)):
             continue
         require(
-            bool(folder.every_image),
+            folder.count > 0,
             lambda: f"no images in {folder.path}: looked for {', '.join(SUFFIXES)}; remove it if it is no split",
         )
         require(
@@ -83,7 +83,7 @@ def _read_splits(top: ImageFolder) -> Layout:
         _class_files(folders[TRAIN])
     left_out = {f"{folder.name}/": len(folder.images) for folder in folders.values()}
     rest = [folder for folder in top.folders if folder not in folders.values()]
-    left_out |= {f"{folder.name}/": len(folder.every_image) for folder in rest}
+    left_out |= {f"{folder.name}/": folder.count for folder in rest}
     return _layout(top, files, {split: f"{folder.name}/" for split, folder in folders.items()}, left_out)
 
 
@@ -96,7 +96,7 @@ def _read_splits_below(top: ImageFolder) -> Layout:
         for inner in classes_in(folder):
             split, name = split_of(inner.name), f"{folder.name}/{inner.name}/"
             if split is None:
-                left_out[name] = len(inner.every_image)
+                left_out[name] = inner.count
                 continue
             members = files.setdefault(split, {})
             require(folder.name not in members, lambda: f"{folder.path} has two {split} splits: move one away")
@@ -126,7 +126,7 @@ def _class_files(folder: ImageFolder, least: int = 2) -> ClassFiles:
             f"{'two are' if least > 1 else 'one is'} needed, with images in them{hint}"
         ),
     )
-    without = [each for each in folder.folders if not each.every_image]
+    without = [each for each in folder.folders if not each.count]
     found = sum((inner.skipped for each in without for inner in each.every_folder()), Counter[str]())
     require(
         not without,

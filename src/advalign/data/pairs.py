@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from advalign.data.images import Dataset, Images
+from advalign.data.stored import StoredImages
 from advalign.errors import UserError, require
 
 Array = Tensor | NDArray[Any]
@@ -39,6 +40,8 @@ def as_images(images: Any) -> Images:
             f"labels (N,), not {type(images).__name__}{hint}"
         )
     require(len(images) > 0, "there are no images")
+    if isinstance(images, StoredImages):
+        return images
     pixels, labels = images.pixels, images.labels
     if pixels.dtype in (torch.float16, torch.bfloat16):
         pixels = pixels.float()

@@ -35,7 +35,7 @@ def decide(top: ImageFolder) -> str:
         UserError: both do, with what decides.
     """
     splits = {folder.name: split for folder in top.folders if (split := split_of(folder.name))}
-    others = [folder for folder in top.folders if folder.name not in splits and folder.every_image]
+    others = [folder for folder in top.folders if folder.name not in splits and folder.count]
     named = [folder for folder in top.folders if folder.name in splits]
     if not named:
         if len(others) < 2:  # a single class is none, and the error says so
@@ -51,7 +51,7 @@ def decide(top: ImageFolder) -> str:
         if all(_is_split_below(folder) for folder in others):
             return "splits"
         raise _ambiguous(top, "some sub-folders of classes are named as splits are")
-    clean = all(classes_in(folder) and not folder.images for folder in named if folder.every_image)
+    clean = all(classes_in(folder) and not folder.images for folder in named if folder.count)
     if len(named) == 1 and not others:  # a single class is none
         return "splits" if classes_in(named[0]) else "classes"
     if not others and clean and len(set(splits.values())) == len(splits):
@@ -67,7 +67,7 @@ def decide(top: ImageFolder) -> str:
 
 def classes_in(folder: ImageFolder) -> list[ImageFolder]:
     """Return the sub-folders that have images."""
-    return [each for each in folder.folders if each.every_image]
+    return [each for each in folder.folders if each.count]
 
 
 def _shared_sub_folders(folders: list[ImageFolder]) -> list[str]:
@@ -95,7 +95,7 @@ def _is_split_below(folder: ImageFolder) -> bool:
 def _ambiguous(top: ImageFolder, reason: str) -> UserError:
     """Return the error that shows both readings and how to choose one."""
     named = [f"{each.name}/" for each in top.folders if split_of(each.name) and classes_in(each)]
-    classes = [folder.name for folder in top.folders if folder.every_image]
+    classes = [folder.name for folder in top.folders if folder.count]
     inner = any(map(_may_hold_splits, top.folders))
     as_splits = " and ".join(named) or ("the sub-folders of each class" if inner else "nothing that has classes")
     return UserError(

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from advalign.attacks import Attack
 from advalign.attacks.names import quantized_name
-from advalign.attacks.quantized import bits_of, check_bits, check_levels
+from advalign.attacks.quantized import between_levels, bits_of, check_bits, require_levels
 from advalign.attacks.quantized import quantize as quantized
 from advalign.data import Images
 from advalign.data.pairs import Pair, as_images
+from advalign.data.stored import StoredImages
 from advalign.errors import require
 from advalign.evaluation.checks import Verdict, check_black_box, check_mode, judge_slips, warnings_of
 from advalign.evaluation.evaluator import Evaluator, PrecomputedExamples
@@ -23,6 +24,7 @@ from advalign.evaluation.options import AttackOptions
 from advalign.evaluation.state import EvaluationState
 from advalign.models.adapted import adapted
 from advalign.models.modes import evaluating, outside_inference_mode
+from advalign.runtime.memory import require_memory
 from advalign.threats import in_unit_range
 
 WORST_CASE = "worst case"
@@ -130,17 +132,20 @@ def evaluate(
     """
     with outside_inference_mode():
         pictures, attack_list = as_images(images), _as_list(attacks)
-        if pictures.pixels.is_floating_point():
+        if pictures.dtype.is_floating_point and not isinstance(pictures, StoredImages):  # those were checked before
             pictures = Images(in_unit_range(pictures.pixels), pictures.labels)
     precomputed = precomputed or {}
     if quantize is not None:
         attack_list = [quantized(attack, quantize) for attack in attack_list]
-        precomputed = _rounded(precomputed, pictures, quantize)
+        precomputed = _rounded(precomputed, pictures, quantize, batch_size)
     for bits in bits_of(attack_list):
-        check_levels(pictures.floats(), bits)
+        _check_levels(pictures, bits, batch_size)
     names = [str(attack) for attack in attack_list]
     for name in names:
         require(names.count(name) == 1, lambda: f"attack {name} is given twice: results are keyed by spelling")
+    if keep_examples:
+        what = f"keeping adversarial images of {len(pictures)} images"
+        require_memory(4 * pictures.shape.numel() * len(names), torch.device("cpu"), what, "measure fewer, with --n")
     by_name, network = dict(zip(names, attack_list, strict=True)), adapted(_inside(model))
     options = AttackOptions(batch_size=batch_size, precision=precision, seed=seed)
     with evaluating(network.net) as in_train_mode:
@@ -194,14 +199,19 @@ def conclude(
 
 
 def _rounded(
-    precomputed: Mapping[str, PrecomputedExamples], images: Images, bits: int
+    precomputed: Mapping[str, PrecomputedExamples], images: Images, bits: int, batch_size: int
 ) -> dict[str, PrecomputedExamples]:
     """Return adversarial images rounded to so many bits, under the name that says so."""
     check_bits(bits)
-    check_levels(images.floats(), bits)
-    return {
-        quantized_name(name, bits): examples.rounded(images.floats(), bits) for name, examples in precomputed.items()
-    }
+    _check_levels(images, bits, batch_size)
+    x = images.to("cpu").floats()
+    return {quantized_name(name, bits): examples.rounded(x, bits) for name, examples in precomputed.items()}
+
+
+def _check_levels(images: Images, bits: int, batch_size: int) -> None:
+    """Refuse images with values between two levels, read part by part."""
+    batches = torch.arange(len(images), device=images.labels.device).split(batch_size)
+    require_levels(sum(between_levels(images.floats(rows), bits) for rows in batches), len(images), bits)
 
 
 def _as_list(attacks: Any) -> list[Attack]:

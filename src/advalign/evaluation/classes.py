@@ -30,7 +30,7 @@ class ClassMatch:
 
     def relabel(self, images: Images) -> Images:
         """Return images of the data set with the model's labels."""
-        return Images(images.pixels, self.numbers.to(images.labels.device)[images.labels])
+        return images.relabelled(self.numbers.to(images.labels.device)[images.labels])
 
     @property
     def changes_labels(self) -> bool:

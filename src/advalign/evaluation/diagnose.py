@@ -325,12 +325,11 @@ class _Bench:
 
 def _subset(images: Images | Pair, n: int) -> tuple[Tensor, Tensor]:
     pictures = as_images(images)
-    x, y = pictures.floats(), pictures.labels
     require(n >= 1, lambda: f"n={n} must be at least 1")
-    if n < len(x):
-        rows = stratified_split(y, n, SUBSET_SEED)[1].to(y.device)
-        x, y = x[rows], y[rows]
-    return x, y
+    if n >= len(pictures):
+        return pictures.floats(), pictures.labels
+    rows = stratified_split(pictures.labels, n, SUBSET_SEED)[1].to(pictures.labels.device)
+    return pictures.floats(rows), pictures.labels[rows]
 
 
 def _radii(threat: Linf | L2, x: Tensor) -> list[float]:

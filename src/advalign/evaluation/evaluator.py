@@ -156,7 +156,7 @@ class Evaluator:
         clean = self.state.correct["clean"].to(self.everything.device)
         self.state.correct[name], self.state.seconds[name], self.state.passes[name] = clean.clone(), 0.0, [0, 0]
         if self.keep_examples:
-            self.state.examples[name] = self.images.floats().cpu().clone()
+            self.state.examples[name] = self.images.to("cpu").floats().clone()
         return CurrentAttack(name, self.everything[clean])
 
     def _run_member(self, member: Attack, current: CurrentAttack, *, last: bool) -> None:

@@ -111,10 +111,11 @@ def outcome_digits(evaluation: Evaluation) -> dict[str, str]:
 
 def mean_distances(evaluation: Evaluation, examples: Mapping[str, Tensor], images: Images) -> dict[str, float]:
     """Return the mean L2 distance of the images that fool the network, for each attack without a bound."""
-    distances, x = {}, images.floats().cpu()
+    distances = {}
     for name in evaluation.correct:
         fooled = evaluation.correct["clean"] & ~evaluation.correct[name]
         if name in evaluation.unbounded and fooled.any():
+            x = images.to("cpu").floats()
             distances[name] = float((examples[name].cpu() - x)[fooled].flatten(1).norm(dim=1).mean())
     return distances
 
@@ -127,17 +128,17 @@ def write_examples(measured: Measurement, examples: Mapping[str, Tensor], target
     Raises:
         UserError: the file cannot be written.
     """
-    x = target.images.floats()
+    x, device = target.images.to("cpu").floats(), target.images.labels.device
     arrays: dict[str, Any] = {
         "class_names": np.array(target.classes.class_names),
-        "x": x.cpu().numpy(),
+        "x": x.numpy(),
         "y": target.images.labels.cpu().numpy(),
-        "predicted": _predicted(target.net, x, x.device, batch_size),
+        "predicted": _predicted(target.net, x, device, batch_size),
     }
     for name, x_adv in examples.items():
         arrays[f"x_adv {name}"] = x_adv.numpy()
         arrays[f"correct {name}"] = measured.evaluation.correct[name].numpy()
-        arrays[f"predicted {name}"] = _predicted(target.net, x_adv, x.device, batch_size)
+        arrays[f"predicted {name}"] = _predicted(target.net, x_adv, device, batch_size)
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     owner = Owner(measured.path.name, "remove it, and evaluate again")

@@ -11,6 +11,7 @@ from torch import nn
 
 from advalign import models
 from advalign.data import Dataset, Images, describe, load, stratified_subset
+from advalign.data.stored import on_device
 from advalign.errors import UserError, require
 from advalign.evaluation.classes import ClassMatch, match_classes
 from advalign.evaluation.options import TargetOptions
@@ -106,7 +107,7 @@ def load_target(
         doubt = f"warning: {path.parent}: {run.warning}"
         unfinished = f"{path.parent} is not finished: {card['epochs']} of {planned} epochs are done"
         say(console, doubt if run.warning else unfinished)
-    images = classes.relabel(images).to(device)
+    images = on_device(classes.relabel(images), device)
     target = Target(
         to_device(net, device).eval(), images, threat, dataset, classes, model, card, path, digest_of_file(path),
         weights.part,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from advalign.runs.checkpoint import load_state
 from advalign.runtime.device import autocast
 from advalign.runtime.files import digest, present, read_content, write_atomically
 from advalign.runtime.locks import locked
+from advalign.runtime.memory import require_memory
 from advalign.runtime.progress import counting, say
 from advalign.runtime.sealed import Owner, check_sealed, note_unsealed, seal_safetensors
 from advalign.runtime.seeds import seeded
@@ -85,7 +87,7 @@ def craft_examples(
         lock.unlink(missing_ok=True)  # a process that still waits for it then finds the file
     if exists:
         advance(len(images))
-    return read_examples(file, tuple(images.pixels.shape))
+    return read_examples(file, tuple(images.shape))
 
 
 def _make(
@@ -96,6 +98,8 @@ def _make(
     state: Path,
     advance: Callable[[int], None],
 ) -> Tensor:
+    what, size = f"making adversarial images of {len(images)} images", 8 * images.shape.numel()  # parts, and all
+    require_memory(size, torch.device("cpu"), what, "take fewer, with --n")
     made = _read_made(state, images, options) if present(state) else []
     state_file = StateFile(state)
     advance(sum(map(len, made)))
@@ -120,7 +124,7 @@ def _read_made(state: Path, images: Images, options: AttackOptions) -> list[Tens
     owner = state_owner(state)
     made = load_state(state, ("made",), owner)["made"]
     batches = torch.arange(len(images)).split(options.batch_size)
-    shapes = [(len(rows), *images.pixels.shape[1:]) for rows in batches]
+    shapes = [(len(rows), *images.shape[1:]) for rows in batches]
     fits = isinstance(made, list) and all(isinstance(each, Tensor) and each.is_floating_point() for each in made)
     require(
         fits and [tuple(each.shape) for each in made] == shapes[: len(made)],
@@ -149,7 +153,7 @@ def transferable(attack: Attack) -> Attack:
 def examples_path(surrogate: Target, attack: Attack, options: AttackOptions) -> Path:
     """Return the file of the examples, beside the surrogate's weights and named by all that they depend on."""
     images, path = surrogate.images, surrogate.path
-    content = [tensor.cpu().contiguous().numpy().data for tensor in (images.pixels, images.labels)]
+    content = chain(images.content(), [images.labels.cpu().contiguous().numpy().data])
     made_by = (surrogate.model, str(transferable(attack)), str(attack.threat), sorted(asdict(options).items()))
     made_by = (*made_by, surrogate.part, sorted(source_digests([attack]).items()))
     name = f"{path.stem}-{attack.name}-{digest(read_content(path), *content, repr(made_by), digits=10)}.safetensors"

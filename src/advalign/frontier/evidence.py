@@ -14,6 +14,7 @@ from advalign.errors import UserError
 from advalign.models.adapted import adapted
 from advalign.models.modes import evaluating
 from advalign.runtime.files import digest
+from advalign.runtime.memory import require_memory
 from advalign.threats import Threat, require_inside
 
 CLEAN = "clean"
@@ -35,7 +36,9 @@ class Evidence:
     _asked: dict[int, nn.Module] = field(default_factory=dict)  # kept alive, or another could get the same id
 
     def __post_init__(self) -> None:
-        self.sets[CLEAN] = self.images.floats().cpu()
+        what, size = f"a dial on {len(self.images)} images", 8 * self.images.shape.numel()  # and one set of examples
+        require_memory(size, torch.device("cpu"), what, "take fewer, with --n and --held-out")
+        self.sets[CLEAN] = self.images.to("cpu").floats()
 
     @property
     def labels(self) -> Tensor:

@@ -15,6 +15,7 @@ from torch import nn
 
 from advalign.data import NAMES, Dataset, Images, load, stratified_subset
 from advalign.data.pairs import Pair, as_images
+from advalign.data.stored import joined, on_device
 from advalign.errors import UserError, quoted, require
 from advalign.evaluation.classes import ClassMatch
 from advalign.evaluation.options import AttackOptions, TargetOptions
@@ -70,7 +71,7 @@ class Material:
         rows = np.flatnonzero(~np.isin(images.digests, self.held_out.digests))
         require(len(rows) > 0, lambda: f"{robust.dataset.name} has no training images, which this method needs")
         images = images.take(torch.from_numpy(rows))
-        return robust.classes.relabel(images).to(robust.images.labels.device)
+        return on_device(robust.classes.relabel(images), robust.images.labels.device)
 
     @property
     def seen(self) -> list[Images]:
@@ -209,7 +210,7 @@ def held_out_images(
         unseen = _unseen(members)
         images = stratified_subset(unseen, min(most, len(unseen)), SUBSET_SEED)
         where = f"{len(images)} training images that neither network was trained on"
-        return first.classes.relabel(images).to(device), first.images, where
+        return on_device(first.classes.relabel(images), device), first.images, where
     if source.startswith("test:"):
         return _of_test(first, source)
     other = load(source, directory=options.data_dir, image_size=dataset.shape[1])
@@ -221,7 +222,7 @@ def held_out_images(
         other = leave_out_seen(other, member.path, member.card)
     known = np.isin(other.test.digests, dataset.test.digests)
     require(not known.any(), lambda: f"--held-out {source}: {int(known.sum())} of its images are test images as well")
-    return first.classes.relabel(other.test).to(device), first.images, f"{len(other.test)} images of {source}"
+    return on_device(first.classes.relabel(other.test), device), first.images, f"{len(other.test)} images of {source}"
 
 
 def _of_test(target: Target, source: str) -> tuple[Images, Images, str]:
@@ -251,7 +252,7 @@ def _unseen(members: Sequence[Target]) -> Images:
             f"--held-out test:{apart} sets so many test images apart, npz:FILE and folder-test:PATH name your own"
         )
     seen = np.concatenate([dataset.test.digests, *(each.digests for each in trained if each is not None)])
-    every = Images(torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts]))
+    every = joined(parts)
     unseen = torch.from_numpy(np.flatnonzero(~np.isin(every.digests, seen)))
     require(
         len(unseen) > 0,

@@ -65,6 +65,23 @@ def remove_abandoned(folder: Path) -> None:
             draft.unlink()
 
 
+@contextmanager
+def lock_exclusively(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading and writing, made if it is not there, and hold it until no other process does.
+
+    Raises:
+        OSError: it cannot be made or opened.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with os.fdopen(handle, "r+b") as file:
+            with suppress(OSError):  # of a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):  # else it has been given its name
+                yield file
+                return
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a whole file as `written_atomically` does.
 

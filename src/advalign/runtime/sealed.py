@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +29,7 @@ _END_OF_ZIP = b"PK\x05\x06"  # begins the last record of a zip archive, 22 bytes
 _ZIP_TAIL = 22
 _BEGIN_OF_NPY = b"\x93NUMPY"
 _NPY_MARK = b"\nadvalign-seal "
+_CHUNK = 1 << 22  # bytes read at once
 _NPY_TAIL = 1024  # the seal of a .npy file lies within its last bytes
 
 Content = bytes | mmap.mmap
@@ -72,10 +74,11 @@ def seal_npy(file: BinaryIO, owner: Owner) -> None:
     at = file.tell() + len(_NPY_MARK) + _blank_seal(owner).rindex(_BLANK.encode())
     file.write(_NPY_MARK + _blank_seal(owner))
     file.flush()
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        checksum = _checksum(content, at)
+    total = hashlib.sha256()
+    for first in range(0, file.tell(), _CHUNK):  # read, as it may be larger than what can be mapped
+        total.update(os.pread(file.fileno(), _CHUNK, first))
     file.seek(at)
-    file.write(checksum.encode())
+    file.write(total.hexdigest().encode())
 
 
 def check_sealed(content: Content, file: Path, owner: Owner | None, *, remedy: str = "") -> bool:

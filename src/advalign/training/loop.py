@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from advalign import attacks
 from advalign.data import Images
 from advalign.data.batches import Epoch, Placement
+from advalign.data.stored import on_device
 from advalign.errors import TrainingError, UserError, require
 from advalign.evaluation.accuracy import WORST_CASE, evaluate
 from advalign.objectives import Objective
@@ -130,7 +131,7 @@ class _Trainer:
     def __init__(self, plan: Plan, device: torch.device, *, cuda_graphs: bool) -> None:
         self.run, self.recipe, self.card = plan.run, plan.recipe, plan.card
         self.objective = to_device(plan.objective(), device)
-        train, self.validation = (images.to(device) for images in plan.images)
+        train, self.validation = (on_device(images, device) for images in plan.images)
         self.batches = plan.batches(train)
         self.step = Step(self.objective, self.recipe, self.batches.steps, device, cuda_graphs=cuda_graphs)
         self.average = Average(self.objective, self.recipe, self.batches.steps)

@@ -154,13 +154,15 @@ class Plan:
         state = self.untrained_objective().learned_state()
         tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
         weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        attack = training_attack(self.recipe)
-        remembered = 0
-        if attack.placed:
-            channels, height, width = self.dataset.shape
-            remembered = 2 * len(self.images[0]) * channels * (height + 8) * (width + 8)
-        states = 2 + is_guarded(self.recipe, attack)
-        return (2 + 2 * states) * weights + states * remembered + self._extra_digests + (1 << 20)
+        states = 2 + is_guarded(self.recipe, training_attack(self.recipe))
+        return (2 + 2 * states) * weights + states * self.remembered + self._extra_digests + (1 << 20)
+
+    @property
+    def remembered(self) -> int:
+        """The bytes of the perturbations that the training attack keeps for each image."""
+        channels, height, width = self.dataset.shape
+        each = channels * (height + 8) * (width + 8)
+        return 2 * len(self.images[0]) * each if training_attack(self.recipe).placed else 0
 
     @property
     def _extra_digests(self) -> int:

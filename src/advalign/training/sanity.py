@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from advalign import models
 from advalign.data import Images
+from advalign.data.stored import on_device
 from advalign.errors import UserError
 from advalign.evaluation.accuracy import evaluate
 from advalign.evaluation.checks import beats_constant, no_better
@@ -97,7 +98,7 @@ def measure_start(plan: Plan, device: torch.device, console: Console) -> None:
 
 def _measured(net: nn.Module, validation: Images, device: torch.device) -> tuple[bool, str]:
     """Return whether a network is better than a constant prediction, and its clean accuracy in words."""
-    right = int(evaluate(to_device(net, device).eval(), validation.to(device)).correct["clean"].sum())
+    right = int(evaluate(to_device(net, device).eval(), on_device(validation, device)).correct["clean"].sum())
     good, n = beats_constant(right, validation.labels), len(validation)
     accuracy = f"clean accuracy {100 * right / n:.1f} % on {n} validation images"
     return good, accuracy if good else f"{accuracy}, {no_better(right, validation.labels)}"

@@ -22,6 +22,7 @@ from advalign.runtime.device import pick_device
 from advalign.runtime.environment import environment
 from advalign.runtime.files import present
 from advalign.runtime.interrupts import Interrupts
+from advalign.runtime.memory import require_memory
 from advalign.runtime.progress import progress_bars, say
 from advalign.runtime.seeds import seeded
 from advalign.training.announcement import guest_lines
@@ -118,6 +119,8 @@ def train(
     unfinished = planned.in_order()
     for each in unfinished:
         each.run.require_space(each.space)
+        what = f"attack={each.recipe.attack}, which keeps a perturbation for each image,"
+        require_memory(each.remembered, torch_device, what, "choose another --attack, or a --subset")
     if planned in unfinished and not present(planned.run.state):
         given = [name for name, guest in planned.guests.items() if isinstance(guest, Weights)]
         measure_guests(planned, given, torch_device, console, allow_weak=allow_weak_guest)
