@@ -20,7 +20,7 @@ def lay_out(root: Path, *files: str) -> Path:
 
 def shown(layout: Layout) -> dict[str, dict[str, list[str]]]:
     return {
-        split: {name: [file.name for file in files] for name, files in members.items()}
+        split: {name: [Path(file).name for file in files] for name, files in members.items()}
         for split, members in layout.splits.items()
     }
 
