@@ -132,11 +132,12 @@ def images(seed: int = 0, n: int = 40) -> Tensor:
 def test_squares_are_those_of_the_paper(area: float, side: int):
     x, eps, draw = images(), 0.1, PrecomputedExamples(40, 1)
     best = _stripes(x, eps, PrecomputedExamples(40, 0))
-    found = _squares(x, best, eps, area, draw)
+    found, place = _squares(x, best, eps, area, draw)
     corners = set()
     for i in range(len(x)):
         top, left = corner(draw.drawn, i, side, 9, 11)
         corners.add((top, left))
+        assert (int(place.top[i]), int(place.left[i]), place.side) == (top, left, side)
         expected = best[i].clone()
         for c in range(3):
             sign = 1 if draw.drawn[2][i, c] < 0.5 else -1
@@ -156,7 +157,7 @@ def test_bumps_spend_the_length_of_two_windows_on_one(area: float, side: int):
     """Algorithm 3 of Andriushchenko et al. 2020, image by image and channel by channel."""
     x, eps, draw = images(), 1.5, PrecomputedExamples(40, 1)
     best = _tiles(x, eps, PrecomputedExamples(40, 0))
-    found = _bumps(x, best, eps, area, draw)
+    found, _ = _bumps(x, best, eps, area, draw)
     for i, delta in enumerate(best - x):
         (r, s), (r2, s2) = (corner(draw.drawn[k:], i, side, 9, 11) for k in (0, 2))
         bump = _eta(side, torch.double, CPU)[0 if draw.drawn[4][i] >= 0.5 else 1]

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from advalign.models.adapted import Adapted, adapted
-from advalign.models.fold import Folded
-from advalign.shapes import ImageBatch
+from advalign.models.fold import TRIED, Folded, same_outputs
+from advalign.models.local import LocalNet, LocalRun
+from advalign.shapes import ImageBatch, Labels
 
 
 @final
@@ -24,6 +25,8 @@ class PassCounter(nn.Module):
         object.__setattr__(self, "original", network)  # past Module.__setattr__: its state is none of this module's
         self.net = Folded(network)
         self.counts = [0, 0]
+        self._local: LocalNet | None = None
+        self._traced = False
 
     @property
     def reads(self) -> torch.dtype | None:
@@ -37,6 +40,49 @@ class PassCounter(nn.Module):
     def exact(self, x: ImageBatch) -> Tensor:
         """Map the images by the network itself."""
         return self._counted(self.original(x), len(x))
+
+    def begin_local(self, x: ImageBatch, side: int) -> LocalRun | None:
+        """Map images (N, C, H, W) so that others, which differ from them in squares of that side, cost less.
+
+        None where they would not: see `LocalNet`. It is for fp32 and float64 on the CPU, where arithmetic takes the
+        time, and neither for a network that torch.fx cannot trace nor for one that draws random numbers.
+        """
+        if torch.is_autocast_enabled(x.device.type):
+            return None
+        first, self._traced = not self._traced, True
+        if first:
+            self._local = self._trace(x)
+        run = None if self._local is None else self._local.begin(x.to(self.reads), side)
+        if run is None:
+            return None
+        self._counted(run.logits, len(x))
+        if first and not self._agrees(run, x, side):
+            self._local = None
+            return None
+        return run
+
+    def propose(self, run: LocalRun, x: ImageBatch, top: Labels, left: Labels) -> Tensor:
+        """Map images that differ from those of a run in the squares with these corners (N,)."""
+        return self._counted(run.propose(x.to(self.reads), top, left), len(x))
+
+    def _trace(self, x: Tensor) -> LocalNet | None:
+        twin = self.net.twin
+        if twin is self.original or self.reads not in (torch.float32, torch.float64) or x.device.type != "cpu":
+            return None
+        assert isinstance(twin, Adapted)
+        try:
+            return LocalNet(twin.net, x[:1].to(self.reads))
+        except Exception:  # a user's forward may raise anything on symbols; the whole network is right
+            return None
+
+    def _agrees(self, run: LocalRun, x: Tensor, side: int) -> bool:
+        """Tell whether the first images give what the network gives, before and after a change of their corner."""
+        changed, corner = x.clone(), torch.zeros(len(x), dtype=torch.int64)
+        changed[:, :, :side, :side] = 1 - changed[:, :, :side, :side]
+        logits = self.propose(run, changed, corner, corner)
+        run.keep(corner.bool())
+        pairs = ((run.logits, x), (logits, changed))
+        return all(same_outputs(ours[:TRIED], self.net(images[:TRIED]), x.dtype) for ours, images in pairs)
 
     def _counted(self, logits: Tensor, n: int) -> Tensor:
         self.counts = [self.counts[0] + n, self.counts[1]]

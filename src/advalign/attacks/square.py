@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,9 @@ from advalign.attacks.classification import fooled_in
 from advalign.attacks.contract import Attack, attack_survivors
 from advalign.attacks.goal import Goal
 from advalign.attacks.losses import cross_entropy, margin
+from advalign.attacks.pass_counter import PassCounter
 from advalign.errors import require
-from advalign.shapes import ImageBatch, Labels
+from advalign.shapes import ImageBatch, Labels, Mask
 from advalign.threats import L1, L2, Linf
 
 SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -80,14 +81,17 @@ class Square(Attack):
         def draw(*shape: int) -> Tensor:  # for every image, so that the draws do not depend on which are left
             return torch.rand(len(result), *shape, dtype=x.dtype, device=x.device)[rows]
 
+        answers = _Answers(model)
         for query in range(self.queries):
             if query:
-                candidate = propose(x, best, self.threat.eps, self.area(query - 1), draw)
+                candidate, place = propose(x, best, self.threat.eps, self.area(query - 1), draw)
+                logits = answers.to_proposal(candidate, place, best)
             else:
                 candidate = start(x, self.threat.eps, draw)
-            logits = model(candidate)
+                logits = model(candidate)
             value, fooled = score(logits, y).to(x.dtype), fooled_in(model, logits, candidate, y)
             better = (value > highest) | fooled
+            answers.keep(better)
             best = torch.where(better.view(-1, 1, 1, 1), candidate, best)
             highest = torch.where(better, value, highest)
             if fooled.any():
@@ -96,8 +100,44 @@ class Square(Attack):
                     return result
                 still = ~fooled
                 x, y, best, highest, rows = x[still], y[still], best[still], highest[still], rows[still]
+                answers.take(still)
         result[rows] = best
         return result
+
+
+class _Place(NamedTuple):
+    """Where a proposal differs from the best image."""
+
+    top: Tensor  # (n,)
+    left: Tensor
+    side: int
+
+
+class _Answers:
+    """The model's logits of proposals, which cost less where it can use that they are known images but for a square."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._run, self._side = model, None, 0
+
+    def to_proposal(self, candidate: Tensor, place: _Place | None, best: Tensor) -> Tensor:
+        """Return logits (n, K) of the images (n, C, H, W) which are `best` but for that place."""
+        if place is None or not isinstance(self._model, PassCounter):
+            return self._model(candidate)
+        if place.side != self._side:
+            self._run, self._side = self._model.begin_local(best, place.side), place.side
+        if self._run is None:
+            return self._model(candidate)
+        return self._model.propose(self._run, candidate, place.top, place.left)
+
+    def keep(self, accepted: Mask) -> None:
+        """Note which of the last proposals (n,) are the best images now."""
+        if self._run is not None:
+            self._run.keep(accepted)
+
+    def take(self, left: Mask) -> None:
+        """Go on with some of the images."""
+        if self._run is not None:
+            self._run.take(left)
 
 
 def _stripes(x: Tensor, eps: float, draw: Sampler) -> Tensor:
@@ -105,15 +145,17 @@ def _stripes(x: Tensor, eps: float, draw: Sampler) -> Tensor:
     return (x + eps * _signs(draw(x.shape[1], 1, x.shape[3]))).clamp_(0, 1)
 
 
-def _squares(x: Tensor, best: Tensor, eps: float, area: float, draw: Sampler) -> Tensor:
-    """Return the best images with one square, in each channel, at one side of the Linf ball.
+def _squares(x: Tensor, best: Tensor, eps: float, area: float, draw: Sampler) -> tuple[Tensor, _Place]:
+    """Return the best images with one square, in each channel, at one side of the Linf ball, and where it is.
 
     What the paper writes, to add 2 eps or take it away and to project, ends there from anywhere in the ball.
     """
     height, width = x.shape[2:]
     side = min(max(round(math.sqrt(area * height * width)), 1), height, width)
-    inside = _inside(*_offsets(x, side, draw), side)
-    return torch.where(inside, (x + eps * _signs(draw(x.shape[1], 1, 1))).clamp_(0, 1), best)
+    down, across = _offsets(x, side, draw)
+    moved = (x + eps * _signs(draw(x.shape[1], 1, 1))).clamp_(0, 1)
+    place = _Place(top=-down[:, 0, 0], left=-across[:, 0, 0], side=side)
+    return torch.where(_inside(down, across, side), moved, best), place
 
 
 def _tiles(x: Tensor, eps: float, draw: Sampler) -> Tensor:
@@ -133,7 +175,7 @@ def _grid(x: Tensor, patch: Callable[..., Tensor], draw: Sampler) -> Tensor:
     return F.pad(delta, (left, width - across * side - left, top, height - down * side - top))
 
 
-def _bumps(x: Tensor, best: Tensor, eps: float, area: float, draw: Sampler) -> Tensor:
+def _bumps(x: Tensor, best: Tensor, eps: float, area: float, draw: Sampler) -> tuple[Tensor, None]:
     """Return the best images with the length of two windows spent on one, where a bump joins what was there.
 
     Length in the L2 norm; what clamping has cost is spent there, too. Algorithm 3 of the paper.
@@ -150,7 +192,7 @@ def _bumps(x: Tensor, best: Tensor, eps: float, area: float, draw: Sampler) -> T
     new = bump * here * _signs(draw(channels, 1, 1)) + old / _length(old)
     spare = (eps**2 - delta.square().sum((1, 2, 3), keepdim=True)).clamp_(min=0) / channels
     length = (spare + (delta * (here | there)).square().sum((2, 3), keepdim=True)).sqrt()
-    return _moved(x, torch.where(here, new * (length / _length(new)), delta * ~there), eps)
+    return _moved(x, torch.where(here, new * (length / _length(new)), delta * ~there), eps), None
 
 
 @cache
@@ -191,7 +233,7 @@ def _tiles_l1(x: Tensor, eps: float, draw: Sampler) -> Tensor:
     return L1(eps).ball(x)(x + _grid(x, _eta_l1, draw))
 
 
-def _bumps_l1(x: Tensor, best: Tensor, eps: float, area: float, draw: Sampler) -> Tensor:
+def _bumps_l1(x: Tensor, best: Tensor, eps: float, area: float, draw: Sampler) -> tuple[Tensor, None]:
     """Return the best images with the length of two windows spent on one, in L1; Croce and Hein 2021.
 
     As their code, which spends it in each channel and leaves to the projection what is too much.
@@ -208,7 +250,7 @@ def _bumps_l1(x: Tensor, best: Tensor, eps: float, area: float, draw: Sampler) -
     new = bump * here * _signs(draw(channels, 1, 1)) + old / _length_l1(old)
     spare = (eps - delta.abs().sum((1, 2, 3), keepdim=True)).clamp_(min=0)
     length = spare + channels * _length_l1(delta * (here | there))
-    return L1(eps).ball(x)(x + torch.where(here, new * (length / _length_l1(new)), delta * ~there))
+    return L1(eps).ball(x)(x + torch.where(here, new * (length / _length_l1(new)), delta * ~there)), None
 
 
 def _length_l1(delta: Tensor) -> Tensor:

@@ -18,9 +18,7 @@ _noted: set[str] = set()  # what was said of networks that are not folded
 def foldable_pairs(net: nn.Module) -> list[tuple[str, str]]:
     """Return the names of each convolution and the BatchNorm that alone reads it, where no hook looks in between."""
     try:
-        parameters = inspect.signature(net.forward).parameters.values()
-        options = {p.name: p.default for p in parameters if p.default is not p.empty}
-        graph = _Tracer().trace(net, concrete_args=options)
+        graph = trace(net)
     except Exception as error:  # a user's forward, run on symbols, may raise anything; the unfolded twin is right
         if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
             note_unfolded(net, f"torch.fx cannot trace it: {type(error).__name__}: {error}")
@@ -29,7 +27,7 @@ def foldable_pairs(net: nn.Module) -> list[tuple[str, str]]:
     uses = Counter(named.values())
     calls = [(node, name) for node, name in named.items() if node.op == "call_module" and uses[name] == 1]
     once = {node: net.get_submodule(name) for node, name in calls}
-    hooked = [name for name, module in net.named_modules() if module._forward_hooks or module._forward_pre_hooks]
+    hooked = [name for name, module in net.named_modules() if has_hooks(module)]
     pairs = []
     for source, conv in once.items():
         reader = next(iter(source.users), None)
@@ -40,6 +38,22 @@ def foldable_pairs(net: nn.Module) -> list[tuple[str, str]]:
         if norm.track_running_stats and not watched:
             pairs.append((named[source], named[reader]))
     return pairs
+
+
+def trace(net: nn.Module) -> fx.Graph:
+    """Return what a network does, as a graph of its modules without children and of functions.
+
+    Raises:
+        Exception: whatever a forward raises that is run on symbols.
+    """
+    parameters = inspect.signature(net.forward).parameters.values()
+    options = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return _Tracer().trace(net, concrete_args=options)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether something looks at what a module reads or gives."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def note_unfolded(net: nn.Module, reason: str) -> None:
