@@ -381,7 +381,9 @@ def test_transfer_writes_the_matrix(here: Path, trained: Run, capsys: pytest.Cap
     assert not (here / "runs" / "done" / "records.jsonl").exists()
 
 
-@pytest.mark.parametrize("what", ["methods", "attacks", "models", "data", "recipes", "studies", "layers resnet18"])
+@pytest.mark.parametrize(
+    "what", ["methods", "attacks", "models", "data", "recipes", "studies", "zoo", "layers resnet18"]
+)
 def test_lists(what: str, capsys: pytest.CaptureFixture[str]):
     cli.main(["list", *what.split()])
     rows = capsys.readouterr().out.splitlines()

@@ -18,6 +18,9 @@ FOLDED = {
     "preact-resnet18": 8,  # the second norm of each block; the first reads a sum
     "wide-resnet-28-10": 13,  # and the stem's
     "wide-resnet-34-10": 16,
+    "wide-resnet": 13,
+    "dm-wide-resnet": 13,
+    "dm-preact-resnet18": 8,
     "vgg16": 13,
 }
 

@@ -17,6 +17,9 @@ PUBLISHED = {
     "preact-resnet18": 11_171_146 + 2 * 512,  # kuangliu's, and the BatchNorm that Rice et al. put before the pooling
     "wide-resnet-28-10": 36_479_194,  # Zagoruyko and Komodakis, table 4: 36.5M
     "wide-resnet-34-10": 46_160_474,  # the TRADES code without its unused sub_block1
+    "wide-resnet": 36_479_194,
+    "dm-wide-resnet": 36_479_194,
+    "dm-preact-resnet18": 11_171_146 + 2 * 512 + 8 * (64 * 128 + 128 * 256 + 256 * 512),  # shortcuts of 3x3, not 1x1
     "vgg16": 14_728_266,
     "small-cnn": 94_762,
 }
@@ -129,7 +132,7 @@ def test_canonical(spelling, expected):
     [
         (
             "resnet81",
-            "unknown model 'resnet81': did you mean 'resnet18'? choose from mix, normalized, preact-resnet18, ",
+            "unknown model 'resnet81': did you mean 'resnet18'? choose from dm-preact-resnet18, ",
         ),
         (
             "resnet18(widht=16)",

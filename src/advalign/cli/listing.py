@@ -125,6 +125,21 @@ def layers_of(model: str) -> Listing:
     return [(name, "") for name in layers(build(model, classes=10))]
 
 
+def zoo_models() -> Listing:
+    """List the published models that `zoo:NAME@FILE` names, with their data, threat model and numbers."""
+    from advalign.runs.zoo import zoo
+    from advalign.threats import make_threat
+
+    return [
+        (
+            key,
+            f"{each.architecture}, {each.data}, {make_threat(each.norm, each.eps)}: clean {each.clean:.2f} %, "
+            f"AutoAttack {each.autoattack:.2f} %",
+        )
+        for key, each in zoo().items()
+    ]
+
+
 LISTS: dict[str, Callable[[], Listing]] = {
     "methods": methods,
     "attacks": attacks,
@@ -134,6 +149,7 @@ LISTS: dict[str, Callable[[], Listing]] = {
     "training-attacks": training_attacks,
     "frontiers": frontiers,
     "studies": studies,
+    "zoo": zoo_models,
 }
 
 

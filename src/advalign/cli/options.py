@@ -110,7 +110,8 @@ class ModelOptions(ThreatOptions):
     """What `evaluate` and `diagnose` share: one model, and how it is attacked."""
 
     source: Annotated[Positional[str | None], tyro.conf.arg(metavar="RUN-OR-WEIGHTS")] = None
-    """run folder, weights file (.safetensors, .pt), or MODEL@FILE of weights that do not name their architecture"""
+    """run folder, weights file (.safetensors, .pt), MODEL@FILE of weights that do not name their architecture, or
+    zoo:NAME@FILE of a published model (see `advalign list zoo`)"""
     weights: str | None = None
     """the weights file, as a flag instead of an argument"""
     checkpoint: str = TargetOptions.checkpoint
@@ -298,6 +299,6 @@ class ListOptions:
     """List the names that methods, attacks, models and the other options may have."""
 
     what: Annotated[Positional[str], tyro.conf.arg(metavar="WHAT")]
-    """methods, attacks, models, data, recipes, training-attacks, frontiers, studies or layers"""
+    """methods, attacks, models, data, recipes, training-attacks, frontiers, studies, zoo or layers"""
     model: Annotated[Positional[str | None], tyro.conf.arg(metavar="MODEL")] = None
     """for layers: the model"""

@@ -20,6 +20,7 @@ from advalign.errors import require
 from advalign.evaluation.accuracy import Evaluation, PrecomputedExamples, evaluate
 from advalign.evaluation.by_class import ClassOutcomes
 from advalign.evaluation.options import AttackOptions, TargetOptions
+from advalign.evaluation.published import compare_published
 from advalign.evaluation.results import (
     Measurement,
     make_records,
@@ -33,6 +34,7 @@ from advalign.evaluation.until import check_until, evaluate_until
 from advalign.registration import register_attacks, source_digests
 from advalign.runs import Run, Weights, find_weights
 from advalign.runs.records import require_appendable
+from advalign.runs.zoo import zoo_model
 from advalign.runtime.device import autocast, pick_device
 from advalign.runtime.environment import environment
 from advalign.runtime.files import digest, present, require_writable
@@ -227,6 +229,9 @@ def _measure_target(
                 target.net, target.images, chosen, precomputed=transferred, batch_size=how.batch_size,
                 precision=how.precision, seed=how.seed, keep_examples=keep, clean=clean, state=state, advance=advance,
             )  # fmt: skip
+    _, doubt = compare_published(target.card, target.dataset.name, evaluation.correct["clean"])
+    if doubt:
+        evaluation = replace(evaluation, warnings=(doubt, *evaluation.warnings))
     examples = {**evaluation.examples, **{name: each.x_adv for name, each in transferred.items()}}
     measured = _measurement(target, evaluation, examples, how, file)
     write_measurement(measured, target, identity)
@@ -260,13 +265,15 @@ def _measurement(
     target: Target, evaluation: Evaluation, examples: Mapping[str, Tensor], how: AttackOptions, file: Path
 ) -> Measurement:
     made_with = {key: environment()[key] for key in ("commit", "torch", "device")}
+    agreement, _ = compare_published(target.card, target.dataset.name, evaluation.correct["clean"])
     return Measurement(
         records=make_records(evaluation, {**_setting(target, how), **made_with}),
         evaluation=evaluation,
         path=file,
         extra_data="extra" in target.card,
         distances=mean_distances(evaluation, examples, target.images),
-        note=target.note,
+        note="; ".join(filter(None, (target.note, agreement))),
+        published=zoo_model(target.card["zoo"]) if "zoo" in target.card else None,
         by_class=ClassOutcomes.count(target.classes.class_names, target.images.labels, evaluation.outcomes),
     )
 

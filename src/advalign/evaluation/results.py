@@ -22,6 +22,7 @@ from advalign.evaluation.target import Target
 from advalign.models.adapted import adapted
 from advalign.runs import Record, append_records
 from advalign.runs.formats import write_checked_json
+from advalign.runs.zoo import ZooModel
 from advalign.runtime.environment import environment
 from advalign.runtime.files import write_atomically
 from advalign.runtime.sealed import Owner, seal_zip
@@ -43,6 +44,8 @@ class Measurement:
     note: str
     """What a reader of the numbers must know of the images and their classes; often nothing."""
     by_class: ClassOutcomes
+    published: ZooModel | None = None
+    """The published model that was measured, if it was named as one."""
 
     @property
     def has_training_record(self) -> bool:

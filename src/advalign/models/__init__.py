@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from advalign.errors import quoted, require, unknown
+from advalign.models.deepmind import DMPreActResNet, DMWideResNet
 from advalign.models.fold import Folded
 from advalign.models.mix import Mix
 from advalign.models.modes import evaluating
@@ -20,7 +21,7 @@ from advalign.models.small_cnn import SmallCNN
 from advalign.models.taps import Output, Tapped, find_layer, last_linear, last_stage, layers, named_layers
 from advalign.models.user import call_function, check_output, find_function
 from advalign.models.vgg import VGG16
-from advalign.models.wide_resnet import wide_resnet_28_10, wide_resnet_34_10
+from advalign.models.wide_resnet import wide_resnet, wide_resnet_28_10, wide_resnet_34_10
 from advalign.spelling import check_arguments, check_numbers, parse_call, spell
 
 __all__ = [
@@ -49,6 +50,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "preact-resnet18": PreActResNet,
     "wide-resnet-28-10": wide_resnet_28_10,
     "wide-resnet-34-10": wide_resnet_34_10,
+    "wide-resnet": wide_resnet,
+    "dm-wide-resnet": DMWideResNet,
+    "dm-preact-resnet18": DMPreActResNet,
     "vgg16": VGG16,
 }
 

@@ -8,6 +8,7 @@ from typing import ClassVar, final
 import torch.nn.functional as F
 from torch import nn
 
+from advalign.errors import require
 from advalign.models.head import Head, check_sizes
 from advalign.models.preact_resnet import preact_stage
 from advalign.shapes import ImageBatch, Logits
@@ -48,6 +49,16 @@ class WideResNet(nn.Module):
         """Map images (N, C, H, W) to logits (N, classes)."""
         out = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         return self.fc(F.relu(self.bn(out)).mean((2, 3)))
+
+
+def wide_resnet(classes: int, channels: int = 3, depth: int = 28, width: int = 160) -> WideResNet:
+    """Build a wide residual network of any depth, 6 n + 4; `width` is the channels of its first stage.
+
+    Raises:
+        UserError: another depth.
+    """
+    require(depth % 6 == 4 and depth > 4, lambda: f"depth={depth} must be 10, 16, 22, 28 or so on: 6 n + 4")
+    return WideResNet(depth, classes, channels, width)
 
 
 def wide_resnet_28_10(classes: int, channels: int = 3, width: int = 160) -> WideResNet:

@@ -10,6 +10,7 @@ from advalign.attacks import ATTACKS
 from advalign.attacks.spelled import benchmark_of
 from advalign.errors import UserError
 from advalign.runs import Record
+from advalign.runs.zoo import ZooModel
 from advalign.spelling import spell_number
 from advalign.threats import parse_threat
 
@@ -20,6 +21,19 @@ _MIX = re.compile(r"(?<![\w.:-])mix\(")  # of a model's spelling; each asks one 
 def card_attack(records: Sequence[Record]) -> Record | None:
     """Return the record of the attack by which RobustBench compares models, if it was run."""
     return next((record for record in records if benchmark_of(record.attack) == BENCHMARK), None)
+
+
+def published_fields(model: ZooModel) -> dict[str, Any]:
+    """Return the fields of a RobustBench entry that are known of a published model."""
+    return {
+        "link": model.link,
+        "name": model.paper,
+        "authors": model.authors,
+        "additional_data": model.additional_data,
+        "venue": model.venue,
+        "architecture": model.architecture,
+        "reported": f"{model.autoattack:.2f}",
+    }
 
 
 def robustbench_card(records: Sequence[Record], *, extra_data: bool) -> dict[str, Any]:

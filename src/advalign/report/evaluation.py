@@ -8,7 +8,7 @@ from dataclasses import replace
 from advalign.evaluation.interval import wilson
 from advalign.evaluation.results import Measurement
 from advalign.report.balance import by_class_table
-from advalign.report.card import card_attack, robustbench_card
+from advalign.report.card import card_attack, published_fields, robustbench_card
 from advalign.report.page import TableSection, write_page
 from advalign.report.tables import Table, accuracy_table
 from advalign.report.targeted import SUCCESS
@@ -39,6 +39,8 @@ def write_evaluation(measured: Measurement, source: str) -> list[str]:
     if card_attack(measured.records) is None:
         return [".md", ".tex", ".html"]
     card = robustbench_card(measured.records, extra_data=measured.extra_data)
+    if measured.published is not None:
+        card |= published_fields(measured.published)
     write_json(path.with_suffix(".robustbench.json"), card)
     return [".md", ".tex", ".html", ".robustbench.json"]
 

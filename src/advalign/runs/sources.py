@@ -19,6 +19,7 @@ from advalign.errors import UserError, nearly_alike, quoted, require, unknown
 from advalign.runs.checkpoint import FETCH_AGAIN, load_into, load_weights
 from advalign.runs.run import Run
 from advalign.runs.sizes import count_channels, count_classes, likely_classes
+from advalign.runs.zoo import PREFIX, zoo_model
 from advalign.runtime.near import near_path
 
 _log = logging.getLogger("advalign")
@@ -35,6 +36,8 @@ class Weights(NamedTuple):
     """Whether a function that the file names as its architecture may be called."""
     part: str = ""
     """Which of several state dicts in the file; if empty, the only one that fits."""
+    zoo: str = ""
+    """The published model that it is, by its key; mostly empty."""
 
     def __str__(self) -> str:
         return f"{self.path}#{self.part}" if self.part else str(self.path)
@@ -46,6 +49,8 @@ class Weights(NamedTuple):
             UserError: the file is damaged, of a newer version, or of another run.
         """
         state, card = load_weights(self.path)
+        if self.zoo:
+            return state, zoo_model(self.zoo).card()
         folder = self.path.parent
         if self.path.name in ("best.safetensors", "last.safetensors") and (folder / "run.json").is_file():
             run = Run.read(folder).id
@@ -114,7 +119,7 @@ def require_builtin(model: str, file: Path) -> None:
 def find_weights(
     source: str | Path | Weights, checkpoint: str = "best", *, model: str | None = None, trust_model: bool = False
 ) -> Weights:
-    """Find the weights of a run folder, a weights file, or `MODEL@FILE`.
+    """Find the weights of a run folder, a weights file, `MODEL@FILE`, or `zoo:NAME@FILE` of a published model.
 
     Args:
         checkpoint: `best` or `last`, of a run folder.
@@ -126,6 +131,8 @@ def find_weights(
     """
     if isinstance(source, Weights):
         return source
+    if str(source).startswith(PREFIX) and not Path(source).exists():
+        return _published(str(source), model)
     named, path = _split(str(source))
     chosen = model or named
     file, _, part = path.rpartition("#")
@@ -133,6 +140,17 @@ def find_weights(
         file, part = path, ""
     architecture = None if chosen is None else models.canonical(chosen)
     return Weights(_file(file, checkpoint), architecture, trust_model, part)
+
+
+def _published(source: str, model: str | None) -> Weights:
+    """Return the weights of `zoo:NAME@FILE`, whose architecture the name tells."""
+    key, _, file = source.removeprefix(PREFIX).partition("@")
+    entry = zoo_model(key)
+    require(bool(file), lambda: f"{source} needs the file that you have: write {source}@FILE")
+    require(model is None, lambda: f"{PREFIX}{key} says its architecture: leave out --model {quoted(str(model))}")
+    path, _, part = file.rpartition("#")
+    path, part = (path, part) if path and Path(path).is_file() and not Path(file).exists() else (file, "")
+    return Weights(_file(path, "best"), models.canonical(entry.model), part=part, zoo=key)
 
 
 def _split(source: str) -> tuple[str | None, str]:
