@@ -395,6 +395,7 @@ def test_lists(what: str, capsys: pytest.CaptureFixture[str]):
         "models": "vgg16",
         "attacks": "worst(ATTACK,",
         "studies": "figure4b",
+        "zoo": "cifar100/Wang2023Better_WRN-28-10",
     }
     assert any(row.split()[0] == expected.get(what, "digits") for row in rows)
 
