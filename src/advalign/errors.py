@@ -23,6 +23,10 @@ class TrainingError(RuntimeError):
     """A run that cannot go on (a loss that is not finite); the last good checkpoint is kept. Exit code 1."""
 
 
+class RankLost(TrainingError):
+    """Another process that trains the same run has died. Exit code 1."""
+
+
 def shorten(text: str) -> str:
     """Return a text as it is; of one that is longer than a message shows, the beginning and the end."""
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 53]}...{text[-50:]}"

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from advalign.errors import UserError, quoted, require, unknown
+from advalign.runtime import ranks
 from advalign.shapes import PerImage
 from advalign.spelling import parse_number, spell_number
 
@@ -53,7 +54,7 @@ class Linf:
 
     def draw(self, x: Pixels) -> Pixels:
         """Draw uniformly from the ball around x, also beyond [0, 1]."""
-        return torch.empty_like(x).uniform_(-self.eps, self.eps).add_(x)
+        return ranks.draw(lambda batch: torch.empty_like(batch).uniform_(-self.eps, self.eps), x).add_(x)
 
     def ball(self, x: Pixels) -> Projection:
         """Return the projection to the ball around x and to [0, 1]; it works in place."""
@@ -101,8 +102,9 @@ class L2:
 
     def draw(self, x: Pixels) -> Pixels:
         """Draw uniformly from the ball around x, also beyond [0, 1]."""
-        direction = self.steepest(torch.randn_like(x))
-        radius = self.eps * torch.rand(len(x), device=x.device, dtype=x.dtype) ** (1 / x.shape[1:].numel())
+        direction = self.steepest(ranks.draw(torch.randn_like, x))
+        share = ranks.draw(lambda batch: torch.rand(len(batch), device=batch.device, dtype=batch.dtype), x)
+        radius = self.eps * share ** (1 / x.shape[1:].numel())
         return x + direction * _per_image(radius, x)
 
     def ball(self, x: Pixels) -> Projection:
@@ -162,9 +164,10 @@ class L1:
     def draw(self, x: Pixels) -> Pixels:
         """Draw uniformly from the ball around x, also beyond [0, 1]."""
         # Of exponential sizes the shares of their sum are uniform on the sphere.
-        sizes = torch.empty_like(x).exponential_()
-        signs = torch.randint(0, 2, x.shape, device=x.device).mul_(2).sub_(1)
-        radius = self.eps * torch.rand(len(x), device=x.device, dtype=x.dtype) ** (1 / x.shape[1:].numel())
+        sizes = ranks.draw(lambda batch: torch.empty_like(batch).exponential_(), x)
+        signs = ranks.draw(lambda batch: torch.randint(0, 2, batch.shape, device=batch.device), x).mul_(2).sub_(1)
+        share = ranks.draw(lambda batch: torch.rand(len(batch), device=batch.device, dtype=batch.dtype), x)
+        radius = self.eps * share ** (1 / x.shape[1:].numel())
         tiny = torch.finfo(x.dtype).tiny
         return x + sizes * signs * _per_image(radius / sizes.flatten(1).sum(1).clamp_min_(tiny), x)
 
@@ -216,7 +219,7 @@ class PixelLinf:
 
     def draw(self, x: Pixels) -> Pixels:
         """Draw uniformly from the box around x, also beyond [0, 1]."""
-        return torch.empty_like(x).uniform_(-1, 1).mul_(self.radii).add_(x)
+        return ranks.draw(lambda batch: torch.empty_like(batch).uniform_(-1, 1), x).mul_(self.radii).add_(x)
 
     def ball(self, x: Pixels) -> Projection:
         """Return the projection to the box around x and to [0, 1]; it works in place."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from advalign.data import AUGMENTATIONS, Batches, Images
+from advalign.data import AUGMENTATIONS, Batches, Extra, Images
 from advalign.errors import UserError
 
 
@@ -111,12 +111,21 @@ def test_augmentation_does_not_change_the_order():
     assert len(orders) == 1
 
 
-def test_ranks_share_each_batch_in_order():
+@pytest.mark.parametrize(("world", "extra_share"), [(2, 0.3), (3, 0.3), (3, None), (8, None)])
+@pytest.mark.parametrize("augment", ["flip-crop", "autoaugment"])
+def test_ranks_share_each_batch_also_unequally(world: int, extra_share: float | None, augment: str):
     images = random_images(43)
-    shares = [list(make(images, rank=rank, world=4).epoch(1)) for rank in range(4)]
-    for step, (x, y) in enumerate(make(images).epoch(1)):
-        assert torch.equal(torch.cat([share[step][0] for share in shares]), x)
-        assert torch.equal(torch.cat([share[step][1] for share in shares]), y)
+    options: dict[str, Any] = {"augment": augment}
+    if extra_share:
+        others = random_images(30)
+        options |= {"extra": Extra(others.pixels.numpy(), others.labels.numpy()), "extra_share": extra_share}
+    ranks = [make(images, rank=rank, world=world, **options) for rank in range(world)]
+    places = torch.cat([each.share.places for each in ranks])
+    assert sorted(places.tolist()) == list(range(8))
+    shares = [list(each.epoch(1)) for each in ranks]
+    for step, (x, y) in enumerate(make(images, **options).epoch(1)):
+        assert torch.equal(torch.cat([share[step][0] for share in shares]), x[places])
+        assert torch.equal(torch.cat([share[step][1] for share in shares]), y[places])
 
 
 def test_a_small_set_is_one_batch():
@@ -141,7 +150,7 @@ def test_format(augment: str):
     [
         ({"augment": "flip-corp"}, "unknown augmentation 'flip-corp': did you mean 'flip-crop'"),
         ({"batch_size": 0}, "batch size 0 must be positive"),
-        ({"batch_size": 6, "world": 4}, "a batch of 6 images cannot be shared equally by 4 processes"),
+        ({"batch_size": 3, "world": 4}, "a batch of 3 images leaves none to some of 4 processes: choose a larger"),
         ({"images": random_images(0)}, "there are no images"),
     ],
 )

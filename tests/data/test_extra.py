@@ -310,7 +310,7 @@ def test_epochs_and_seeds_draw_other_extra_images():
     assert len(drawn) == 4
 
 
-def test_ranks_share_both_kinds_equally():
+def test_ranks_share_both_kinds_as_equally_as_can_be():
     _, y = whole(make(batch_size=20, extra_share=0.6))
     shares = [whole(make(batch_size=20, extra_share=0.6, rank=rank, world=4)) for rank in range(4)]
     assert all(len(y_mine) == len(y) // 4 for _, y_mine in shares)
@@ -323,8 +323,11 @@ def test_ranks_share_both_kinds_equally():
         torch.equal((x >= 128 / 255).any((1, 2, 3)), labels >= FIRST)
         for (x, _), (_, labels) in zip(no_cut, shares, strict=True)
     )
-    with pytest.raises(UserError, match="14 extra images of a batch of 20 cannot be shared equally by 4 processes"):
-        make(batch_size=20, world=4)
+    unequal = [next(make(batch_size=20, extra_share=0.7, rank=r, world=4).epoch(0))[1] for r in range(4)]
+    assert [int((labels >= FIRST).sum()) for labels in unequal] == [3, 4, 3, 4]  # 14 of 20
+    assert [int((labels < FIRST).sum()) for labels in unequal] == [1, 2, 1, 2]
+    with pytest.raises(UserError, match="a batch of 8 images leaves none to some of 8 processes"):
+        make(batch_size=8, extra_share=0.25, world=8)
 
 
 def test_without_extra_data_nothing_changes():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from advalign.attacks.goal import Goal
 from advalign.errors import require, unknown
+from advalign.runtime import ranks
 from advalign.runtime.device import autocast_type, without_autocast
 from advalign.shapes import ImageBatch
 from advalign.threats import Threat, ascent_step
@@ -106,7 +107,7 @@ def start_point(x: ImageBatch, threat: Threat, start: TrainingStart) -> ImageBat
     if start == "unclamped":
         return threat.draw(x)
     if start == "gaussian":  # not clamped, as in the authors' code: the first step does it
-        return x + 0.001 * torch.randn_like(x)
+        return x + 0.001 * ranks.draw(torch.randn_like, x)
     if start == "clean":
         return x.clone()
     if start == "wide":

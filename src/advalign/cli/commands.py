@@ -26,7 +26,7 @@ from advalign.cli.options import (
 )
 from advalign.cli.output import complain, lasting_output
 from advalign.cli.parsing import parse_options
-from advalign.errors import TrainingError, UserError, quoted, shorten, unknown
+from advalign.errors import RankLost, TrainingError, UserError, quoted, shorten, unknown
 from advalign.runtime.interrupts import stoppable
 from advalign.training.recipes import RECIPES, Recipe
 
@@ -68,6 +68,7 @@ def train_command(options: TrainOptions) -> None:
         time_budget=parse_duration(options.time_budget) if options.time_budget else None,
         checkpoint_seconds=options.checkpoint_seconds,
         cuda_graphs=options.cuda_graphs,
+        sync_bn=options.sync_bn,
         sinks=(lambda run: [tensorboard_sink(run.path)]) if options.tensorboard else lambda run: [],
         console=_console(),
     )
@@ -342,8 +343,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code, line = _ending(error, reasons, resumes=arguments[0] in _RESUMED if arguments else False)
         if not line:
             raise
-        complain(line)
+        if _speaks(error):
+            complain(line)
         sys.exit(code)
+
+
+def _speaks(error: BaseException) -> bool:
+    """Tell whether this process says how a command has ended: of several on a machine, one is enough."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, RankLost)
 
 
 def _ending(error: BaseException, reasons: Sequence[str], *, resumes: bool) -> tuple[int, str]:
@@ -374,13 +381,21 @@ def _dispatch(arguments: list[str]) -> None:
     command, *rest = arguments
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
+    if command != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(f"advalign {command} is one process; only train is started by torchrun")
     options, run = COMMANDS[command]
     defaults = {}
     if options is TrainOptions:
         defaults["default"] = TrainOptions(method=tyro.MISSING, data=tyro.MISSING, settings=_preset(rest))
-    run(
-        parse_options(options, f"advalign {command}", _each_radius(rest) if command == "evaluate" else rest, **defaults)
-    )
+    words = _each_radius(rest) if command == "evaluate" else rest
+    parsed = parse_options(options, f"advalign {command}", words, **defaults)
+    if isinstance(parsed, TrainOptions) and parsed.devices is not None and _launches(parsed.devices, parsed.device):
+        from advalign.runtime.launch import launch
+
+        if code := launch(arguments, parsed.devices):
+            sys.exit(code)
+        return
+    run(parsed)
 
 
 def _each_radius(arguments: Sequence[str]) -> list[str]:
@@ -391,6 +406,26 @@ def _each_radius(arguments: Sequence[str]) -> list[str]:
         words += ["--eps", word] if behind and number and words[-1] != "--eps" else [word]
         behind = word == "--eps" or (behind and number)
     return words
+
+
+def _launches(devices: int, device: str) -> bool:
+    """Tell whether this process starts others that train; those have the same arguments and do not.
+
+    Raises:
+        UserError: a number of devices that this machine has not, or that torchrun has not started.
+    """
+    from advalign.runtime.ranks import device_for_each, launched
+
+    if devices < 1:
+        raise UserError(f"devices={devices} must be at least 1")
+    if launched() > 1:
+        here = os.environ["LOCAL_WORLD_SIZE"]
+        if here != str(devices):
+            raise UserError(f"--devices {devices} starts processes, and torchrun has started {here}: leave it out")
+        return False
+    if devices > 1:
+        device_for_each(device, devices)
+    return devices > 1
 
 
 def _preset(arguments: list[str]) -> Recipe:
@@ -454,4 +489,4 @@ def _with_width(model: str, width: int | None) -> str:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console()
+    return Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes, the first one speaks

@@ -81,6 +81,11 @@ class TrainOptions:
     image_size: int = 32
     """side to which folder:PATH resizes its images"""
     device: Device = "auto"
+    devices: int | None = None
+    """processes on this machine that train together, each on a GPU of its own (or on the CPU) and on its share of every
+    batch; on several machines, start them by torchrun"""
+    sync_bn: bool = False
+    """with several processes: BatchNorm sees the whole batch, and not each process its own images"""
     time_budget: TimeBudget = None
     checkpoint_seconds: float = 120.0
     """longest time between two saved states"""

@@ -16,7 +16,9 @@ from advalign.data.extra import Extra
 from advalign.data.images import Images, RowNumbers, to_unit
 from advalign.data.stored import StoredImages
 from advalign.errors import require, unknown
+from advalign.runtime import ranks
 from advalign.runtime.files import digest
+from advalign.runtime.ranks import Share
 
 
 class Placement(NamedTuple):
@@ -38,6 +40,10 @@ class Placement(NamedTuple):
         """Put something of the batch's shape where the images were cut out, in place."""
         frames[self.rows[:, None, None], :, self.down, self.across] = pixels.permute(0, 2, 3, 1)
 
+    def of_all_ranks(self) -> Placement:
+        """Return that of the whole batch."""
+        return self._replace(**{name: ranks.gather(getattr(self, name)) for name in ("rows", "down", "across")})
+
 
 class Batches:
     """Epochs of batches over a set of images.
@@ -56,15 +62,15 @@ class Batches:
         augment: a name in `AUGMENTATIONS`.
         seed: of order and augmentation.
         rank: this process; it gets its contiguous share of each batch's own images, and of its extra ones.
-        world: the number of processes.
+        world: the number of processes; where the images cannot be shared out equally, some get one more.
         extra: generated images; they stay where they are, and only what is drawn is read.
         extra_share: their share of each batch, rounded to whole images.
         order: (N,) row numbers, from which each epoch's order is drawn; that of `images` if None.
         further_augment: what makes the further views of the images, a name in `AUGMENTATIONS`; `augment` if None.
 
     Raises:
-        UserError: unknown augmentation, or one that cannot work on such images, no images, or a batch that cannot be
-            shared out equally.
+        UserError: unknown augmentation, or one that cannot work on such images, no images, or a batch of which a
+            process would get none.
     """
 
     def __init__(
@@ -97,20 +103,16 @@ class Batches:
                 f"{self.real} other images: both must be at least 1"
             ),
         )
+        shares = [self._places(each) for each in range(world)]
         require(
-            self.batch_size % world == 0,
+            all(shares),
             lambda: (
-                f"a batch of {self.batch_size} images cannot be shared equally by {world} processes: "
-                f"choose a multiple of {world}"
+                f"a batch of {self.batch_size} images leaves none to some of {world} processes: choose a larger batch "
+                "size, or fewer processes"
             ),
         )
-        require(
-            self.generated % world == 0,
-            lambda: (
-                f"{self.generated} extra images of a batch of {self.batch_size} cannot be shared equally by {world} "
-                f"processes: choose another batch size, or another share than {extra_share:g}"
-            ),
-        )
+        self.share = Share(torch.tensor(shares[rank], device="cpu"), self.batch_size)
+        """Where this process's images stand in each batch."""
 
     @property
     def steps(self) -> int:
@@ -130,11 +132,12 @@ class Batches:
         order, flipped, corners, drawn = self._draw(epoch, view)
         augmentation = self.further if view else self.augmentation
         flipped, corners = flipped.to(device), corners.to(device)
+        places = self.share.places.to(device)
         for step, own in enumerate(self._own(order, start), start):
             batch = own
             if self.extra is not None:
                 batch = _joined(own, self.extra.take(drawn[self._mine(step, self.generated)]).to(device))
-            mine = self._mine(step, self.batch_size)
+            mine = step * self.batch_size + places
             pixels = self._augmented(batch.pixels, epoch, step, view) if augmentation.then_first else batch.pixels
             pixels = flip_and_crop(pixels, flipped[mine], corners[mine], augmentation.pad)
             pixels = pixels if augmentation.then_first else self._augmented(pixels, epoch, step, view)
@@ -172,11 +175,15 @@ class Batches:
             frame = height + 2 * pad, width + 2 * pad
             yield Placement(order[mine], down[:, :, None], across[:, None, :], frame, len(self.images))
 
+    def _places(self, rank: int) -> list[int]:
+        """Return where the images of a process stand in each batch: its own ones, then the extra ones."""
+        own, generated = _share(self.real, rank, self.world), _share(self.generated, rank, self.world)
+        return [*own, *(self.real + place for place in generated)]
+
     def _mine(self, step: int, size: int) -> slice:
         """Return this process's share of a step in a list that holds `size` for each step."""
-        share = size // self.world
-        first = step * size + self.rank * share
-        return slice(first, first + share)
+        share = _share(size, self.rank, self.world)
+        return slice(step * size + share.start, step * size + share.stop)
 
     def _augmented(self, pixels: Tensor, epoch: int, step: int, view: int) -> Tensor:
         """Do to this process's share of a batch what the augmentation adds to flip and crop, channels last."""
@@ -186,7 +193,7 @@ class Batches:
         draw = _generator(f"{self.seed}, {epoch}, {step}", view)
         size = self.batch_size, augmentation.draws
         uniforms = torch.rand(size, generator=draw, dtype=torch.float64, device="cpu")
-        changed = augmentation.then(pixels, uniforms[self._mine(0, self.batch_size)])
+        changed = augmentation.then(pixels, uniforms[self.share.places])
         if changed.dtype != pixels.dtype:  # floats that were rounded to 256 levels
             changed = to_unit(changed).to(pixels.dtype)
         return changed.contiguous(memory_format=torch.channels_last)
@@ -217,6 +224,11 @@ class Epoch:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.batches.epoch(self.epoch)
+
+
+def _share(size: int, rank: int, world: int) -> range:
+    """Return which of `size` things a process gets."""
+    return range(rank * size // world, (rank + 1) * size // world)
 
 
 def _augmentation(name: str, images: Images) -> Augmentation:

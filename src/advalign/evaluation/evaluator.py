@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple, final
 
@@ -33,6 +33,7 @@ from advalign.evaluation.options import AttackOptions
 from advalign.evaluation.state import CurrentAttack, EvaluationState, StateFile
 from advalign.models.adapted import Adapted
 from advalign.models.mix import Mix
+from advalign.runtime import ranks
 from advalign.runtime.device import autocast
 from advalign.runtime.files import present
 from advalign.runtime.seeds import seeded
@@ -50,6 +51,21 @@ class PrecomputedExamples(NamedTuple):
     def rounded(self, x: Tensor, bits: int) -> PrecomputedExamples:
         """Return the examples of images x (N, C, H, W) rounded to so many bits, inside the threat model."""
         return PrecomputedExamples(rounded(self.x_adv, x.to(self.x_adv.device), self.threat, bits), self.threat)
+
+
+class _Outcome(NamedTuple):
+    """What has become of a batch under an attack."""
+
+    correct: Tensor
+    """(N,) whether the image withstands."""
+    examples: Tensor | None
+    """The adversarial images, where they are kept."""
+    lost: int
+    """Images with outputs that are not finite."""
+    seconds: float
+    passes: list[int]
+    targeted: tuple[int, int] | None
+    """How many images are classified as their target, and how many were driven to one."""
 
 
 @final
@@ -89,10 +105,15 @@ class Evaluator:
             return self.advance("clean", len(self.images))
         began = time.monotonic()
         labels, logits = self.images.labels, []
-        for k, rows in enumerate(self.everything.split(self.options.batch_size)):
+
+        def classify(batch: tuple[int, Tensor]) -> Tensor:
+            k, rows = batch
             with seeded(self.options.seed, "clean", k):
-                logits.append(check_logits(self._logits(self.images.floats(rows)), labels[rows]))
-            self.advance("clean", len(rows))
+                return check_logits(self._logits(self.images.floats(rows)), labels[rows])
+
+        for output in ranks.spread([*enumerate(self.everything.split(self.options.batch_size))], classify):
+            logits.append(output.to(labels.device))
+            self.advance("clean", len(output))
         outputs = torch.cat(logits)
         require_finite(outputs)
         correct = classified(outputs, labels)
@@ -163,38 +184,56 @@ class Evaluator:
         """Attack what the members before have left, in batches from the first that is not done."""
         correct = self.state.correct[current.attack]
         batches = current.rows.split(self.options.batch_size) if len(current.rows) else ()
-        for rows in batches[current.batch :]:
-            self._attack_batch(member, current, rows)
+        left = [*enumerate(batches)][current.batch :]
+        outcomes = ranks.spread(left, partial(self._attack_batch, member, current))
+        for (_, rows), outcome in zip(left, outcomes, strict=True):
+            self._note(member, current, rows, outcome)
             current.batch += 1
             self.state_file.save(self.state.content())
             self.advance(current.attack, len(rows) if last else int((~correct[rows]).sum()))
         current.rows = current.rows[correct[current.rows]]
         current.member, current.batch = current.member + 1, 0
 
-    def _attack_batch(self, member: Attack, current: CurrentAttack, rows: Tensor) -> None:
-        name, state = current.attack, self.state
+    def _attack_batch(self, member: Attack, current: CurrentAttack, batch: tuple[int, Tensor]) -> _Outcome:
+        """Attack one batch, by its number and its images; nothing is noted yet."""
+        number, rows = batch
         began, before = time.monotonic(), self.counter.counts
         x, y = self.images.floats(rows), self.images.labels[rows]
-        with seeded(self.options.seed, name, current.member, current.batch):
+        with seeded(self.options.seed, current.attack, current.member, number):
             with autocast(x.device, self.options.precision), _no_gradient_silenced():
                 x_adv = member(self.counter, x, y)
-            require_inside(name, member.threat if member.bounded else None, x_adv, x)
-            logits = self._logits_under(name, x_adv)
-        state.correct[name][rows] = classified(logits, y)
-        if self.keep_examples:
-            state.examples[name][rows.cpu()] = x_adv.cpu()
-        state.seconds[name] += time.monotonic() - began
+            require_inside(current.attack, member.threat if member.bounded else None, x_adv, x)
+            logits = self._logits(x_adv)
+        lost = int((~logits.isfinite().all(1)).sum())
+        seconds, passes = time.monotonic() - began, self.counter.counts
+        arrived, driven = 0, 0
+        if (targets := self._targets(member, current, number, x, y)) is not None:
+            others = targets != y
+            arrived, driven = int((classified(logits, targets) & others).sum()), int(others.sum())
+        return _Outcome(
+            classified(logits, y), x_adv.cpu() if self.keep_examples else None, lost, seconds,
+            [a - b for a, b in zip(passes, before, strict=True)], None if targets is None else (arrived, driven),
+        )  # fmt: skip
+
+    def _note(self, member: Attack, current: CurrentAttack, rows: Tensor, outcome: _Outcome) -> None:
+        """Note what has become of a batch."""
+        name, state = current.attack, self.state
+        state.correct[name][rows] = outcome.correct.to(rows.device)
+        if outcome.examples is not None:
+            state.examples[name][rows.cpu()] = outcome.examples
+        if outcome.lost:
+            state.lost[name] = state.lost.get(name, 0) + outcome.lost
+        state.seconds[name] += outcome.seconds
         of_member = state.members.setdefault(name, {}).setdefault(str(member), [0, 0])
         for passes in (state.passes[name], of_member):
-            passes[:] = [a + b - c for a, b, c in zip(passes, self.counter.counts, before, strict=True)]
-        if (targets := self._targets(member, current, x, y)) is not None:
-            driven = targets != y
+            passes[:] = [a + b for a, b in zip(passes, outcome.passes, strict=True)]
+        if outcome.targeted is not None:
             counts = state.targeted.setdefault(name, [0, 0])
-            counts[:] = [counts[0] + int((classified(logits, targets) & driven).sum()), counts[1] + int(driven.sum())]
+            counts[:] = [a + b for a, b in zip(counts, outcome.targeted, strict=True)]
 
-    def _targets(self, member: Attack, current: CurrentAttack, x: Tensor, y: Tensor) -> Tensor | None:
+    def _targets(self, member: Attack, current: CurrentAttack, number: int, x: Tensor, y: Tensor) -> Tensor | None:
         """Return the classes (N,) to which an attack has driven images, from the random state in which it began."""
-        begin = seeded(self.options.seed, current.attack, current.member, current.batch)
+        begin = seeded(self.options.seed, current.attack, current.member, number)
         with begin, autocast(x.device, self.options.precision):
             return member.target_classes(self.counter, x, y)
 

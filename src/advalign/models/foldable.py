@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from advalign.errors import shorten
+from advalign.models.synced_norm import SyncedNorm2d
 
 _log = logging.getLogger("advalign")
 _noted: set[str] = set()  # what was said of networks that are not folded
@@ -32,7 +33,9 @@ def foldable_pairs(net: nn.Module) -> list[tuple[str, str]]:
     for source, conv in once.items():
         reader = next(iter(source.users), None)
         norm = once.get(reader) if reader is not None and len(source.users) == 1 else None
-        if reader is None or type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
+        if reader is None or type(conv) is not nn.Conv2d or not isinstance(norm, nn.BatchNorm2d):
+            continue
+        if type(norm) not in (nn.BatchNorm2d, SyncedNorm2d):  # a user's own may compute something else
             continue
         watched = any(_within(named[source], name) != _within(named[reader], name) for name in hooked)
         if norm.track_running_stats and not watched:

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from advalign.models.adapted import number_type
+from advalign.models.synced_norm import average_statistics
+
 
 def set_norm_momentum(net: nn.Module, momentum: float) -> None:
     """Let each batch count this much, above 0 and at most 1, in the running statistics of all norms."""
@@ -28,6 +31,7 @@ def estimate_norm_statistics(net: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # the cumulative mean
     for x in batches if norms else ():
-        net(x)
+        net(x.to(number_type(net) or x.dtype))
     for norm, was in zip(norms, momentum, strict=True):
         norm.momentum = was
+    average_statistics(net)

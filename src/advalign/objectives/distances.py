@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from advalign.attacks.losses import rival
+from advalign.runtime import ranks
 from advalign.runtime.device import without_autocast
 from advalign.shapes import Features, Labels, Logits, PerImage
 
@@ -64,7 +65,7 @@ def squared(features: Features, target: Features) -> Scalar:
 
 def whole_batch(features: Features, target: Features) -> Scalar:
     """Return the unsquared norm of the whole batch's difference (N, ...) as one vector; it grows with sqrt(N)."""
-    return _root((features - target).square().sum())
+    return _root(ranks.all_sum((features - target).square().sum()))
 
 
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -82,7 +83,7 @@ def supervised_contrast(
     labels: OthersLabels,
     temperature: float,
     *,
-    left_out: int = 0,
+    left_out: Tensor | None = None,
 ) -> PerImage:
     """Return -mean over positives j of log(exp(u_i.u_j / t) / sum over all a of exp(u_i.u_a / t)), for each anchor i.
 
@@ -92,14 +93,13 @@ def supervised_contrast(
         anchors: (N, D), with labels y (N,).
         others: (M, D), what anchors are compared with, with labels (M,).
         temperature: t.
-        left_out: the last so many of the others are the anchors themselves, and no anchor is compared with itself.
+        left_out: (N,) where each anchor itself stands among the others: it is not compared with itself.
     """
     with without_autocast(anchors.device):  # bf16 is too coarse to divide by a temperature
         similar = anchors @ others.T / temperature
     positive = y[:, None] == labels[None, :]
-    if left_out:
-        itself = torch.eye(left_out, dtype=torch.bool, device=y.device)
-        itself = torch.cat([itself.new_zeros(left_out, len(others) - left_out), itself], 1)
+    if left_out is not None:
+        itself = torch.arange(len(others), device=y.device) == left_out[:, None]
         similar, positive = similar.masked_fill(itself, -torch.inf), positive & ~itself
     log_share = similar - similar.logsumexp(1, keepdim=True)
     return -log_share.masked_fill(~positive, 0).sum(1) / positive.sum(1)

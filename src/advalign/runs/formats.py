@@ -77,6 +77,10 @@ class LogRow(msgspec.Struct, forbid_unknown_fields=True):
     """what it has gone back to this epoch for"""
     skipped_steps: int = 0
     """steps whose gradients fp16 could not hold"""
+    ranks: int = 1
+    """processes that trained it together"""
+    sync_norms: bool = False
+    """whether BatchNorm saw the images of all of them"""
 
 
 class RecordRow(msgspec.Struct, forbid_unknown_fields=True):

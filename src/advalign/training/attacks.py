@@ -15,6 +15,7 @@ from advalign.attacks.ascent import TrainingStart
 from advalign.data.batches import Placement
 from advalign.errors import UserError, require, shorten
 from advalign.objectives import Method, Objective
+from advalign.runtime import ranks
 from advalign.spelling import construct, parse_calls, spell
 from advalign.threats import Threat, ascent_step
 from advalign.training.recipes import Recipe
@@ -214,11 +215,11 @@ class Free(TrainingAttack):
 
     def state(self) -> dict[str, Tensor]:
         """Return the perturbation."""
-        return {} if self.delta is None else {"delta": self.delta}
+        return {} if self.delta is None else {"delta": ranks.gather(self.delta)}
 
     def load(self, state: dict[str, Tensor], device: torch.device) -> None:
         """Take over the perturbation."""
-        self.delta = state["delta"].to(device) if state else None
+        self.delta = ranks.own_rows(state["delta"].to(device)) if state else None
 
 
 @final
@@ -261,16 +262,17 @@ class ATTA(TrainingAttack):
         assert placed is not None
         if self.deltas is None:
             self.deltas = torch.zeros(placed.images, x.shape[1], *placed.frame, dtype=torch.float16, device=x.device)
+        everywhere = placed.of_all_ranks()
         if self.fresh:
-            self.deltas[placed.rows] = 0
-            start = x + 0.001 * torch.randn_like(x)
+            self.deltas[everywhere.rows] = 0
+            start = x + 0.001 * ranks.draw(torch.randn_like, x)
         else:
             start = x + placed.cut(self.deltas).to(x.dtype)
         x_adv = objective.perturb(
             x, batch.y, threat, second=batch.second, steps=self.steps, step_size=self.step * threat.eps, start=start,
             mode=mode,
         )  # fmt: skip
-        placed.paste(self.deltas, (x_adv - x).to(torch.float16))
+        everywhere.paste(self.deltas, ranks.gather((x_adv - x).to(torch.float16)))
         return x_adv
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
@@ -328,19 +330,22 @@ class FGSMPGI(TrainingAttack):
             kept = torch.zeros(placed.images, *x.shape[1:], dtype=torch.float16, device=x.device)
             self.deltas, self.momenta = kept, kept.clone()
         if self.fresh:
-            delta, momentum = threat.eps * ascent_step(threat, torch.randn_like(x)), torch.zeros_like(x)
+            noise = ranks.draw(torch.randn_like, x)
+            delta, momentum = threat.eps * ascent_step(threat, noise), torch.zeros_like(x)
         else:
             delta, momentum = (kept[placed.rows].to(x.dtype) for kept in (self.deltas, self.momenta))
         grad = objective.attack_gradient(x, batch.y, threat, x + delta, second=batch.second, mode=mode or "train")
         # By the mean where the authors take the sum, which fp16 could not hold; of momenta the signs alone count.
-        momentum = self.decay * momentum + grad / grad.abs().mean().clamp_min(torch.finfo(grad.dtype).tiny)
+        mean = ranks.batch_mean(grad.abs().mean())
+        momentum = self.decay * momentum + grad / mean.clamp_min(torch.finfo(grad.dtype).tiny)
 
         def moved(direction: Tensor) -> Tensor:
             step = self.step * threat.eps * ascent_step(threat, direction)
             return (x + threat.limited(delta + step)).clamp_(0, 1)
 
-        self.deltas[placed.rows] = (moved(momentum) - x).to(torch.float16)
-        self.momenta[placed.rows] = momentum.clamp(-_MOST, _MOST).to(torch.float16)
+        rows = ranks.gather(placed.rows)
+        self.deltas[rows] = ranks.gather((moved(momentum) - x).to(torch.float16))
+        self.momenta[rows] = ranks.gather(momentum.clamp(-_MOST, _MOST).to(torch.float16))
         return moved(grad)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:

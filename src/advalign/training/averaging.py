@@ -15,7 +15,8 @@ from advalign.models.modes import buffers_kept
 from advalign.models.norm_statistics import estimate_norm_statistics
 from advalign.models.split_norm import SplitNorm
 from advalign.objectives import Objective
-from advalign.runtime.seeds import derive_seed, seed_generators
+from advalign.runtime import ranks
+from advalign.runtime.seeds import derive_seed
 from advalign.training.recipes import Recipe
 
 ADVERSARIAL_BATCHES = 50
@@ -122,7 +123,7 @@ class Average:
     def _attacked(self, epoch: Epoch) -> Iterator[tuple[Tensor, Tensor]]:
         r = self.recipe
         for step, (x, y) in enumerate(epoch):
-            seed_generators(derive_seed(r.seed, epoch.epoch, step, "statistics"))
+            ranks.seed_step(derive_seed(r.seed, epoch.epoch, step, "statistics"))
             threat = r.threat
             # In train mode: the statistics that eval mode would use are those of other weights.
             x_adv = self.objective.perturb(

@@ -19,15 +19,17 @@ from advalign.data.batches import Epoch, Placement
 from advalign.data.stored import on_device
 from advalign.errors import TrainingError, UserError, require
 from advalign.evaluation.accuracy import WORST_CASE, evaluate
+from advalign.models.synced_norm import synchronise_norms
 from advalign.objectives import Objective
 from advalign.objectives.contract import Calibration, Terms
 from advalign.runs.checkpoint import convert_state, load_state, save_state, save_weights
 from advalign.runs.formats import write_checked_lines
+from advalign.runtime import ranks
 from advalign.runtime.device import to_device
 from advalign.runtime.files import present
 from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.sealed import Owner
-from advalign.runtime.seeds import derive_seed, seed_generators
+from advalign.runtime.seeds import derive_seed
 from advalign.training.attacks import PGD, training_attack
 from advalign.training.averaging import Average
 from advalign.training.guard import Collapse, Guard, Watch, is_guarded, remedies_for
@@ -56,8 +58,9 @@ class TrainState:
 
     def add(self, loss: Tensor, terms: Terms) -> None:
         """Count one step; nothing leaves the device."""
-        for name, value in {**{name: term.value for name, term in terms.items()}, "loss": loss}.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
+        values = {**{name: term.value for name, term in terms.items()}, "loss": loss}
+        for name, value in ranks.batch_means(values).items():
+            self.sums[name] = self.sums.get(name, 0) + value.float()
         self.step += 1
 
 
@@ -68,6 +71,7 @@ def fit(
     interrupts: Interrupts,
     checkpoint_seconds: float,
     cuda_graphs: bool = False,
+    sync_norms: bool = False,
     on_step: Callable[[TrainState, int], None],
     on_epoch: Callable[[LogEntry], None],
     on_collapse: Callable[[Collapse], None],
@@ -77,7 +81,12 @@ def fit(
     After an interruption, an epoch, or `checkpoint_seconds`, the state is saved; the best and last student are saved
     at the end of epochs, best by robust accuracy on the validation images (clean accuracy for natural training).
 
+    Several ranks walk through this loop in step: each makes the adversarial images of its share of a batch, they add up
+    their gradients (`Step.update`), and so they have the same student all the time. They agree on when to stop and to
+    save, take turns in validating, and the first one writes.
+
     Args:
+        sync_norms: whether BatchNorm sees the whole batch, and not each rank's share of it.
         on_step: called with the state and the number of steps in an epoch.
         on_epoch: called with the epoch's row of the log.
         on_collapse: called when the guard has gone back.
@@ -86,7 +95,7 @@ def fit(
         TrainingError: the loss is not finite; the last good checkpoint is kept.
         UserError: the run's state is damaged, or the disk is full.
     """
-    trainer = _Trainer(plan, device, cuda_graphs=cuda_graphs)
+    trainer = _Trainer(plan, device, cuda_graphs=cuda_graphs, sync_norms=sync_norms)
     steps, reported = trainer.batches.steps, trainer.state.epoch
     on_step(trainer.state, steps)
     while trainer.state.epoch < plan.recipe.epochs:
@@ -97,8 +106,8 @@ def fit(
                 on_collapse(collapse)
                 break
             on_step(trainer.state, steps)
-            stop = bool(interrupts.reason)
-            if stop or time.monotonic() - trainer.saved > checkpoint_seconds:
+            stop, due = ranks.agree(bool(interrupts.reason), time.monotonic() - trainer.saved > checkpoint_seconds)
+            if stop or due:
                 trainer.save()
             if stop:
                 return False
@@ -107,7 +116,8 @@ def fit(
             if row["epoch"] > reported:  # the guard may go back to an epoch's last step
                 on_epoch(row)
                 reported = row["epoch"]
-            if interrupts.reason and trainer.state.epoch < plan.recipe.epochs:
+            (stop,) = ranks.agree(bool(interrupts.reason))
+            if stop and trainer.state.epoch < plan.recipe.epochs:
                 return False
     trainer.forget_good_state()
     return True
@@ -128,11 +138,15 @@ class _Trainer:
     All randomness of a step comes from (seed, epoch, step), so that a resumed run needs no generator's state.
     """
 
-    def __init__(self, plan: Plan, device: torch.device, *, cuda_graphs: bool) -> None:
+    def __init__(self, plan: Plan, device: torch.device, *, cuda_graphs: bool, sync_norms: bool = False) -> None:
         self.run, self.recipe, self.card = plan.run, plan.recipe, plan.card
         self.objective = to_device(plan.objective(), device)
+        self.ranks = {"ranks": ranks.world(), "sync_norms": sync_norms} if ranks.world() > 1 else {}
+        if sync_norms:
+            synchronise_norms(self.objective)
         train, self.validation = (on_device(images, device) for images in plan.images)
         self.batches = plan.batches(train)
+        ranks.take_share(self.batches.share)
         self.step = Step(self.objective, self.recipe, self.batches.steps, device, cuda_graphs=cuda_graphs)
         self.average = Average(self.objective, self.recipe, self.batches.steps)
         attack = self.step.attack
@@ -183,7 +197,7 @@ class _Trainer:
         x, y, second, rows, placement = batch
         state = self.state
         count = state.epoch * self.batches.steps + state.step
-        seed_generators(derive_seed(self.recipe.seed, state.epoch, state.step))
+        ranks.seed_step(derive_seed(self.recipe.seed, state.epoch, state.step))
         self.step.schedule(count)
         x_adv = self.step.perturb(x, y, second, placement)
         if state.step == 0:
@@ -224,7 +238,7 @@ class _Trainer:
 
     def forget_good_state(self) -> None:
         """Remove what the guard has kept."""
-        self.run.good_state.unlink(missing_ok=True)
+        ranks.lead(lambda: self.run.good_state.unlink(missing_ok=True))
 
     def _arm(self) -> None:
         """Take the training attack that is due after what the guard has seen."""
@@ -247,7 +261,7 @@ class _Trainer:
         state.seconds = row["seconds"] = time.monotonic() - self.began
         if self.compile_seconds is not None:
             row["compile_seconds"] = self.compile_seconds
-        write_checked_lines(self.run.path / "log.jsonl", state.log, self.run.id)
+        ranks.lead(lambda: write_checked_lines(self.run.path / "log.jsonl", state.log, self.run.id))
         self._save_state()
         return row
 
@@ -263,7 +277,7 @@ class _Trainer:
         means = {name: float(value) / state.step for name, value in state.sums.items()}
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
         lr = float(self.step.optimizer.param_groups[0]["lr"])
-        row = {"epoch": state.epoch, "lr": lr, "loss": means.pop("loss"), "terms": means}
+        row = {"epoch": state.epoch, "lr": lr, "loss": means.pop("loss"), "terms": means, **self.ranks}
         if state.calibration:
             row["calibration"] = state.calibration
         if self.step.loss_scale is not None:
@@ -283,8 +297,12 @@ class _Trainer:
         score = list(row.get("validation", {}).values())
         if score and (not self.state.best or score > self.state.best):
             self.state.best = score
-            save_weights(self.run.weights("best"), student, {**self.card, "checkpoint": "best", **as_of})
-        save_weights(self.run.weights("last"), student, {**self.card, "checkpoint": "last", **as_of})
+            self._save_weights("best", student, as_of)
+        self._save_weights("last", student, as_of)
+
+    def _save_weights(self, checkpoint: str, student: nn.Module, as_of: dict[str, Any]) -> None:
+        card = {**self.card, "checkpoint": checkpoint, **as_of}
+        ranks.lead(lambda: save_weights(self.run.weights(checkpoint), student, card))
 
     def _save_state(self, path: Path | None = None) -> None:
         """Save where the training is, in `state.pt` or elsewhere; of attacks and guards what they remember."""
@@ -298,7 +316,7 @@ class _Trainer:
             content["attack"] = remembered
         if self.step.loss_scale is not None:
             content["loss_scale"] = self.step.loss_scale.state()
-        save_state(path or self.run.state, content, self._owner)
+        ranks.lead(lambda: save_state(path or self.run.state, content, self._owner))
         if path is None:
             self.saved = time.monotonic()
 

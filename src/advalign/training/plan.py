@@ -19,6 +19,7 @@ from advalign.objectives import Method, Objective
 from advalign.registration import source_digests
 from advalign.runs import Run, Weights
 from advalign.runs.run import setting_digest
+from advalign.runtime import ranks
 from advalign.runtime.files import digest, read_content
 from advalign.training.attacks import training_attack
 from advalign.training.guard import is_guarded
@@ -87,7 +88,7 @@ class Plan:
         return split_training(self.dataset, recipe.validation, recipe.subset, recipe.seed, by_content=self._by_content)
 
     def batches(self, images: Images) -> Batches:
-        """Return the batches of the training images, on the device where these lie.
+        """Return this rank's batches of the training images, on the device where these lie.
 
         Raises:
             UserError: a batch size that leaves no image of one kind to a batch.
@@ -95,7 +96,7 @@ class Plan:
         r, order = self.recipe, content_order(self.images[0]) if self._by_content else None
         return Batches(
             images, r.batch_size, augment=r.augment, seed=r.seed, extra=self.extra, extra_share=r.extra_share,
-            order=order, further_augment=self.method.further_augment,
+            order=order, further_augment=self.method.further_augment, rank=ranks.rank(), world=ranks.world(),
         )  # fmt: skip
 
     @property
@@ -180,6 +181,11 @@ class Plan:
             return []
         guests = [each for guest in self.guests.values() if isinstance(guest, Plan) for each in guest.in_order()]
         return [*{each.run.id: each for each in guests}.values(), self]  # a guest of two parts is trained once
+
+    def with_guests(self) -> list[Plan]:
+        """Return this run behind all that its guests need, finished or not."""
+        guests = [each for guest in self.guests.values() if isinstance(guest, Plan) for each in guest.with_guests()]
+        return [*{each.run.id: each for each in guests}.values(), self]
 
     def objective(self) -> Objective:
         """Build the networks, load the trained guests, and bind the method to them."""

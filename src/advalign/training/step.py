@@ -13,8 +13,10 @@ from torch import Tensor
 from advalign.data.batches import Placement
 from advalign.models.norm_statistics import set_norm_momentum
 from advalign.models.split_norm import View, using_norms
+from advalign.models.synced_norm import average_statistics
 from advalign.objectives import Objective, total
 from advalign.objectives.contract import Terms
+from advalign.runtime import ranks
 from advalign.runtime.cuda_graphs import CudaGraphed
 from advalign.runtime.device import autocast
 from advalign.threats import make_threat
@@ -96,7 +98,7 @@ class Step:
     def _update(
         self, x: Tensor, x_adv: Tensor, y: Tensor, second: Tensor | None, rows: Tensor | None = None
     ) -> tuple[Tensor, Terms]:
-        """Make one step of the optimiser; return the loss and its terms."""
+        """Make one step of the optimiser, the same on all ranks; return this rank's loss and its terms."""
         r = self.recipe
         if r.batchnorm_passes == "rice":
             self._show(x_adv, "adv")
@@ -110,7 +112,9 @@ class Step:
         with adversarial_weights(self.objective, r.awp, climbed, scale) if perturb else nullcontext():
             terms = terms_of(self.objective)
             loss = total(terms)
-            (loss if scale is None else scale.scaled(loss)).backward()
+            part = ranks.own_part(loss)
+            (part if scale is None else scale.scaled(part)).backward()
+            ranks.add_up_gradients(self.optimizer.param_groups[0]["params"])
             if r.batchnorm_passes in ("clean", "pang"):
                 self._show(x, "clean")
             if r.clip_norm is not None:
@@ -122,6 +126,7 @@ class Step:
         self.attack.after_update(x, x_adv, self.threat)
         if r.batchnorm_passes in ("pang", "rice"):
             self._show(x, "clean")
+        average_statistics(self.objective)
         self.objective.after_update()
         return loss, terms
 

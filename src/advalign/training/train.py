@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from advalign.errors import Busy, TrainingError, UserError, require
 from advalign.objectives import Base, Method, as_method
 from advalign.runs import Run, Weights, find_weights
 from advalign.runs.trained_on import FILE, write_trained_on
+from advalign.runtime import ranks
 from advalign.runtime.device import pick_device
 from advalign.runtime.environment import environment
 from advalign.runtime.files import present
@@ -56,6 +57,7 @@ def train(
     time_budget: float | None = None,
     checkpoint_seconds: float = 120.0,
     cuda_graphs: bool = False,
+    sync_bn: bool = False,
     sinks: Sinks = lambda run: [],
     console: Console | None = None,
 ) -> Run:
@@ -64,6 +66,9 @@ def train(
     A finished run is returned as it is, and an unfinished one resumes where it stopped. Guests are shared between runs.
     SIGTERM, Ctrl-C and the end of the time budget save the state and return; `run.finished` says whether the training
     is done.
+
+    Processes that torchrun has started train one run together, each on a device of its own and on its share of every
+    batch; all of them call this, with the same arguments.
 
     Example:
         >>> import advalign as aa
@@ -86,6 +91,7 @@ def train(
         name: the run's folder below `runs`; if None, a name made of the method, the data, the model and a digest.
         time_budget: seconds for this call.
         cuda_graphs: record attack and update as CUDA graphs: the same kernels without the time to launch each.
+        sync_bn: let BatchNorm see the whole batch where several processes share it, and not each its own images.
         sinks: called once per run; returns functions that are called with each epoch's row of the log.
 
     Raises:
@@ -94,58 +100,104 @@ def train(
             answering the largest class.
     """
     recipe, console, guests = recipe or Recipe(), console or Console(quiet=True), guests or {}
-    method = as_method(method)
     require(checkpoint_seconds >= 0, lambda: f"checkpoint_seconds={checkpoint_seconds:g} must be at least 0")
-    torch_device = _pick_device(device, recipe, cuda_graphs=cuda_graphs)
-    models.canonical(model)  # data may take a download: what is cheap to refuse is refused before
-    for source in filter(None, (*guests.values(), init)):
-        find_weights(source)
-    if extra is not None:
-        find_npz(extra)
-    dataset = load(data, directory=data_dir, image_size=image_size) if isinstance(data, str) else data
-    for line in describe(dataset):
-        say(console, line)
-    extra_data = None if extra is None else load_extra(extra, dataset.shape, dataset.classes, dataset.name)
-    planned = plan(
-        method, dataset, model, recipe, runs=Path(runs), name=name, guests=guests, trust_model=trust_model,
-        extra=extra_data, init=init,
-    )  # fmt: skip
+    with ranks.joined(device) as own_device:
+        if ranks.rank() > 0:
+            console = Console(quiet=True)
+        torch_device = _pick_device(own_device, recipe, cuda_graphs=cuda_graphs)
+
+        def prepare() -> Plan:
+            models.canonical(model)  # data may take a download: what is cheap to refuse is refused before
+            for source in filter(None, (*guests.values(), init)):
+                find_weights(source)
+            if extra is not None:
+                find_npz(extra)
+            dataset = load(data, directory=data_dir, image_size=image_size) if isinstance(data, str) else data
+            for line in describe(dataset):
+                say(console, line)
+            extra_data = None if extra is None else load_extra(extra, dataset.shape, dataset.classes, dataset.name)
+            planned = plan(
+                as_method(method), dataset, model, recipe, runs=Path(runs), name=name, guests=guests,
+                trust_model=trust_model, extra=extra_data, init=init,
+            )  # fmt: skip
+            _announce(planned, console)
+            return planned
+
+        planned = ranks.first_ahead(prepare)
+        unfinished = _unfinished(planned)
+        if ranks.world() > 1 and unfinished:
+            say(console, _line_on_ranks(planned, sync_bn=sync_bn))
+        ranks.lead(lambda: _measure_given(planned, unfinished, torch_device, console, allow_weak=allow_weak_guest))
+        with Interrupts(time_budget) as interrupts, progress_bars(console, "steps") as bars:
+            for each in unfinished:
+                say(console, f"{each.method} on {each.dataset.name}, {each.model}: {each.run.path}")
+                waits = None if each is planned else interrupts
+                with _locked(each.run, waits, console) as locked, seeded(recipe.seed):
+                    finished = locked and (
+                        ranks.lead(lambda: each.run.finished)
+                        or _fit(each, torch_device, interrupts, checkpoint_seconds, cuda_graphs, sync_bn, sinks, bars)
+                    )
+                if not finished:
+                    reason = interrupts.reason or "another rank was asked to stop"
+                    say(console, f"Stopped: {reason}. Saved in {each.run.path}; the same command goes on.")
+                    break
+        return planned.run
+
+
+def _announce(planned: Plan, console: Console) -> None:
+    """Say which images are used, and what guests there will be."""
+    dataset = planned.dataset
     if dataset.sources:
         used, validation = map(len, planned.images)
         held_out = "" if dataset.validation is not None else ", held out of train"
         say(console, f"  used: {used} images to train on, {validation} to select the best checkpoint{held_out}")
     for line in guest_lines(planned):
         say(console, line)
-    unfinished = planned.in_order()
+
+
+def _unfinished(planned: Plan) -> list[Plan]:
+    """Return what is to be trained, in order, as the first rank finds it: other programs may finish runs meanwhile.
+
+    Raises:
+        UserError: a batch that leaves no image to some rank.
+    """
+    unfinished = ranks.lead(lambda: [each.run.id for each in planned.in_order()])
+    found = [each for each in planned.with_guests() if each.run.id in unfinished]
+    for each in found:
+        each.batches(each.images[0])
+    return found
+
+
+def _line_on_ranks(planned: Plan, *, sync_bn: bool) -> str:
+    """Say how many ranks share a batch, and what BatchNorm sees of it."""
+    norms = "all of them" if sync_bn else "the images of its own rank alone; --sync-bn shows it all"
+    size = min(planned.recipe.batch_size, len(planned.images[0]))
+    return f"{ranks.world()} ranks share the {size} images of a batch; in training, BatchNorm sees {norms}"
+
+
+def _measure_given(
+    planned: Plan, unfinished: list[Plan], device: torch.device, console: Console, *, allow_weak: bool
+) -> None:
+    """Measure what a new run learns or starts from, see that the disk has room, and say what is finished."""
     for each in unfinished:
         each.run.require_space(each.space)
         what = f"attack={each.recipe.attack}, which keeps a perturbation for each image,"
-        require_memory(each.remembered, torch_device, what, "choose another --attack, or a --subset")
+        require_memory(each.remembered, device, what, "choose another --attack, or a --subset")
     if planned in unfinished and not present(planned.run.state):
         given = [name for name, guest in planned.guests.items() if isinstance(guest, Weights)]
-        measure_guests(planned, given, torch_device, console, allow_weak=allow_weak_guest)
-        measure_start(planned, torch_device, console)
+        measure_guests(planned, given, device, console, allow_weak=allow_weak)
+        measure_start(planned, device, console)
     if not unfinished:
         say(console, f"finished before: {planned.run.path}")
         if planned.run.warning:
             say(console, f"warning: {planned.run.path}: {planned.run.warning}")
-    with Interrupts(time_budget) as interrupts, progress_bars(console, "steps") as bars:
-        for each in unfinished:
-            say(console, f"{each.method} on {dataset.name}, {each.model}: {each.run.path}")
-            waits = None if each is planned else interrupts
-            with _locked(each.run, waits, console) as locked, seeded(recipe.seed):
-                finished = locked and (
-                    each.run.finished
-                    or _fit(each, torch_device, interrupts, checkpoint_seconds, cuda_graphs, sinks, bars)
-                )
-            if not finished:
-                say(console, f"Stopped: {interrupts.reason}. Saved in {each.run.path}; the same command goes on.")
-                break
-    return planned.run
 
 
 def _pick_device(name: str, recipe: Recipe, *, cuda_graphs: bool) -> torch.device:
     device = pick_device(name)
+    several = ranks.world() > 1
+    require(not (cuda_graphs and several), "CUDA graphs hold no exchange between processes: leave out --cuda-graphs")
+    require(not (recipe.compile and several), "a compiled step holds no exchange of processes: leave out --compile")
     if cuda_graphs:
         check_captured(recipe, device)
     return device
@@ -157,33 +209,42 @@ def _fit(
     interrupts: Interrupts,
     checkpoint_seconds: float,
     cuda_graphs: bool,
+    sync_bn: bool,
     sinks: Sinks,
     bars: Progress,
 ) -> bool:
     """Fit one planned run, and keep its status; return whether it is finished."""
-    run = planned.run
-    if not present(run.state):
-        run.write_card("running", environment(), planned.about_data)
-        trained = [name for name, guest in planned.guests.items() if isinstance(guest, Plan)]
-        measure_guests(planned, trained, device, bars.console, allow_weak=True)
-    if not (present(run.state) and (run.path / FILE).is_file()):  # the extra images may be many to read
-        learned_from = [weights for weights in (planned.init, *planned.trained_guests.values()) if weights is not None]
-        extra = [] if planned.extra is None else [planned.extra]
-        write_trained_on(run, (*planned.images, *extra), learned_from)
-    display = Display(bars, planned, sinks(run))
+    first = ranks.rank() == 0
+    ranks.lead(lambda: _open(planned, device, bars.console))
+    with ranks.together():
+        display = Display(bars, planned, sinks(planned.run) if first else [])
     finished = fit(
         planned,
         device,
         interrupts=interrupts,
         checkpoint_seconds=checkpoint_seconds,
         cuda_graphs=cuda_graphs,
+        sync_norms=sync_bn,
         on_step=display.step,
         on_epoch=display.epoch,
         on_collapse=display.collapse,
     )
     if finished:
-        _close(planned, bars.console)
+        ranks.lead(lambda: _close(planned, bars.console))
     return finished
+
+
+def _open(planned: Plan, device: torch.device, console: Console) -> None:
+    """Write what the training begins with, unless it goes on."""
+    run = planned.run
+    if not present(run.state):
+        run.write_card("running", environment(), planned.about_data)
+        trained = [name for name, guest in planned.guests.items() if isinstance(guest, Plan)]
+        measure_guests(planned, trained, device, console, allow_weak=True)
+    if not (present(run.state) and (run.path / FILE).is_file()):  # the extra images may be many to read
+        learned_from = [weights for weights in (planned.init, *planned.trained_guests.values()) if weights is not None]
+        extra = [] if planned.extra is None else [planned.extra]
+        write_trained_on(run, (*planned.images, *extra), learned_from)
 
 
 def _close(planned: Plan, console: Console) -> None:
@@ -203,7 +264,9 @@ def _close(planned: Plan, console: Console) -> None:
 
 @contextmanager
 def _locked(run: Run, waits: Interrupts | None, console: Console) -> Iterator[bool]:
-    """Hold the run's folder, so that no second process trains the same run; the system frees it at any death.
+    """Hold the run's folder, so that nobody else trains the same run; the system frees it at any death.
+
+    Of several ranks the first one holds it for all.
 
     Args:
         waits: where given, for a guest's run, wait for the other process until there is reason to stop; then yield
@@ -212,6 +275,12 @@ def _locked(run: Run, waits: Interrupts | None, console: Console) -> Iterator[bo
     Raises:
         Busy: another process holds the folder, and there is no waiting.
     """
+    with ExitStack() as held:
+        yield ranks.lead(lambda: _lock(run, waits, console, held))
+
+
+def _lock(run: Run, waits: Interrupts | None, console: Console, held: ExitStack) -> bool:
+    """Take the lock of a run's folder, as `_locked` says, until `held` is closed; return whether there is one."""
     try:
         run.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -224,15 +293,12 @@ def _locked(run: Run, waits: Interrupts | None, console: Console) -> Iterator[bo
             if waits is None:
                 raise Busy(f"{run.path} is being trained by another process; nothing was changed") from None
             if waits.reason:
-                yield False
-                return
+                return False
             if not announced:
                 say(console, f"waiting for the other process that trains {run.path}")
             announced = True
         except OSError as error:
             raise UserError(f"cannot lock {run.path / '.lock'}: {error.strerror}") from None
-    try:
-        run.remove_leftovers()
-        yield True
-    finally:
-        lock.release()
+    held.callback(lock.release)
+    run.remove_leftovers()
+    return True

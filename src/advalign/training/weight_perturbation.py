@@ -11,6 +11,7 @@ from torch import Tensor
 from advalign.models.modes import buffers_kept
 from advalign.objectives import Objective, total
 from advalign.objectives.contract import Terms
+from advalign.runtime import ranks
 from advalign.training.loss_scale import LossScale
 
 
@@ -30,8 +31,10 @@ def adversarial_weights(
     """
     weights: list[Tensor] = [p for p in objective.student.parameters() if p.requires_grad and p.ndim > 1]
     with buffers_kept(objective):
-        loss = total(forward()) if scale is None else scale.scaled(total(forward()))
+        loss = ranks.own_part(total(forward()))
+        loss = loss if scale is None else scale.scaled(loss)
         grads = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+    ranks.add_up(grads)
     if scale is not None:
         grads = [torch.where(g.isfinite().all(), g, 0.0) for g in grads]
     steps = [size * w.detach().norm() / (g.norm() + 1e-20) * g for w, g in zip(weights, grads, strict=True)]

@@ -15,6 +15,7 @@ from advalign.models import Output, last_linear
 from advalign.objectives.contract import ADV, CLEAN, SECOND, Networks, Outputs, Term, Terms, TrainingAttack, Views
 from advalign.objectives.distances import supervised_contrast
 from advalign.objectives.method import Base
+from advalign.runtime import ranks
 from advalign.shapes import Labels
 
 
@@ -65,8 +66,8 @@ class Contrast(Base):
         """Return the contrast of the adversarial features with the clean ones of both views."""
         student = nets["student"]
         with torch.no_grad():
-            clean = torch.cat([_unit(student(views[view])) for view in ("clean", "second")])
-        twice = torch.cat([y, y])
+            clean = torch.cat([ranks.gather(_unit(student(views[view]))) for view in ("clean", "second")])
+        twice = ranks.gather(y).repeat(2)
         return AttackLoss(
             lambda x_adv: _unit(student(x_adv)),
             lambda u, y: supervised_contrast(u, y, clean, twice, self.temperature),
@@ -76,8 +77,9 @@ class Contrast(Base):
     def loss(self, outs: Outputs, y: Labels) -> Tensor:
         """Return L_AFA, a scalar."""
         clean, second, adv = (_unit(outs[need]) for need in (CLEAN, SECOND, ADV))
-        others, labels = torch.cat([clean, second, adv]), torch.cat([y, y, y])
-        return supervised_contrast(adv, y, others, labels, self.temperature, left_out=len(y)).mean()
+        others, labels = torch.cat([ranks.gather(each) for each in (clean, second, adv)]), ranks.gather(y).repeat(3)
+        itself = ranks.places(len(y), y.device) + 2 * ranks.whole(len(y))
+        return supervised_contrast(adv, y, others, labels, self.temperature, left_out=itself).mean()
 
     def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the contrast, and the probe's cross entropy."""

@@ -18,6 +18,7 @@ from advalign.objectives.bases.trades import from_clean
 from advalign.objectives.contract import ADV, CLEAN, Networks, Outputs, Term, Terms, Views
 from advalign.objectives.distances import pairwise_gap
 from advalign.objectives.method import Base
+from advalign.runtime import ranks
 from advalign.shapes import Labels, Logits, PerImage
 
 
@@ -77,6 +78,7 @@ class IKL(Base):
                 members = F.one_hot(y, p.shape[1]).to(p.dtype)
                 sums, counts = sums + members.T @ p, counts + members.sum(0)[:, None]
         require(counts.ndim > 0, "ikl averages its predictions over the epoch's batches, and there are none")
+        sums, counts = ranks.all_sum(sums), ranks.all_sum(counts)
         self.means = torch.where(counts > 0, sums / counts.clamp_min(1), 1 / len(counts))
 
     def attack_loss(self, nets: Networks, views: Views, y: Labels) -> AttackLoss:

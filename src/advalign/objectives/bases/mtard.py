@@ -13,6 +13,7 @@ from advalign.errors import require
 from advalign.models.taps import Tapped
 from advalign.objectives.contract import ADV, CLEAN, Need, Outputs, Term, Terms
 from advalign.objectives.method import Base
+from advalign.runtime import ranks
 from advalign.shapes import Labels, Logits
 
 
@@ -62,7 +63,7 @@ class MTARD(Base):
     def terms(self, outs: Outputs, y: Labels) -> Terms:
         """Return the KLs to the robust teacher on adversarial images and to the vanilla one on clean images."""
         adv, clean = self._balanced(outs) if self.balanced else self._plain(outs)
-        weights = self._follow(torch.stack([adv, clean]).detach())
+        weights = self._follow(ranks.batch_mean(torch.stack([adv, clean]).detach()))
         return {"soft_adv": Term(weights[0], adv), "soft_clean": Term(weights[1], clean)}
 
     def _plain(self, outs: Outputs) -> tuple[Tensor, Tensor]:
@@ -94,5 +95,5 @@ class MTARD(Base):
 
 
 def _entropy(p: Logits) -> Tensor:
-    """Return the mean entropy of predictions (N, K), with the constant of the authors' code."""
-    return -(p * (p + 1e-5).log()).sum(1).mean()
+    """Return the mean entropy of the whole batch's predictions (N, K), with the constant of the authors' code."""
+    return ranks.batch_mean(-(p * (p + 1e-5).log()).sum(1).mean())

@@ -17,6 +17,7 @@ from advalign.models import Tapped, find_layer, last_linear, last_stage, named_l
 from advalign.models.split_norm import merged, split_norms, using_norms
 from advalign.objectives.contract import ADV, CLEAN, Network, Outputs, Term, Terms, without_labels
 from advalign.objectives.method import PlugIn
+from advalign.runtime import ranks
 from advalign.shapes import ImageBatch, Labels
 from advalign.threats import Linf, Projection, Threat
 
@@ -93,14 +94,14 @@ class ARAT(PlugIn):
         with using_norms(student, "clean"):
             right = [student(x).logits.argmax(1) == y for x, y in islice(batches, MEASURED)]
         require(bool(right), "ar-at measures its share on the epoch's batches, and there are none")
-        self.share.copy_(torch.cat(right).float().mean())
+        self.share.copy_(ranks.gather(torch.cat(right).float()).mean())
 
     def attack_threat(self, student: Network, x: ImageBatch, threat: Threat) -> Threat:
         """Return the ball around the noisy images, if they are to be noisy."""
         if not self.noisy_clean:
             return threat
         require(isinstance(threat, Linf), lambda: f"ar-at: noisy_clean is defined for linf, not for {threat}")
-        self.noise = torch.empty_like(x).uniform_(-threat.eps, threat.eps)
+        self.noise = ranks.draw(lambda batch: torch.empty_like(batch).uniform_(-threat.eps, threat.eps), x)
         return _Moved(threat.eps, self.noise)
 
     def views(self, views: dict[str, Tensor]) -> dict[str, Tensor]:

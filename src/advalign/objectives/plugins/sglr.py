@@ -15,6 +15,7 @@ from advalign.errors import UserError, require
 from advalign.models.taps import Tapped
 from advalign.objectives.contract import ADV, CLEAN, Outputs, Terms
 from advalign.objectives.method import PlugIn
+from advalign.runtime import ranks
 from advalign.shapes import Labels, Logits, Rows
 
 
@@ -33,7 +34,7 @@ class SGLR(PlugIn):
 
     Raises:
         UserError: begin is not in [0, 1], or momentum is not in [0, 1); in a step, no numbers of the images are given;
-            at an epoch's start, several processes train.
+            at an epoch's start, several processes train that are no ranks of one run.
     """
 
     name = "sglr"
@@ -63,9 +64,11 @@ class SGLR(PlugIn):
 
     def start_epoch(self, student: Tapped, batches: Iterable[tuple[Tensor, Tensor]], progress: float) -> None:
         """Note whether it has begun, and make the table: within a recorded step it would be made anew each time."""
+        strangers = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         require(
-            not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1,
-            "sglr keeps a label for each training image, and several processes would each keep their own: train in one",
+            ranks.are_joined() or not strangers,
+            "sglr keeps a label for each training image, and several processes of a loop of your own would each keep "
+            "their own: train by advalign.train, or in one",
         )
         self._set_begun(progress >= self.begin)
         if self.begun and self.table is None:
@@ -89,7 +92,7 @@ class SGLR(PlugIn):
         answer = self.CLEAN_SHARE * p + (1 - self.CLEAN_SHARE) * p_adv
         refined = self.momentum * kept + (1 - self.momentum) * answer
         if self.training:
-            self.table.index_copy_(0, rows, refined.detach())
+            self.table.index_copy_(0, ranks.gather(rows), ranks.gather(refined.detach()))
         return refined
 
     def terms(self, outs: Outputs, y: Labels) -> Terms:

@@ -13,6 +13,7 @@ from advalign.models import last_stage
 from advalign.objectives.contract import ADV, CLEAN, Calibration, Need, Outputs, Term, Terms
 from advalign.objectives.distances import DISTANCES
 from advalign.objectives.method import Base, PlugIn
+from advalign.runtime import ranks
 from advalign.shapes import Labels
 
 
@@ -104,8 +105,8 @@ class VFD(PlugIn):
                 for kind, group in (("labels", labels), ("ties", ties), ("vfd", [Term(self.weight, clean + adv)]))
             }
             calibration[layer] = {
-                "distance_clean": clean.detach(),
-                "distance_adv": adv.detach(),
+                "distance_clean": ranks.batch_mean(clean.detach()),
+                "distance_adv": ranks.batch_mean(adv.detach()),
                 **{f"gradient_{kind}": norm for kind, norm in pull.items()},
                 **({"ratio": pull["vfd"] / pull["labels"]} if labels else {}),
             }
@@ -134,6 +135,11 @@ def _gradient(losses: list[Tensor], features: list[Tensor]) -> Tensor:
     if not losses:
         return features[0].new_zeros(())
     grads = torch.autograd.grad(
-        torch.stack(losses).sum(), features, retain_graph=True, allow_unused=True, materialize_grads=True
+        ranks.own_part(torch.stack(losses).sum()),
+        features,
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
     )
-    return len(features[0]) * torch.cat([grad.flatten(1) for grad in grads], 1).norm(dim=1).mean()
+    norms = torch.cat([grad.flatten(1) for grad in grads], 1).norm(dim=1)
+    return ranks.batch_mean(ranks.whole(len(norms)) * norms.mean())

@@ -1,0 +1,105 @@
+"""Several processes train one run as one process does, whatever their number, and end together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.training.on_ranks import CASES, assert_near, on_ranks, train_case
+from tests.training.same_runs import assert_same_run
+
+from advalign.runs import Run
+
+QUICK = ("contrast", "ar-at", "mtard")
+"""Cases with statistics across the batch, noise drawn by a part, and losses that steer weights."""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one process, trained when they are asked for."""
+    return tmp_path_factory.mktemp("alone")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quick cases, trained by two processes."""
+    folder = tmp_path_factory.mktemp("shared")
+    on_ranks(2, lambda: [train_case(case, folder) for case in QUICK])
+    return folder
+
+
+@pytest.mark.parametrize("case", QUICK)
+def test_two_processes_train_as_one_does(case: str, alone: Path, shared: Path):
+    assert_near(train_case(case, alone).path, shared / case)
+    assert [row["ranks"] for row in Run.read(shared / case).log] == [2, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_any_number_of_processes_trains_as_one_does_in_every_case(world: int, alone: Path, tmp_path: Path):
+    on_ranks(world, lambda: [train_case(case, tmp_path) for case in CASES])
+    for case in CASES:
+        assert_near(train_case(case, alone).path, tmp_path / case)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_after_every_step_goes_on_in_another_number_of_processes(alone: Path, tmp_path: Path):
+    numbers = [2, 1, 3, 2, 4, 1, 2, 3, 1]
+    cases = ("trades", "sglr", "generalist", "free", "atta", "pgi")
+    for world in numbers:
+        work = lambda: [train_case(case, tmp_path, time_budget=1e-6) for case in cases]  # noqa: E731
+        on_ranks(world, work) if world > 1 else work()
+    for case in cases:
+        assert Run.read(tmp_path / case).finished
+        assert_near(train_case(case, alone).path, tmp_path / case)
+
+
+@pytest.mark.slow
+def test_the_same_number_of_processes_gives_the_same_bits_stopped_or_not(shared: Path, tmp_path: Path):
+    for _ in range(7):
+        on_ranks(2, lambda: [train_case(case, tmp_path, time_budget=1e-6) for case in QUICK])
+    for case in QUICK:
+        assert_same_run(tmp_path / case, shared / case)
+
+
+COMMAND = [
+    sys.executable, "-m", "advalign", "train", "trades", "--data", "digits", "--model", "tests.training.on_ranks:toy",
+    "--recipe", "digits", "--epochs", "60", "--steps", "1", "--subset", "200", "--name", "run", "--trust-model",
+    "--sync-bn", "--checkpoint-seconds", "0", "--device", "cpu",
+]  # fmt: skip
+
+
+def children(parent: int) -> list[int]:
+    """Return the processes that one has started."""
+    return [int(each) for each in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_a_lost_rank_and_a_stopped_command_end_in_one_line_and_go_on(ending: signal.Signals, tmp_path: Path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [*COMMAND, "--runs", str(tmp_path)]
+    process = subprocess.Popen(
+        [*command, "--devices", "2"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not (tmp_path / "run" / "state.pt").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    os.kill(children(process.pid)[1] if ending == signal.SIGKILL else process.pid, ending)
+    output, _ = process.communicate(timeout=120)
+    assert "Traceback" not in output
+    if ending == signal.SIGKILL:
+        assert process.returncode == 1
+        assert "rank 1 was ended by SIGKILL; what was saved last is kept" in output
+    else:
+        assert process.returncode == 0
+        assert "Stopped: SIGTERM arrived. Saved in" in output.replace("\n", " ")
+    assert not Run.read(tmp_path / "run").finished
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr
+    assert Run.read(tmp_path / "run").finished
