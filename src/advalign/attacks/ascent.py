@@ -86,7 +86,7 @@ def _mended(attack_loss: AttackLoss, x_adv: Tensor, values: ValueAndGrad) -> Val
     if not lost.any():
         return values
     rows = lost.nonzero().squeeze(1)
-    with without_autocast(x_adv.device):
+    with ranks.alone(), without_autocast(x_adv.device):  # other ranks may have nothing to compute again
         again = value_and_grad(attack_loss._replace(target=attack_loss.target[rows]), x_adv[rows])
     return ValueAndGrad(
         *(whole.index_copy(0, rows, part.to(whole.dtype)) for whole, part in zip(values, again, strict=True))
