@@ -31,6 +31,30 @@ class TinyNet(nn.Module):
         return self.fc(self.layer2(self.layer1(x)).mean((2, 3)))
 
 
+def tiny_vit(classes: int = 4, channels: int = 3) -> nn.Module:
+    """A transformer of one block over patches of 8 x 8, without positions."""
+
+    class Tokens(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(2).transpose(1, 2)
+
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean(1)
+
+    block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+    return nn.Sequential(nn.Conv2d(channels, 8, 8, 8), Tokens(), block, nn.LayerNorm(8), Mean(), nn.Linear(8, classes))
+
+
+def tiny_convnext(classes: int = 4, channels: int = 3) -> nn.Module:
+    """Patches of 4 x 4, a depthwise convolution, one group's norm, GELU and a mean: the parts of a ConvNeXt."""
+    depthwise = nn.Conv2d(8, 8, 7, padding=3, groups=8)
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 4, 4), depthwise, nn.GroupNorm(1, 8), nn.Conv2d(8, 16, 1), nn.GELU(),
+        nn.Conv2d(16, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes),
+    )  # fmt: skip
+
+
 class Around(nn.Module):
     """A network with something before it and something after it."""
 

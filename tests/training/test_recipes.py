@@ -11,12 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tyro
 
 from advalign.errors import UserError
 from advalign.spelling import parse_number
 from advalign.training.recipes import ADDED, RECIPES, Recipe
+from advalign.training.schedule import learning_rate
+from advalign.training.train import train
 
 # As in the authors' code or, for `common`, in Pang et al. 2021; step sizes of None are a quarter of eps.
 PAPERS: dict[str, dict[str, Any]] = {
@@ -105,6 +108,33 @@ def test_presets_are_the_papers(name: str):
     assert recipe.steps == PAPERS[name].get("steps", 10)
     assert recipe.norm == "linf"
     assert recipe.augment == "flip-crop"
+
+
+def test_the_learning_rate_on_imagenet_is_that_of_the_authors_configuration():
+    """Wong et al.'s configs_fast_4px_phase1 to 3: straight lines through these rates, from the first epoch's end on."""
+    recipe = RECIPES["imagenet"]()
+    ends = np.interp(range(1, 16), [1, 6, 12, 15], [0.4, 0.04, 0.004, 0.0004])
+    assert [learning_rate(recipe, epoch, 1) for epoch in range(1, 15)] == pytest.approx(ends[1:])
+    assert learning_rate(recipe, 0, 1) == pytest.approx(0.4 / 5)
+    assert (recipe.weight_decay, recipe.eps, recipe.all_steps) == (1e-4, 4 / 255, (2,))
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("imagenet", "tiny_vit"), ("imagenet", "tiny_convnext"), ("tiny-imagenet", "")]
+)
+def test_presets_for_larger_images_make_steps(name: str, model: str, tmp_path: Path):
+    """On generated images, two epochs of the preset: the loss is finite, and the average is what is saved."""
+    draw = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "mine.npz",
+        x_train=draw.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8), y_train=np.arange(24) % 3,
+        x_test=draw.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8), y_test=np.arange(3),
+    )  # fmt: skip
+    recipe = dataclasses.replace(RECIPES[name](), epochs=2, batch_size=8, validation=4, validate_every=2)
+    spelling = f"tests.networks:{model}" if model else "small-cnn(width=2)"
+    run = train("at", data=f"npz:{tmp_path / 'mine.npz'}", model=spelling, recipe=recipe, runs=tmp_path)
+    assert run.finished
+    assert all(math.isfinite(row["loss"]) for row in run.log)
 
 
 def test_a_recipe_cannot_change_but_has_variants():

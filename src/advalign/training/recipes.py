@@ -403,6 +403,20 @@ def dm() -> Recipe:
     )  # fmt: skip
 
 
+def imagenet() -> Recipe:
+    """Wong et al. 2020's 15 epochs on ImageNet, with Singh et al. 2023's two steps, smoothed labels and EMA."""
+    return Recipe(
+        epochs=15, batch_size=512, lr=0.4, schedule="linear", milestones=(1 / 15, 6 / 15, 12 / 15, 1.0), warmup=1,
+        weight_decay=1e-4, augment="resized-crop", eps=4 / 255, steps=2, step_size=4 / 255, start="clean",
+        label_smoothing=0.1, average="ema", ema_decay=0.9999,
+    )  # fmt: skip
+
+
+def tiny_imagenet() -> Recipe:
+    """Rice et al. 2020's recipe in half the epochs, for 64 x 64 images: drops at 50 and 75, attack in train mode."""
+    return Recipe(epochs=100, milestones=(0.5, 0.75), mode="train", start="uniform")
+
+
 RECIPES = {
     "common": common,
     "short": short,
@@ -434,4 +448,6 @@ RECIPES = {
     "acat": acat,
     "dajat": dajat,
     "dm": dm,
+    "imagenet": imagenet,
+    "tiny-imagenet": tiny_imagenet,
 }
