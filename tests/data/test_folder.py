@@ -155,7 +155,7 @@ def test_the_cache_is_used_until_a_file_changes(tmp_path: Path, own_cache: Path,
     assert len(caches(own_cache)) == 1
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "_pixels", None)  # decoding anything would fail
+        patch.setattr(folder, "decode", None)  # decoding anything would fail
         patch.setattr(folder, "_file_digest", None)
         data = load(f"folder:{root}")
     assert data.digest == digest

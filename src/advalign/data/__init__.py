@@ -13,6 +13,8 @@ from advalign.data.digits import load_digits
 from advalign.data.extra import Extra, load_extra
 from advalign.data.folder import load_folder
 from advalign.data.images import Dataset, Images, hold_out, stratified_subset
+from advalign.data.parquet import load_parquet
+from advalign.data.webdataset import load_webdataset
 from advalign.errors import UserError, quoted, unknown
 
 __all__ = [
@@ -38,6 +40,8 @@ NAMES = {
     "folder-classes:PATH": "the same, where each sub-folder is a class, also one named as a split",
     "folder-splits:PATH": "the same, where sub-folders named as splits are splits, and others are left out",
     "folder-test:PATH": "the same, where each sub-folder is a class, and all images are test images",
+    "parquet:PATH": "encoded images with labels in Parquet files, as Hugging Face's datasets writes them",
+    "webdataset:PATH": "tar archives of image files with .cls labels",
 }
 
 
@@ -52,7 +56,7 @@ def load(name: str, *, directory: Path | str | None = None, image_size: int = 32
     Args:
         name: one of `NAMES`, with a path in place of PATH.
         directory: where CIFAR lies; by default ADVALIGN_DATA, else the cache, to which it is downloaded.
-        image_size: side to which the image files of a folder are resized; other data keep their size.
+        image_size: side to which image files are resized, in folders, Parquet and tar; other data keep their size.
 
     Raises:
         UserError: unknown name, or data that are missing, corrupt or of the wrong kind.
@@ -66,9 +70,16 @@ def load(name: str, *, directory: Path | str | None = None, image_size: int = 32
             return load_npz(path)
         case ["folder" | "folder-classes" | "folder-splits" | "folder-test" as kind, path] if path:
             return load_folder(path, image_size, kind.removeprefix("folder").removeprefix("-") or "auto")
+        case ["parquet", path] if path:
+            return load_parquet(path, image_size)
+        case ["webdataset", path] if path:
+            return load_webdataset(path, image_size)
         case [path] if path and Path(path).is_dir():
             raise UserError(f"unknown data set {quoted(name)}: for images in a folder write folder:{name}")
         case [path] if Path(path).suffix == ".npz":
             raise UserError(f"unknown data set {quoted(name)}: for arrays in a file write npz:{name}")
+        case [path] if Path(path).suffix in (".parquet", ".tar"):
+            kind = "parquet" if Path(path).suffix == ".parquet" else "webdataset"
+            raise UserError(f"unknown data set {quoted(name)}: for images in such a file write {kind}:{name}")
         case _:
             raise unknown("data set", name, NAMES)

@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 
 from advalign.errors import UserError
-from advalign.runtime.files import lock_exclusively, write_atomically
+from advalign.runtime.files import lock_exclusively, write_atomically, written_atomically
 from advalign.runtime.progress import progress_bars
 from advalign.runtime.sealed import Owner, check_sealed, seal_npy
 
@@ -121,6 +121,22 @@ def cached_file(name: str, rows: Rows[T], then_stale: str) -> tuple[Path, int]:
             (cache_folder() / then_stale).unlink(missing_ok=True)
         _make_unless(is_there, file, rows)
     return file, len(header)
+
+
+def cached_table(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return an array of any length from the cache; made whole if it is not there or is damaged.
+
+    Raises:
+        UserError: the cache cannot be written or read.
+    """
+    file = cache_folder() / name
+    with _named(file):
+        if not _is_whole(file):
+            table = make()
+            with written_atomically(file) as draft:
+                np.save(draft, table)
+                seal_npy(draft, _owner(file))
+        return np.load(file)
 
 
 def remembered(name: str, make: Callable[[], str]) -> str:

@@ -13,23 +13,19 @@ import numpy as np
 import torch
 
 from advalign.data.cache import Rows, cached_array
+from advalign.data.decode import check_size, decode, preprocessing
 from advalign.data.held_out import hold_out_by_content, note_on_test
 from advalign.data.image_cache import cached_images
 from advalign.data.images import Dataset, Digests, Images
 from advalign.data.layout import CLASS_FOLDERS, ClassFiles, Layout, counted, read_layout
 from advalign.data.split_names import TEST, TRAIN, VALIDATION, split_of
-from advalign.errors import UserError, require, shorten
+from advalign.errors import UserError, require
 from advalign.runtime.files import digest, full_path
 from advalign.runtime.near import near_path
 from advalign.shapes import Labels
 
-LARGEST = 100_000_000
-"""Pixels at most of an image file: a file of a few kilobytes can say that it has billions, and decoding takes memory
-for them, 4 bytes each."""
 State = tuple[str, int, int]
 """What tells that a file has changed: its name below the folder, size and date."""
-_LARGEST_SIDE = 10_000  # of images in the cache
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # by content; Pillow starts programs for some others
 
 
 def load_folder(path: Path | str, image_size: int, layout: str = "auto") -> Dataset:
@@ -60,10 +56,7 @@ def load_folder(path: Path | str, image_size: int, layout: str = "auto") -> Data
     instead = f"write npz:{path}" if root.suffix == ".npz" else "unpack it if it is an archive"
     require(not root.is_file(), lambda: f"{name}: it is a file and no folder; {instead}")
     require(root.is_dir(), lambda: f"{name}: there is no such folder{near_path(path)}")
-    require(
-        1 <= image_size <= _LARGEST_SIDE,
-        lambda: f"image size {image_size} must be positive, and at most {_LARGEST_SIDE}",
-    )
+    check_size(image_size)
     read = read_layout(root, layout)
     files = {split: _flat(members, read.class_names) for split, members in read.splits.items()}
     below = len(os.path.join(root, ""))
@@ -86,20 +79,9 @@ def load_folder(path: Path | str, image_size: int, layout: str = "auto") -> Data
     test = images[TEST]
     return Dataset(
         name, images.get(TRAIN, test.take([])), test, read.class_names, note, validation=images.get(VALIDATION),
-        preprocessing=_preprocessing(image_size), held_out=held_out, sources=sources,
+        preprocessing=preprocessing(image_size), held_out=held_out, sources=sources,
         remarks=_remarks(read, guessed=layout == "auto"), places=places,
     )  # fmt: skip
-
-
-def _preprocessing(size: int) -> dict[str, str]:
-    """Return what `_pixels` does to an image, in words."""
-    return {
-        "orientation": "upright by EXIF",
-        "channels": "RGB",
-        "alpha": "dropped",
-        "resize": f"shorter side to {size}, bicubic",
-        "crop": f"{size} x {size} at the centre",
-    }
 
 
 def _flat(members: ClassFiles, class_names: tuple[str, ...]) -> tuple[list[str], Labels]:
@@ -148,7 +130,7 @@ def _images(
     every = [file for members, _ in files.values() for file in members]
     key = digest(json.dumps([str(root), [states[file] for file in every], size]))
     labels = torch.cat([labels for _, labels in files.values()])
-    images = cached_images(key, labels, size, lambda first: every[first:], lambda file: _pixels(file, size))
+    images = cached_images(key, labels, size, lambda first: every[first:], lambda file: decode(file, file, size))
     return dict(zip(files, images.split([len(members) for members, _ in files.values()]), strict=True))
 
 
@@ -173,28 +155,3 @@ def _file_digest(file: str) -> bytes:
             return hashlib.file_digest(content, "sha256").digest()[:8]
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
-
-
-def _pixels(file: str, size: int) -> bytes:
-    """Return one image as (3, size, size) bytes."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file, formats=_FORMATS) as image:
-            if image.width * image.height > LARGEST:
-                raise ValueError(f"{image.width} x {image.height} pixels are more than {LARGEST // 10**6} million")
-            deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-            if image.mode in ("I", "F") and not deep:
-                raise ValueError(f"the range of its pixels (mode {image.mode}) is not known; save it with 8 or 16 bits")
-            upright = ImageOps.exif_transpose(image)
-            if deep:  # convert would clip at 255
-                upright = Image.fromarray(np.rint(np.asarray(upright) / 257).astype(np.uint8))
-            square = ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    except Image.DecompressionBombError as error:  # Pillow's own bound, above ours
-        raise UserError(
-            f"{file} cannot be read as an image: it has more than {LARGEST // 10**6} million pixels"
-        ) from error
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-        reason = shorten(" ".join(f"{error}".split())) or type(error).__name__
-        raise UserError(f"{file} cannot be read as an image: {reason}") from error
-    return np.asarray(square).transpose(2, 0, 1).tobytes()

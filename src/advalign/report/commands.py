@@ -44,7 +44,7 @@ def train_line(run: Run, folders: RunFolders) -> str:
         notes.append("of an earlier version with fewer settings: the same training, under another id")
     preset, flags = _nearest(recipe)
     words = [setting["method"], "--data", setting["data"], "--model", setting["model"], "--recipe", preset, *flags]
-    if data_kind(setting["data"]) == "folder":
+    if data_kind(setting["data"]) in ("folder", "parquet", "webdataset"):
         words += ["--image-size", str(setting["shape"][1])]
     for guest, identity in setting["guests"].items():
         if identity == "learns" or _is_default_guest(setting, guest):
