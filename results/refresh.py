@@ -19,10 +19,10 @@ from advalign.runs import read_records
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in (
-    "findings.md", "evaluation.md", "speed.md", "how-to/robust-from-accurate.md",
+    "attacks.md", "findings.md", "evaluation.md", "speed.md", "how-to/robust-from-accurate.md",
 )))  # fmt: skip
 _BLOCK = re.compile(
-    r"(<!-- (table|comparison|claims|study|sweep|timing|scaling|convolutions|around|starts|mixes|same_clean|aware)"
+    r"(<!-- (table|comparison|claims|study|sweep|timing|scaling|convolutions|around|fast|starts|mixes|same_clean|aware)"
     r" of (\S+) -->\n)"
     r".*?"
     r"(<!-- end of table -->)",
@@ -115,7 +115,34 @@ def around(path: Path) -> Table:
     return Table(("what", "takes"), tuple(cells), frozenset(), caption)
 
 
-_OF_BENCHMARKS = {"around": around, "timing": timing, "scaling": scaling, "convolutions": convolutions}
+def fast(path: Path) -> Table:
+    """Tabulate the measurements of `python -m benchmarks.fast`."""
+    content = json.loads(path.read_text())
+    rows, summary = content["models"], content["summary"]
+    gap = summary["fast - autoattack, points"]
+    means = (
+        100 * sum(row["withstand"][name] / row["n"] for row in rows) / len(rows) for name in ("autoattack", "fast")
+    )
+    cells = (
+        str(summary["models"]), str(summary["images"]), *(f"{mean:.2f}" for mean in means),
+        f"{gap['mean']:+.2f} ({gap['least']:+.1f} to {gap['most']:+.1f})", str(summary["only autoattack breaks"]),
+        str(summary["only fast breaks"]), *(f"{value:.1f}" for value in summary["autoattack / fast"].values()),
+    )  # fmt: skip
+    columns = (
+        "models", "images in all", "autoattack, mean", "fast, mean", "fast - autoattack, mean (range)",
+        "only autoattack breaks", "only fast breaks", "times fewer passes", "times faster",
+    )  # fmt: skip
+    caption = (
+        f"Accuracy in %, differences in points, by `python -m benchmarks.fast`: the models of Table 1 (tiny), "
+        f"{rows[0]['n']} test images each, one image being {100 / rows[0]['n']:.1f} points; small networks, trained for "
+        f"a few epochs; {_machine(content)}."
+    )
+    return Table(columns, (cells,), frozenset(), caption)
+
+
+_OF_BENCHMARKS = {
+    "around": around, "timing": timing, "scaling": scaling, "convolutions": convolutions, "fast": fast
+}  # fmt: skip
 
 
 def _machine(content: dict[str, dict[str, str]]) -> str:
