@@ -119,6 +119,7 @@ def fast(path: Path) -> Table:
     """Tabulate the measurements of `python -m benchmarks.fast`."""
     content = json.loads(path.read_text())
     rows, summary = content["models"], content["summary"]
+    n = rows[0]["n"]
     gap = summary["fast - autoattack, points"]
     means = (
         100 * sum(row["withstand"][name] / row["n"] for row in rows) / len(rows) for name in ("autoattack", "fast")
@@ -134,8 +135,8 @@ def fast(path: Path) -> Table:
     )  # fmt: skip
     caption = (
         f"Accuracy in %, differences in points, by `python -m benchmarks.fast`: the models of Table 1 (tiny), "
-        f"{rows[0]['n']} test images each, one image being {100 / rows[0]['n']:.1f} points; small networks, trained for "
-        f"a few epochs; {_machine(content)}."
+        f"{n} test images each, one image being {100 / n:.1f} points; small networks, trained "
+        f"for a few epochs; {_machine(content)}."
     )
     return Table(columns, (cells,), frozenset(), caption)
 

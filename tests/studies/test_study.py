@@ -421,6 +421,8 @@ def test_notes_are_of_the_columns_whose_heading_may_mislead_and_each_is_there_on
         assert second.startswith("CW-inf is PGD on the margin loss, 100 steps")
     cw = next(column for column in SCALES["tiny"].columns() if column.heading == "black-box C&W")
     assert notes_on([cw, Column(heading="x", attack="cw(steps=5)")]) == [cw.note]
+    (note,) = notes_on([Column(heading="x", attack="fast")])
+    assert note.startswith("x: an estimate of autoattack")
 
 
 def test_the_notes_stand_below_the_table(tmp_path: Path):

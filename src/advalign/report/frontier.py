@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from advalign.attacks.spelled import remarks_on
 from advalign.evaluation.interval import wilson
 from advalign.frontier.result import StoredFrontier
 from advalign.frontier.trace import Curve, Point
@@ -60,6 +61,7 @@ def _caption(stored: StoredFrontier) -> str:
         f"Accuracy in % on {stored.test.images} test images of {content['data']}, {content['threat']}; 95 % intervals "
         f"reach ± {reach:.1f} points at most. Robust: under the examples made on every setting and on both networks"
         f"{floor}. Bold: chosen on {content['images_held_out']}."
+        + "".join(f" {name}: {remark}." for name, remark in remarks_on([content["curve_attack"]]).items())
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import mean
 
+from advalign.attacks.spelled import remarks_on
 from advalign.errors import require
 from advalign.report.noise import NOISE, mark_best
 from advalign.report.page import Section, TextSection, write_page
@@ -173,7 +174,11 @@ def numbers_of_images(headings: Mapping[int, Sequence[str]]) -> str:
 
 def notes_on(columns: Iterable[Column]) -> list[str]:
     """Return what a reader must know of the columns, each note once."""
-    return list(dict.fromkeys(column.note for column in columns if column.note))
+    columns = list(columns)
+    remarks = [
+        f"{column.heading}: {remark}" for column in columns for remark in remarks_on([column.attack]).values()
+    ]  # fmt: skip
+    return list(dict.fromkeys([*(column.note for column in columns if column.note), *remarks]))
 
 
 def _published_lines(
