@@ -293,6 +293,17 @@ def sparse_sign(grad: Pixels, share: float | PerImage) -> Pixels:
     return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1)).view_as(grad)
 
 
+def shortened(threat: Threat, delta: Pixels, x: Pixels, radii: PerImage) -> Pixels:
+    """Return perturbations projected to balls of radii of their own, in a threat's norm, and to [0, 1] around x."""
+    each, room = _per_image(radii, x), torch.where(delta > 0, 1 - x, x)
+    if isinstance(threat, L1):
+        return _nearest_in_l1(delta.flatten(1), room.flatten(1), radii[:, None]).view_as(x)
+    if isinstance(threat, L2):
+        shrink = (radii / _length(delta).clamp_min(torch.finfo(x.dtype).tiny)).clamp_max(1)
+        return delta.sign() * (delta.abs() * _per_image(shrink, x)).minimum(room)
+    return delta.sign() * delta.abs().minimum(each).minimum(room)
+
+
 def check_step_size(owner: str, step_size: float, threat: Threat) -> None:
     """Refuse a step of an attack that is longer than its threat model is wide.
 
@@ -384,8 +395,10 @@ def require_inside(attack: object, threat: Threat | None, x_adv: Tensor, x: Tens
     )
 
 
-def _nearest_in_l1(delta: Tensor, room: Tensor, eps: float) -> Tensor:
+def _nearest_in_l1(delta: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     """Return the nearest z (N, D) to delta (N, D) with ||z||_1 <= eps, |z_i| <= room_i and the signs of delta.
+
+    A radius for each is (N, 1).
 
     By the conditions of Karush, Kuhn and Tucker |z_i| = min(max(|delta_i| - t, 0), room_i), with t = 0 or the sum eps.
     That sum falls piecewise linearly with t, so Newton's method finds t, mostly in fewer than ten steps. Where walls

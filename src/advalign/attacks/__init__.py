@@ -10,6 +10,7 @@ from advalign.attacks.ensemble import AutoAttack, Fast, Worst
 from advalign.attacks.fab import FAB, FABT
 from advalign.attacks.gradient import FGSM, MIM, PGD
 from advalign.attacks.min_margin import MinMargin
+from advalign.attacks.minimum_norm import DDN, FMN
 from advalign.attacks.names import parse_name, quantized_parts
 from advalign.attacks.quantized import Quantized, quantize
 from advalign.attacks.square import Square
@@ -22,9 +23,11 @@ __all__ = [
     "APGDDLR",
     "APGDT",
     "ATTACKS",
+    "DDN",
     "FAB",
     "FABT",
     "FGSM",
+    "FMN",
     "MIM",
     "PGD",
     "STANDARD",
@@ -54,6 +57,8 @@ ATTACKS: dict[str, type[Attack]] = {
     "fab-t": FABT,
     "square": Square,
     "cw": CarliniWagner,
+    "ddn": DDN,
+    "fmn": FMN,
     "autoattack": AutoAttack,
     "fast": Fast,
 }

@@ -49,6 +49,8 @@ class Attack(ABC):
     transfers: ClassVar[bool] = False
     """whether its examples carry over to other models: it goes on to a last step, or asks for a margin. The others stop
     at the first image that fools, which lies just beyond the boundary of the model that they attack, and of no other"""
+    nearest: ClassVar[bool] = False
+    """whether it looks for the adversarial image nearest in the threat's norm: accuracy then follows at every radius"""
     uses_gradients: ClassVar[bool] = True
     """whether it asks the model for gradients; one that counts queries instead sees less, so it must not break more"""
     always_spelled: ClassVar[str] = "steps"

@@ -1,0 +1,165 @@
+"""DDN and FMN: the nearest adversary instead of the worst one within a radius, for accuracy at every radius at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from advalign.attacks.ascent import AttackLoss, value_and_grad
+from advalign.attacks.classification import fooled_in, misclassified
+from advalign.attacks.contract import Attack
+from advalign.attacks.losses import cross_entropy, margin
+from advalign.errors import require
+from advalign.shapes import ImageBatch, Labels, PerImage
+from advalign.threats import L1, L2, Linf, PixelLinf, Pixels, Threat, shortened
+
+BISECTIONS = 10
+"""Forward passes at the end, which halve the way between the nearest adversary and the images before it."""
+
+
+@dataclass(frozen=True)
+class DDN(Attack):
+    """Steps of decreasing length, projected to a sphere that shrinks where an image fools and grows where it does not.
+
+    Decoupled direction and norm, Rony et al. 2019 (CVPR), algorithm 1, in L2. Gives the nearest iterate that is
+    misclassified, and the clean image where there is none. Unlike in the authors' code images are not rounded to 256
+    levels, and at the end the way to the nearest adversary is halved ten times.
+
+    Args:
+        gamma: share by which the sphere shrinks or grows in a step.
+
+    Raises:
+        UserError: steps or gamma out of range; when it attacks, a threat other than L2.
+    """
+
+    name: ClassVar[str] = "ddn"
+    bounded: ClassVar[bool] = False
+    nearest: ClassVar[bool] = True
+    steps: int = 100
+    gamma: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.gamma < 1, lambda: f"ddn: gamma={self.gamma:g} must be between 0 and 1")
+
+    def with_threat(self, threat: Threat) -> Attack:
+        """Return the same attack in another threat model.
+
+        Raises:
+            UserError: it is not L2.
+        """
+        _require_l2(threat)
+        return super().with_threat(threat)
+
+    def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
+        """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
+        _require_l2(self.threat)
+        delta, found = torch.zeros_like(x), _Nearest(x)
+        radius, farthest = torch.ones_like(found.length), self.threat.distance(torch.maximum(x, 1 - x), 0 * x)
+        for step in range(self.steps):
+            x_adv = (x + delta).clamp_(0, 1)
+            logits, _, grad = value_and_grad(AttackLoss(model, cross_entropy, y), x_adv)
+            fools = fooled_in(model, logits, x_adv, y)
+            found.keep(x_adv, self.threat.distance(x_adv, x), fools)
+            radius = (radius * torch.where(fools, 1 - self.gamma, 1 + self.gamma)).minimum(farthest)
+            moved = x_adv - x + _falling(step, self.steps, 1.0, 0.01) * self.threat.steepest(grad)
+            length = self.threat.distance(moved, 0 * x).clamp_min(torch.finfo(x.dtype).tiny)
+            delta = moved * _per_image(radius / length, x)
+        return found.refined(model, y, self.threat)
+
+
+@dataclass(frozen=True)
+class FMN(Attack):
+    """Steps on the margin, projected to a ball that shrinks where an image fools and grows where it does not.
+
+    Fast minimum-norm, Pintor et al. 2021 (NeurIPS), in Linf, L2 and L1. Before the first success the ball reaches a
+    little farther than the boundary lies to first order. Gives the nearest iterate that is misclassified, and the clean
+    image where there is none. Unlike in the authors' code, whose ball ends at that boundary, on which a linear model
+    does not fool; in Linf steps follow the sign of the gradient, which finds nearer images; and at the end the way to
+    the nearest adversary is halved ten times.
+
+    Args:
+        gamma: share by which the ball shrinks or grows in the first step; .001 in the last.
+
+    Raises:
+        UserError: steps or gamma out of range, a threat without a norm.
+    """
+
+    name: ClassVar[str] = "fmn"
+    bounded: ClassVar[bool] = False
+    nearest: ClassVar[bool] = True
+    steps: int = 200
+    gamma: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.gamma < 1, lambda: f"fmn: gamma={self.gamma:g} must be between 0 and 1")
+        require(
+            not isinstance(self.threat, PixelLinf), lambda: f"fmn minimises a norm: linf, l2 or l1, not {self.threat}"
+        )
+
+    def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
+        """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
+        threat, l2, dual = self.threat, L2(), _dual(self.threat)
+        delta, found, tiny = torch.zeros_like(x), _Nearest(x), torch.finfo(x.dtype).tiny
+        radius, farthest = torch.zeros_like(found.length), threat.distance(torch.maximum(x, 1 - x), 0 * x)
+        for step in range(self.steps):
+            x_adv = (x + delta).clamp_(0, 1)
+            logits, loss, grad = value_and_grad(AttackLoss(model, margin, y), x_adv)
+            length = threat.distance(x_adv, x)
+            fools = fooled_in(model, logits, x_adv, y)
+            found.keep(x_adv, length, fools)
+            gamma = _falling(step, self.steps, self.gamma, 0.001)
+            to_boundary = length + loss.abs() / dual.distance(grad, 0 * x).clamp_min(tiny)
+            farther = (1 + gamma) * torch.where(found.length.isfinite(), radius, radius.maximum(to_boundary))
+            radius = torch.where(fools, ((1 - gamma) * radius).minimum(found.length), farther).minimum(farthest)
+            rise = grad.sign() if isinstance(threat, Linf) else grad
+            moved = x_adv - x + _falling(step, self.steps, 1.0, 0.01) * l2.steepest(rise)
+            delta = shortened(threat, moved, x, radius)
+        return found.refined(model, y, threat)
+
+
+class _Nearest:
+    """The nearest misclassified images so far; at first the clean ones, at an endless distance."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.x_adv, self.length = x, x.clone(), x.new_full((len(x),), torch.inf)
+
+    def keep(self, x_adv: Tensor, length: PerImage, fools: Tensor) -> None:
+        nearer = fools & (length < self.length)
+        self.x_adv = torch.where(_per_image(nearer, x_adv), x_adv, self.x_adv)
+        self.length = torch.where(nearer, length, self.length)
+
+    def refined(self, model: nn.Module, y: Labels, threat: Threat) -> Tensor:
+        """Return the nearest misclassified images, after a bisection of the way from the clean ones to them."""
+        near, far = torch.zeros_like(self.length), torch.ones_like(self.length)
+        way = self.x_adv - self.x
+        for _ in range(BISECTIONS):
+            middle = (near + far) / 2
+            x_adv = self.x + _per_image(middle, way) * way
+            fools = misclassified(model, x_adv, y)
+            self.keep(x_adv, threat.distance(x_adv, self.x), fools)
+            near, far = torch.where(fools, near, middle), torch.where(fools, middle, far)
+        return self.x_adv
+
+
+def _dual(threat: Threat) -> Linf | L2 | L1:
+    """Return the geometry in whose norm a gradient is measured: its steepest rise for a unit of length."""
+    return {"linf": L1(), "l2": L2(), "l1": Linf()}[threat.norm]
+
+
+def _require_l2(threat: Threat) -> None:
+    require(isinstance(threat, L2), lambda: f"ddn minimises the L2 norm, not that of {threat}: take fmn, or --norm l2")
+
+
+def _falling(step: int, steps: int, first: float, last: float) -> float:
+    """Return a number that falls along a cosine from `first` in step 0 towards `last`."""
+    return last + (first - last) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def _per_image(values: Tensor, like: Pixels) -> Tensor:
+    return values.view(-1, *[1] * (like.ndim - 1))
