@@ -18,7 +18,7 @@ from advalign.models.adapted import adapted
 from advalign.models.modes import evaluating, outside_inference_mode
 from advalign.shapes import ImageBatch, Labels
 from advalign.spelling import check_arguments, check_numbers, spell
-from advalign.threats import Threat, require_inside
+from advalign.threats import Norm, Threat, require_inside
 
 _COUNTS = ("steps", "restarts", "targets", "queries")  # arguments that are numbers of something, at least 1
 
@@ -49,8 +49,8 @@ class Attack(ABC):
     transfers: ClassVar[bool] = False
     """whether its examples carry over to other models: it goes on to a last step, or asks for a margin. The others stop
     at the first image that fools, which lies just beyond the boundary of the model that they attack, and of no other"""
-    nearest: ClassVar[bool] = False
-    """whether it looks for the adversarial image nearest in the threat's norm: accuracy then follows at every radius"""
+    nearest: ClassVar[tuple[Norm, ...]] = ()
+    """norms in which it looks for the nearest adversarial image, so that accuracy follows at every radius"""
     uses_gradients: ClassVar[bool] = True
     """whether it asks the model for gradients; one that counts queries instead sees less, so it must not break more"""
     always_spelled: ClassVar[str] = "steps"

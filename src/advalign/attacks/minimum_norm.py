@@ -15,7 +15,7 @@ from advalign.attacks.contract import Attack
 from advalign.attacks.losses import cross_entropy, margin
 from advalign.errors import require
 from advalign.shapes import ImageBatch, Labels, PerImage
-from advalign.threats import L1, L2, Linf, PixelLinf, Pixels, Threat, shortened
+from advalign.threats import L1, L2, Linf, Norm, PixelLinf, Pixels, Threat, shortened
 
 BISECTIONS = 10
 """Forward passes at the end, which halve the way between the nearest adversary and the images before it."""
@@ -25,20 +25,20 @@ BISECTIONS = 10
 class DDN(Attack):
     """Steps of decreasing length, projected to a sphere that shrinks where an image fools and grows where it does not.
 
-    Decoupled direction and norm, Rony et al. 2019 (CVPR), algorithm 1, in L2. Gives the nearest iterate that is
-    misclassified, and the clean image where there is none. Unlike in the authors' code images are not rounded to 256
-    levels, and at the end the way to the nearest adversary is halved ten times.
+    Decoupled direction and norm, Rony et al. 2019 (CVPR), algorithm 1, in L2 whatever the threat model. Gives the
+    nearest iterate that is misclassified, and the clean image where there is none. Unlike in the authors' code images
+    are not rounded to 256 levels, and at the end the way to the nearest adversary is halved ten times.
 
     Args:
         gamma: share by which the sphere shrinks or grows in a step.
 
     Raises:
-        UserError: steps or gamma out of range; when it attacks, a threat other than L2.
+        UserError: steps or gamma out of range.
     """
 
     name: ClassVar[str] = "ddn"
     bounded: ClassVar[bool] = False
-    nearest: ClassVar[bool] = True
+    nearest: ClassVar[tuple[Norm, ...]] = ("l2",)
     steps: int = 100
     gamma: float = 0.05
 
@@ -46,30 +46,21 @@ class DDN(Attack):
         super().__post_init__()
         require(0 < self.gamma < 1, lambda: f"ddn: gamma={self.gamma:g} must be between 0 and 1")
 
-    def with_threat(self, threat: Threat) -> Attack:
-        """Return the same attack in another threat model.
-
-        Raises:
-            UserError: it is not L2.
-        """
-        _require_l2(threat)
-        return super().with_threat(threat)
-
     def run(self, model: nn.Module, x: ImageBatch, y: Labels) -> ImageBatch:
         """Attack x (N, C, H, W) in [0, 1] with labels y (N,); return adversarial images of that shape and range."""
-        _require_l2(self.threat)
+        l2 = L2()
         delta, found = torch.zeros_like(x), _Nearest(x)
-        radius, farthest = torch.ones_like(found.length), self.threat.distance(torch.maximum(x, 1 - x), 0 * x)
+        radius, farthest = torch.ones_like(found.length), l2.distance(torch.maximum(x, 1 - x), 0 * x)
         for step in range(self.steps):
             x_adv = (x + delta).clamp_(0, 1)
             logits, _, grad = value_and_grad(AttackLoss(model, cross_entropy, y), x_adv)
             fools = fooled_in(model, logits, x_adv, y)
-            found.keep(x_adv, self.threat.distance(x_adv, x), fools)
+            found.keep(x_adv, l2.distance(x_adv, x), fools)
             radius = (radius * torch.where(fools, 1 - self.gamma, 1 + self.gamma)).minimum(farthest)
-            moved = x_adv - x + _falling(step, self.steps, 1.0, 0.01) * self.threat.steepest(grad)
-            length = self.threat.distance(moved, 0 * x).clamp_min(torch.finfo(x.dtype).tiny)
+            moved = x_adv - x + _falling(step, self.steps, 1.0, 0.01) * l2.steepest(grad)
+            length = l2.distance(moved, 0 * x).clamp_min(torch.finfo(x.dtype).tiny)
             delta = moved * _per_image(radius / length, x)
-        return found.refined(model, y, self.threat)
+        return found.refined(model, y, l2)
 
 
 @dataclass(frozen=True)
@@ -91,7 +82,7 @@ class FMN(Attack):
 
     name: ClassVar[str] = "fmn"
     bounded: ClassVar[bool] = False
-    nearest: ClassVar[bool] = True
+    nearest: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     steps: int = 200
     gamma: float = 0.05
 
@@ -150,10 +141,6 @@ class _Nearest:
 def _dual(threat: Threat) -> Linf | L2 | L1:
     """Return the geometry in whose norm a gradient is measured: its steepest rise for a unit of length."""
     return {"linf": L1(), "l2": L2(), "l1": Linf()}[threat.norm]
-
-
-def _require_l2(threat: Threat) -> None:
-    require(isinstance(threat, L2), lambda: f"ddn minimises the L2 norm, not that of {threat}: take fmn, or --norm l2")
 
 
 def _falling(step: int, steps: int, first: float, last: float) -> float:

@@ -77,6 +77,12 @@ def remarks_on(spellings: Iterable[str]) -> dict[str, str]:
     }
 
 
+def looks_for_the_nearest(spelling: str, norm: str) -> bool:
+    """Tell whether the attack that a text spells looks for the nearest adversary in a norm."""
+    head, _ = _split(spelling)
+    return head in ATTACKS and norm in ATTACKS[head].nearest
+
+
 def _split(spelling: str) -> tuple[str, str]:
     """Split a spelling into the attack's name and its arguments with their parentheses."""
     head, bracket, arguments = spelling.partition("(")

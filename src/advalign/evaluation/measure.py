@@ -25,6 +25,7 @@ from advalign.evaluation.results import (
     Measurement,
     make_records,
     mean_distances,
+    nearest_radii,
     write_examples,
     write_measurement,
 )
@@ -272,6 +273,7 @@ def _measurement(
         path=file,
         extra_data="extra" in target.card,
         distances=mean_distances(evaluation, examples, target.images),
+        radii=nearest_radii(evaluation, examples, target.images, target.threat),
         note="; ".join(filter(None, (target.note, agreement))),
         published=zoo_model(target.card["zoo"]) if "zoo" in target.card else None,
         by_class=ClassOutcomes.count(target.classes.class_names, target.images.labels, evaluation.outcomes),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from advalign.attacks.classification import in_fp32
 from advalign.attacks.names import worst_case_name
+from advalign.attacks.spelled import looks_for_the_nearest
 from advalign.data import Images
 from advalign.evaluation.accuracy import WORST_CASE, Evaluation
 from advalign.evaluation.by_class import ClassOutcomes
@@ -26,6 +27,7 @@ from advalign.runs.zoo import ZooModel
 from advalign.runtime.environment import environment
 from advalign.runtime.files import write_atomically
 from advalign.runtime.sealed import Owner, seal_zip
+from advalign.threats import Threat
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,9 @@ class Measurement:
     """Of each attack that is not bounded by the threat model: the mean L2 distance of the images that fool the network.
     """
 
+    radii: dict[str, list[float]]
+    """Of each attack that looks for the nearest adversary: its distance from each image, in the threat's norm; 0 of an
+    image that is misclassified anyway, inf where none was found."""
     note: str
     """What a reader of the numbers must know of the images and their classes; often nothing."""
     by_class: ClassOutcomes
@@ -100,6 +105,7 @@ def write_measurement(measured: Measurement, target: Target, identity: Mapping[s
             **identity,
             "distances": measured.distances,
             **({"success": evaluation.success} if evaluation.success else {}),
+            **({"radii": _without_inf(measured.radii)} if measured.radii else {}),
         },
     )
     folder = target.path.parent
@@ -121,6 +127,23 @@ def mean_distances(evaluation: Evaluation, examples: Mapping[str, Tensor], image
             x = images.to("cpu").floats()
             distances[name] = float((examples[name].cpu() - x)[fooled].flatten(1).norm(dim=1).mean())
     return distances
+
+
+def nearest_radii(
+    evaluation: Evaluation, examples: Mapping[str, Tensor], images: Images, threat: Threat
+) -> dict[str, list[float]]:
+    """Return, for each attack that looks for the nearest adversary, its distance from each image, as `radii` has it."""
+    radii, x, clean = {}, images.floats().cpu(), evaluation.correct["clean"]
+    for name, withstands in evaluation.correct.items():
+        if name in examples and looks_for_the_nearest(name, threat.norm):
+            moved = threat.distance(examples[name].cpu().double(), x.double())
+            distances = torch.where(withstands, torch.inf, torch.where(clean, moved, 0.0))
+            radii[name] = [float(f"{each:.6g}") for each in distances.tolist()]
+    return radii
+
+
+def _without_inf(radii: Mapping[str, list[float]]) -> dict[str, list[float | None]]:
+    return {name: [None if each == float("inf") else each for each in of_name] for name, of_name in radii.items()}
 
 
 def write_examples(measured: Measurement, examples: Mapping[str, Tensor], target: Target, batch_size: int) -> None:

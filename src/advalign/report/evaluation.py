@@ -9,6 +9,7 @@ from advalign.evaluation.interval import wilson
 from advalign.evaluation.results import Measurement
 from advalign.report.balance import by_class_table
 from advalign.report.card import card_attack, published_fields, robustbench_card
+from advalign.report.nearest import nearest_remarks, nearest_sections
 from advalign.report.page import TableSection, write_page
 from advalign.report.tables import Table, accuracy_table
 from advalign.report.targeted import SUCCESS
@@ -34,7 +35,7 @@ def write_evaluation(measured: Measurement, source: str) -> list[str]:
     write_atomically(path.with_suffix(".tex"), table.latex() + "\n")
     unknown = [] if measured.has_training_record else ["Weights without a training record."]
     introduction = [*unknown, *measured.evaluation.warnings]
-    sections = [TableSection("Accuracy by class", each) for each in classes]
+    sections = [*nearest_sections(measured), *(TableSection("Accuracy by class", each) for each in classes)]
     write_page(path.with_suffix(".html"), f"Evaluation of {source}", introduction, table, sections, environment())
     if card_attack(measured.records) is None:
         return [".md", ".tex", ".html"]
@@ -71,7 +72,10 @@ def remarks(measured: Measurement) -> Iterator[str]:
     evaluation = measured.evaluation
     for warning in evaluation.warnings:
         yield f"warning: {warning}"
+    yield from nearest_remarks(measured)
     for name in filter(evaluation.unbounded.__contains__, evaluation.correct):
+        if name in measured.radii:
+            continue
         distance = measured.distances.get(name)
         result = (
             "no image fools"

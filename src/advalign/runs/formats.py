@@ -150,6 +150,9 @@ class ResultFile(msgspec.Struct, forbid_unknown_fields=True):
     surrogate: str = ""
     surrogate_weights: str = ""
     distances: dict[str, float] = {}
+    radii: dict[str, list[float | None]] = {}
+    """by attack that looks for the nearest adversary, its distance from each image: 0 of one that is misclassified
+    anyway, null where none was found"""
     success: dict[str, float] = {}
     """by targeted attack, the share of the attacked images that is classified as the target"""
     own: dict[str, str] = {}

@@ -1,0 +1,134 @@
+"""DDN and FMN: the least distance on linear models in every norm, Auto-PGD at three radii, and foolbox."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from tests.attacks.test_l1 import linear, most
+from tests.networks import Target, fooled
+from torch import Tensor, nn
+
+from advalign.attacks import APGDT, DDN, FMN
+from advalign.errors import UserError
+from advalign.threats import L1, L2, Linf, PixelLinf, Threat, shortened
+
+
+def reach(threat: Threat, x: Tensor, weight: Tensor, radii: Tensor) -> Tensor:
+    """The most that <weight, z> can grow within radii (N,) and [0, 1]: by the conditions of Karush, Kuhn and Tucker."""
+    flat, size = x.flatten(1), weight.abs()
+    room = torch.where(weight > 0, 1 - flat, flat)
+    if isinstance(threat, Linf):
+        return (size * room.minimum(radii[:, None])).sum(1)
+    if isinstance(threat, L1):
+        return torch.cat([most(x[i : i + 1], weight[i : i + 1], float(radii[i])) for i in range(len(x))])
+    low, high = torch.zeros(len(x), 1, dtype=x.dtype), torch.full((len(x), 1), 1e4, dtype=x.dtype)
+    for _ in range(60):
+        middle = (low + high) / 2
+        long = (size * middle).minimum(room).norm(dim=1, keepdim=True) > radii[:, None]
+        low, high = torch.where(long, low, middle), torch.where(long, middle, high)
+    return (size * (size * low).minimum(room)).sum(1)
+
+
+def least(threat: Threat, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The least distance (N,) at which a model of two classes can be fooled, by bisection."""
+    weight = (model[1].weight[1] - model[1].weight[0]).detach() * (1 - 2 * y)[:, None]  # pyright: ignore[reportIndexIssue]
+    with torch.no_grad():
+        lead = model(x).gather(1, y[:, None]).squeeze(1) - model(x).gather(1, 1 - y[:, None]).squeeze(1)
+    low, high = torch.zeros(len(x), dtype=x.dtype), torch.full((len(x),), 48.0, dtype=x.dtype)
+    for _ in range(40):
+        middle = (low + high) / 2
+        enough = reach(threat, x, weight, middle) > lead
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return high
+
+
+@pytest.mark.parametrize(
+    ("attack", "excess"),
+    [(FMN(Linf(1.0)), 0.01), (FMN(L2(1.0)), 0.01), (FMN(L1(1.0)), 0.05), (DDN(L2(1.0)), 0.01)],
+    ids=str,
+)
+def test_the_least_distance_on_a_linear_model_with_images_at_the_walls(attack: FMN | DDN, excess: float):
+    model, x, y, _ = linear(2)
+    x, y = x[:30], y[:30]
+    x_adv = attack(model, x, y)
+    assert fooled(model, x_adv, y).all()
+    ratio = attack.threat.distance(x_adv, x) / least(attack.threat, model, x, y)
+    assert ratio.min() > 1 - 1e-6
+    assert ratio.max() < 1 + excess
+    assert ratio.median() < 1.001
+
+
+@pytest.mark.parametrize("threat", [Linf(1.0), L2(1.0), L1(1.0)], ids=str)
+def test_a_ball_of_each_image_is_that_of_its_radius(threat: Linf | L2 | L1):
+    x = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    delta = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    radii = torch.tensor([0.0, 0.1, 0.5, 2.0, 50.0], dtype=torch.double)
+    got = shortened(threat, delta, x, radii)
+    for i, radius in enumerate(radii.tolist()):
+        one = slice(i, i + 1)
+        ball = type(threat)(min(radius, 1.0) if isinstance(threat, Linf) else radius).ball(x[one])
+        torch.testing.assert_close(x[one] + got[one], ball(x[one] + delta[one]))
+
+
+def test_misclassified_images_stay_and_what_cannot_be_fooled_is_the_clean_image():
+    x = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    layer = nn.Linear(12, 2)
+    model = nn.Sequential(nn.Flatten(), layer)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(torch.tensor([1.0, 0.0]))
+    y = torch.tensor([0, 1, 0, 1])
+    for attack in (FMN(Linf(0.1), steps=5), DDN(L2(0.5), steps=5)):
+        assert torch.equal(attack(model, x, y), x)
+
+
+def test_refusals():
+    with pytest.raises(UserError, match="fmn minimises a norm"):
+        FMN(PixelLinf(0.1, torch.zeros(1, 1, 2, 2)))
+    with pytest.raises(UserError, match="gamma=1 must be between 0 and 1"):
+        FMN(L2(0.5), gamma=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "radii"),
+    [(Linf, (0.1, 0.15, 0.2)), (L2, (0.3, 0.5, 0.7)), (L1, (0.5, 0.8, 1.2))],
+    ids=["linf", "l2", "l1"],
+)
+def test_the_curve_agrees_with_auto_pgd_at_three_radii(make: Any, radii: tuple[float, ...], target: Target):
+    model, x, y = target.model, target.x[:100], target.y[:100]
+    nearest = FMN(make(1.0))(model, x, y)
+    distance = make(1.0).distance(nearest, x).where(fooled(model, nearest, y), torch.inf)
+    for eps in radii:
+        torch.manual_seed(0)
+        broken = int(fooled(model, APGDT(make(eps), steps=40)(model, x, y), y).sum())
+        assert 5 < broken < 95
+        assert abs(int((distance <= eps).sum()) - broken) <= (14 if make is L1 else 6), (eps, broken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("attack", "theirs"),
+    [
+        (FMN(Linf(1.0)), "LInfFMNAttack"),
+        (FMN(L2(1.0)), "L2FMNAttack"),
+        (FMN(L1(1.0)), "L1FMNAttack"),
+        (DDN(L2(1.0)), "DDNAttack"),
+    ],
+    ids=str,
+)
+def test_as_near_as_foolbox(attack: FMN | DDN, theirs: str, target: Target):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        foolbox = pytest.importorskip("foolbox")
+        model = foolbox.PyTorchModel(target.model, bounds=(0, 1), device="cpu")
+        x, y = target.x[:60], target.y[:60]
+        reference = getattr(foolbox.attacks, theirs)(steps=attack.steps)(model, x, y, epsilons=None)[0]
+    medians = []
+    for x_adv in (attack(target.model, x, y), reference):
+        broken = fooled(target.model, x_adv, y)
+        medians.append(attack.threat.distance(x_adv, x).where(broken, torch.inf).median().item())
+    assert medians[0] <= 1.02 * medians[1], medians
