@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.attacks.test_l1 import linear, most
+from tests.attacks.linear_models import linear, most
 from tests.networks import Target, fooled
 from torch import Tensor, nn
 

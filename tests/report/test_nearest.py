@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from advalign.evaluation.measure import measure
@@ -21,6 +22,7 @@ def test_accuracy_is_the_share_of_images_that_are_farther():
     assert [accuracy_at(radii, eps) for eps in (0.0, 0.05, 0.1, 0.15, 0.2, 9.0)] == [0.75, 0.75, 0.5, 0.5, 0.25, 0.25]
 
 
+@pytest.mark.slow
 def test_the_distances_are_kept_and_shown(tmp_path: Path):
     quick = replace(digits(), epochs=1, steps=1, batch_size=128)
     run = train("natural", data="digits", model="small-cnn(width=4)", recipe=quick, runs=tmp_path, device="cpu")
