@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from advalign.errors import quoted, require, unknown
+from advalign.models.bpda import bpda
 from advalign.models.deepmind import DMPreActResNet, DMWideResNet
 from advalign.models.fold import Folded
 from advalign.models.mix import Mix
@@ -31,6 +32,7 @@ __all__ = [
     "Normalized",
     "Output",
     "Tapped",
+    "bpda",
     "build",
     "canonical",
     "check_output",
