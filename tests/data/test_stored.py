@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -130,6 +131,17 @@ def test_what_fits_is_held_and_what_does_not_is_read(both: tuple, monkeypatch: p
     assert [line.partition("read from ")[2] for line in lines] == [
         "the file, a batch ahead", "this machine's memory, a batch ahead",
     ]  # fmt: skip
+
+
+def test_no_room_above_the_data_reads_all_pixels_at_once():
+    """`pixels` of stored images reads everything: other rooms ask for rows; floats in memory alone are checked whole."""
+    source = Path(aa.__file__).parent
+    readers = {
+        path.relative_to(source).as_posix(): len(re.findall(r"\.pixels\b", path.read_text()))
+        for path in source.rglob("*.py")
+        if path.parent != source / "data"
+    }
+    assert {path: count for path, count in readers.items() if count} == {"evaluation/accuracy.py": 1}
 
 
 def test_images_in_memory_are_read_as_they_are():

@@ -58,7 +58,7 @@ def find_corruptions(spelling: str, data: Dataset) -> Corruptions:
     """
     if spelling == MADE_HERE:
         require(
-            data.shape == (3, 32, 32) and data.test.pixels.dtype == torch.uint8,
+            data.shape == (3, 32, 32) and data.test.dtype == torch.uint8,
             lambda: f"{MADE_HERE} is for 8-bit colour images of 32 x 32, as its constants are; {data.name} has others",
         )
         return Corruptions(MADE_HERE, tuple(CORRUPTIONS), lambda *cell: _made(data.test, *cell))
@@ -133,6 +133,7 @@ def _require_order(path: Path, array: NDArray[np.generic], test: Images) -> None
 def _made(test: Images, kind: str, severity: int, rows: Tensor) -> Tensor:
     """Corrupt test images here; what is drawn for an image depends on its row alone."""
     made = [
-        corrupt(test.pixels[row].cpu().permute(1, 2, 0).numpy(), kind, severity, seed=row) for row in rows.tolist()
-    ]  # fmt: skip
+        corrupt(image.cpu().permute(1, 2, 0).numpy(), kind, severity, seed=row)
+        for row, image in zip(rows.tolist(), test.read(rows.to(test.labels.device)), strict=True)
+    ]
     return torch.from_numpy(np.stack(made).transpose(0, 3, 1, 2).copy())

@@ -127,7 +127,7 @@ def _classified(
             if name not in done:
                 parts = []
                 for part in rows.split(batch_size):
-                    pixels = target.images.pixels[part.to(labels.device)] if cell is None else found.images(*cell, part)
+                    pixels = target.images.read(part.to(labels.device)) if cell is None else found.images(*cell, part)
                     x = pixels.to(labels.device)
                     with torch.no_grad(), in_fp32(labels.device):
                         logits = network(x if x.is_floating_point() else to_unit(x))
