@@ -134,7 +134,7 @@ def test_what_fits_is_held_and_what_does_not_is_read(both: tuple, monkeypatch: p
 
 
 def test_no_room_above_the_data_reads_all_pixels_at_once():
-    """`pixels` of stored images reads everything: other rooms ask for rows; floats in memory alone are checked whole."""
+    """`pixels` of stored images reads all of them: other rooms ask for rows; floats in memory are checked whole."""
     source = Path(aa.__file__).parent
     readers = {
         path.relative_to(source).as_posix(): len(re.findall(r"\.pixels\b", path.read_text()))
