@@ -136,7 +136,7 @@ def check_arguments(
     Raises:
         UserError: the name or the value, and what is allowed.
     """
-    parameters = inspect.signature(make).parameters.values()
+    parameters = parameters_of(make)
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
     named = [each.name for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
     known = [name for name in named if name not in (hidden or {})]
@@ -148,6 +148,9 @@ def check_arguments(
                 raise UserError(f"{owner} takes no arguments, but {quoted(name)} was given")
             raise unknown(f"argument of {owner}", name, known)
         hint = hints.get(name, Any)
+        if type(value) is hint and (hint is not float or math.isfinite(value)):  # a study of many cells has millions
+            checked[name] = value
+            continue
         checked[name] = next((reading for reading in _readings(value) if _fits(reading, hint)), value)
         flag_for_number = isinstance(value, bool) and hint is not Any and _fits(2, hint)
         infinite = isinstance(value, float) and not math.isfinite(value)
@@ -172,6 +175,11 @@ def check_numbers(owner: str, arguments: Mapping[str, Any]) -> None:
                 raise UserError(f"{owner}: {name}={quoted(value)} is out of range: at most 2**63 - 1")
 
 
+def parameters_of(make: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return what a constructor or a function takes; of those that stay, it is read once."""
+    return (_cached_parameters if isinstance(make, type | FunctionType) else _parameters)(make)
+
+
 def spell(
     name: str,
     make: Callable[..., Any],
@@ -190,7 +198,7 @@ def spell(
         always: the argument that is spelled even where it is the default.
     """
     shown = {}
-    for parameter in inspect.signature(make).parameters.values():
+    for parameter in parameters_of(make):
         value = values.get(parameter.name, parameter.default)
         if parameter.name != hidden and (value != parameter.default or parameter.name == always):
             shown[parameter.name] = value
@@ -281,6 +289,11 @@ def _hints(make: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
+def _parameters(make: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(make).parameters.values())
+
+
+_cached_parameters = lru_cache(maxsize=1024)(_parameters)
 _cached_hints = lru_cache(maxsize=1024)(_hints)  # to read them takes longer than all the rest of a check
 
 

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 import pytest
@@ -451,3 +452,37 @@ def test_the_worst_case_over_all_columns_is_measured_with_them(tmp_path: Path):
     assert set(outcomes) == {"clean", *attacks}
     left = [all(digit == "1" for digit in image) for image in zip(*outcomes.values(), strict=True)]
     assert results.records()[-1].accuracy == mean(left)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"subset": 5000}, "subset=5000 must be at most"),
+        ({"validation": 2000}, "validation=2000 must be below"),
+        ({"average": "method"}, "keeps no average"),
+        ({"eps": 1.5}, "eps"),
+        ({"attack": "atta", "augment": "cropshift"}, "goes through crop and flip"),
+    ],
+)
+def test_a_cell_that_cannot_work_is_refused_after_one_like_it_that_can(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+):
+    """Cells alike in all that images and a trial step depend on share a trial; these are not alike."""
+    cells = cell("rslad", row="fine"), cell("rslad", row="other", recipe=replace(RECIPE, **changes))
+    with pytest.raises(UserError, match=reason):
+        plan_study(study(*cells), seeds=1, runs=tmp_path, out=tmp_path / "out", context=ExecutionContext())
+
+
+@pytest.mark.slow
+def test_ten_thousand_cells_are_planned_in_seconds(tmp_path: Path):
+    """Each with a run folder of its own; cells that differ in what no trial step sees share one."""
+    cells = tuple(
+        cell(method, row=f"{method} {k}", recipe=replace(RECIPE, weight_decay=1e-6 * k))
+        for k in range(2000)
+        for method in ("at", "trades", "trades+vfd", "mart", "hat")
+    )
+    began = time.process_time()
+    planned = plan_study(study(*cells), seeds=1, runs=tmp_path, out=tmp_path / "out", context=ExecutionContext())
+    assert time.process_time() - began < 60  # 15 s on a quiet core
+    assert len({job.run.path for job in planned.jobs}) == 10_000
+    assert not any(job.finished for job in planned.jobs)

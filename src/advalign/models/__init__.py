@@ -23,7 +23,7 @@ from advalign.models.taps import Output, Tapped, find_layer, last_linear, last_s
 from advalign.models.user import call_function, check_output, find_function
 from advalign.models.vgg import VGG16
 from advalign.models.wide_resnet import wide_resnet, wide_resnet_28_10, wide_resnet_34_10
-from advalign.spelling import check_arguments, check_numbers, parse_call, spell
+from advalign.spelling import check_arguments, check_numbers, parameters_of, parse_call, spell
 
 __all__ = [
     "MODELS",
@@ -121,7 +121,7 @@ def canonical(spelling: str) -> str:
     """
     name, make, arguments = _resolve(spelling)
     arguments |= {each: canonical(arguments[each]) for each in _members(name) if each in arguments}
-    named = inspect.signature(make).parameters
+    named = {parameter.name for parameter in parameters_of(make)}
     return spell(name, make, arguments, others={key: arguments[key] for key in arguments if key not in named})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar, final
@@ -28,7 +27,7 @@ from advalign.objectives.contract import (
     union,
 )
 from advalign.shapes import ImageBatch, Labels, Logits, Rows
-from advalign.spelling import spell
+from advalign.spelling import parameters_of, spell
 from advalign.threats import Threat
 
 
@@ -48,7 +47,7 @@ class Part(nn.Module, ABC):
         super().__init__()
 
     def __str__(self) -> str:
-        lost = [name for name in inspect.signature(type(self)).parameters if name not in vars(self)]
+        lost = [each.name for each in parameters_of(type(self)) if each.name not in vars(self)]
         require(
             not lost,
             lambda: f"{self.name} must keep its argument {lost[:1]} under that name, or it cannot be told apart",

@@ -41,7 +41,8 @@ def plan_jobs(study: Study, seeds: int, *, runs: Path, data_dir: Path | None) ->
 
 
 def _job(cell: Cell, seed: int, runs: Path, data_dir: Path | None, tried: set[object]) -> Job:
-    cell = replace(cell, recipe=replace(cell.recipe, seed=seed))
+    if seed != cell.recipe.seed:
+        cell = replace(cell, recipe=replace(cell.recipe, seed=seed))
     data = dataset(cell.data, data_dir)
     planned = plan(parse(cell.method), data, cell.model, cell.recipe, runs=runs, guests={}, tried=tried)
     return Job(cell, planned.run, len(data.test), data.digest, guests=_guests(planned, cell.data))

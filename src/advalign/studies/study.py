@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -80,8 +81,11 @@ class Study:
         for column in self.columns:
             if column.data is not None and column.data not in known:
                 raise unknown(f"data of column {column.heading!r}", column.data, known)
-        for row in self.rows if any(column.data is None for column in self.columns) else ():
-            data = sorted({cell.data for cell in self.cells if cell.row == row})
+        of_row: dict[str, set[str]] = {}
+        for cell in self.cells if any(column.data is None for column in self.columns) else ():
+            of_row.setdefault(cell.row, set()).add(cell.data)
+        for row, names in of_row.items():
+            data = sorted(names)
             require(
                 len(data) == 1, lambda: f"row {row!r} has the data {' and '.join(data)}: each column needs its data"
             )
@@ -97,6 +101,5 @@ def check_seeds(seeds: int) -> None:
 
 
 def _require_distinct(kind: str, names: Iterable[str]) -> None:
-    names = list(names)
-    for name in names:
-        require(names.count(name) == 1, lambda: f"{kind} {name!r} is there twice")
+    for name, times in Counter(names).items():
+        require(times == 1, lambda: f"{kind} {name!r} is there twice")

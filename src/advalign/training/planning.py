@@ -35,6 +35,12 @@ OF_PGD = ("steps", "step_size", "start")
 """What the other training attacks do not use."""
 
 
+TRIED = (
+    *ATTACK_FIELDS, "average", "label_smoothing", "batch_size", "augment", "validation", "subset", "extra_share",
+)  # fmt: skip
+"""What images and a trial step depend on: cells of a study that differ elsewhere, as in the rate, need one together."""
+
+
 def plan(
     method: Method,
     dataset: Dataset,
@@ -78,7 +84,7 @@ def plan(
         recipe = replace(recipe, **_defaults(ATTACK_FIELDS))
     attack = training_attack(recipe)
     if isinstance(attack, PGD):  # one spelling; what an attack does not use must not name the run
-        recipe = replace(recipe, attack=PGD.name)
+        recipe = recipe if recipe.attack == PGD.name else replace(recipe, attack=PGD.name)
     else:
         recipe = replace(recipe, attack=str(attack), **_defaults(OF_PGD))
     require(
@@ -127,14 +133,15 @@ def check(planned: Plan, tried: set[object]) -> None:
     check_radius(threat, dataset.shape)
     if recipe.step_size is not None:
         check_step_size("recipe", recipe.step_size, threat)
-    batches = planned.batches(planned.images[0])
-    if planned.method.reads_rows:
-        next(batches.rows(0))
     parts = tuple((type(part), str(part)) for part in planned.method.parts)
-    trial = (parts, planned.model, dataset.shape, dataset.classes, replace(recipe, seed=0))
+    about_data = (dataset.name, dataset.shape, dataset.classes)
+    trial = (parts, planned.model, *about_data, *(getattr(recipe, name) for name in TRIED))
     files = [*planned.guests.values(), planned.init]  # which may change on the disk
     has_files = any(isinstance(file, Weights) for file in files)
     if has_files or trial not in tried:
+        batches = planned.batches(planned.images[0])
+        if planned.method.reads_rows:
+            next(batches.rows(0))
         try_step(planned)
         tried.add(trial)
 

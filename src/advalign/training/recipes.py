@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from advalign.errors import require
@@ -133,7 +133,7 @@ class Recipe:
     """seed of the initial weights, the splits, the order, the augmentation and the attack's noise"""
 
     def __post_init__(self) -> None:
-        for name, value in check_arguments("recipe", Recipe, asdict(self)).items():
+        for name, value in check_arguments("recipe", Recipe, self._values).items():
             object.__setattr__(self, name, value)  # lr=1 is lr=1.0, also in the digest that names a run
         if isinstance(self.steps, str) and min(parts := self.all_steps) >= 1:  # 2:5 and 2:05 are one, 7:7 is 7
             object.__setattr__(self, "steps", parts[0] if len(set(parts)) == 1 else ":".join(map(str, parts)))
@@ -195,13 +195,17 @@ class Recipe:
         require(self.swa_every is None or self.swa_every >= 1, lambda: f"swa_every={self.swa_every} must be at least 1")
         require(0 < self.extra_share < 1, lambda: f"extra_share={self.extra_share:g} must be above 0 and below 1")
         require(0 <= self.seed < 2**63, lambda: f"seed={self.seed} must be at least 0 and below 2**63")
-        check_numbers("recipe", asdict(self))
+        check_numbers("recipe", self._values)
 
     @property
     def setting(self) -> dict[str, Any]:
         """The fields by name, as they name a run."""
         added = {field.name: field.default for field in fields(self) if field.name in ADDED}
-        return {name: value for name, value in asdict(self).items() if name not in added or value != added[name]}
+        return {name: value for name, value in self._values.items() if name not in added or value != added[name]}
+
+    @property
+    def _values(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def all_steps(self) -> tuple[int, ...]:
