@@ -42,7 +42,7 @@ def toy(classes: int, channels: int) -> nn.Module:
 
 
 QUICK = replace(
-    digits(), epochs=2, steps=2, batch_size=65, subset=200, validation=100, lr=0.05, warmup=0, augment="flip-crop"
+    digits(), epochs=2, steps=2, batch_size=65, subset=200, validation=40, lr=0.05, warmup=0, augment="flip-crop"
 )
 """Three steps an epoch, and batches that two ranks share unequally."""
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

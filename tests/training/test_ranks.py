@@ -10,13 +10,24 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 from tests.training.on_ranks import CASES, assert_near, on_ranks, train_case
-from tests.training.same_runs import assert_same_run
+from tests.training.same_runs import assert_same, assert_same_run
 
+from advalign.attacks import FGSM, PGD
+from advalign.data import load as load_data
+from advalign.errors import TrainingError, UserError, require
+from advalign.evaluation.accuracy import evaluate
+from advalign.models import build
 from advalign.runs import Run
+from advalign.runtime import ranks
+from advalign.runtime.ranks import Share
+from advalign.runtime.seeds import seed_generators
+from advalign.threats import Linf
 
-QUICK = ("contrast", "ar-at", "mtard")
-"""Cases with statistics across the batch, noise drawn by a part, and losses that steer weights."""
+QUICK = ("contrast", "ar-at")
+"""Cases with statistics across the batch, and noise drawn by a part."""
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +48,55 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_train_as_one_does(case: str, alone: Path, shared: Path):
     assert_near(train_case(case, alone).path, shared / case)
     assert [row["ranks"] for row in Run.read(shared / case).log] == [2, 2]
+
+
+def meet() -> None:
+    """What ranks do together, with what each of them must see."""
+    with ranks.joined("cpu"):
+        me = dist.get_rank()
+        ranks.take_share(Share(torch.tensor([[0, 2], [1, 3, 4]][me]), 5))
+        rows = torch.arange(10.0).view(5, 2)
+        assert torch.equal(ranks.gather(ranks.own_rows(rows)), rows)
+        assert torch.equal(ranks.gather(ranks.own_rows(torch.cat([rows, -rows]))), torch.cat([rows, -rows]))
+        ranks.seed_step(7)
+        drawn = ranks.draw(torch.randn_like, ranks.own_rows(rows))
+        torch.rand(me + 1)  # what a network draws
+        drawn = torch.cat([drawn, ranks.draw(torch.randn_like, ranks.own_rows(rows))], 1)
+        seed_generators(7)
+        assert torch.equal(ranks.gather(drawn), torch.cat([torch.randn_like(rows), torch.randn_like(rows)], 1))
+        w = torch.ones(2, requires_grad=True)
+        everyone = ranks.gather(ranks.own_rows(rows) * w)
+        ranks.own_part((ranks.own_rows(rows) @ w * everyone.square().sum()).mean()).backward()
+        ranks.add_up_gradients([w])
+        v = torch.ones(2, requires_grad=True)
+        (rows @ v * (rows * v).square().sum()).mean().backward()
+        assert w.grad is not None
+        assert v.grad is not None
+        assert torch.allclose(w.grad, v.grad)
+        assert ranks.agree(me == 1, False) == (True, False)
+        assert list(ranks.spread([1, 2, 3], lambda n: (n, ranks.world()))) == [(1, 1), (2, 1), (3, 1)]
+        with pytest.raises(UserError, match=r"^full$"):
+            ranks.lead(lambda: require(False, "full"))
+        with pytest.raises(UserError, match=r"^gone \(rank 1\)$"), ranks.together():
+            require(me == 0, "gone")
+        net, images = (
+            build("small-cnn(width=2)", classes=10, channels=1).eval(),
+            load_data("digits").test.take(list(range(70))),
+        )
+        attacks = [PGD(Linf(0.1), steps=2), FGSM(Linf(0.1))]
+        shared = evaluate(net, images, attacks, batch_size=16, keep_examples=True)
+        with ranks.alone():
+            alone = evaluate(net, images, attacks, batch_size=16, keep_examples=True)
+        for part in ("correct", "examples", "passes"):
+            assert_same(getattr(shared, part), getattr(alone, part))
+    end = pytest.raises(TrainingError, match=r"^rank 1: a damaged file$") if me == 0 else pytest.raises(UserError)
+    with end, ranks.joined("cpu"):
+        require(me == 0, "a damaged file")
+        ranks.agree(False)
+
+
+def test_ranks_meet_and_what_one_cannot_all_know():
+    on_ranks(2, meet)
 
 
 @pytest.mark.slow

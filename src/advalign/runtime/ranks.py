@@ -30,8 +30,8 @@ R = TypeVar("R")
 
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun tells the processes that it starts."""
-PATIENCE = timedelta(hours=2)
-"""How long ranks wait for one that prepares data or measures guests; one that has died is noticed at once."""
+PATIENCE = timedelta(days=1)
+"""How long ranks wait for one that prepares data, or for a guest; one that has died is noticed at once."""
 BUCKET = 1 << 24
 """Numbers that are added up at once."""
 
@@ -88,7 +88,7 @@ def joined(device: str) -> Iterator[str]:
 
     Raises:
         UserError: the environment or the device does not allow it.
-        RankLost: another rank has died.
+        RankLost: another rank has died; TrainingError where it has said why.
     """
     if launched() == 1 or _state.joined:
         yield device
@@ -105,8 +105,29 @@ def joined(device: str) -> Iterator[str]:
     _state.joined = True
     try:
         yield own
+    except RankLost as error:
+        if told := "; ".join(_told()):
+            raise TrainingError(told) from error
+        raise
+    except (UserError, TrainingError) as error:
+        _store().set(_told_by(dist.get_rank()), str(error))
+        raise
     finally:
-        _state.joined, _state.share = False, None
+        _state.joined, _state.share, _state.alone = False, None, 0
+
+
+def _told() -> list[str]:
+    """Return what ranks have said before they ended, by which the others lost them."""
+    others = [each for each in range(dist.get_world_size()) if _store().check([_told_by(each)])]
+    return [f"rank {each}: {_store().get(_told_by(each)).decode()}" for each in others]
+
+
+def _told_by(rank: int) -> str:
+    return f"advalign/ended/{rank}"
+
+
+def _store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()
 
 
 def device_for_each(device: str, count: int) -> str:
