@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from advalign.errors import quoted, require, unknown
+from advalign.models.averaged import Averaged
 from advalign.models.bpda import bpda
 from advalign.models.deepmind import DMPreActResNet, DMWideResNet
 from advalign.models.fold import Folded
@@ -27,6 +28,7 @@ from advalign.spelling import check_arguments, check_numbers, parameters_of, par
 
 __all__ = [
     "MODELS",
+    "Averaged",
     "Folded",
     "Mix",
     "Normalized",
