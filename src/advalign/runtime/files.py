@@ -70,13 +70,12 @@ def lock_exclusively(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading and writing, made if it is not there, and hold it until no other process does.
 
     Raises:
-        OSError: it cannot be made or opened.
+        OSError: it cannot be made or opened, or its file system has no locks, without which two would write at once.
     """
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         with os.fdopen(handle, "r+b") as file:
-            with suppress(OSError):  # of a file system without locks
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX)
             if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):  # else it has been given its name
                 yield file
                 return
