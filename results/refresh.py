@@ -134,9 +134,9 @@ def fast(path: Path) -> Table:
         "only autoattack breaks", "only fast breaks", "times fewer passes", "times faster",
     )  # fmt: skip
     caption = (
-        f"Accuracy in %, differences in points, by `python -m benchmarks.fast`: the models of Table 1 (tiny), "
-        f"{n} test images each, one image being {100 / n:.1f} points; small networks, trained "
-        f"for a few epochs; {_machine(content)}."
+        "Accuracy in %, differences in points, by `python -m benchmarks.fast`: so many of the 21 models of Table 1 "
+        f"(tiny), {n} test images each, one image being {100 / n:.1f} points; small networks, trained "
+        f"for a few epochs; {content['environment']['device']}, torch {content['environment']['torch']}."
     )
     return Table(columns, (cells,), frozenset(), caption)
 

@@ -29,9 +29,9 @@ def corruption_table(result: CorruptionResult) -> Table:
     missing = f"; not there, and not in the mean: {', '.join(result.missing)}" if result.missing else ""
     caption = (
         f"Accuracy in % under {name} of {target.label}; data: {target.dataset.name}; test images: "
-        f"{len(result.correct[CLEAN])} of each{note}{missing}."
+        f"{len(result.correct[CLEAN])} of each; columns 1 to 5: severity{note}{missing}."
     )
-    columns = ("corruption", *(f"severity {severity}" for severity in SEVERITIES), "mean")
+    columns = ("corruption", *map(str, SEVERITIES), "mean")
     return Table(columns, tuple(rows), frozenset(), caption).with_notes([target.note])
 
 
