@@ -98,12 +98,12 @@ def test_a_stop_between_and_within_the_draws_changes_no_image(
     whole = measure(run.path, ATTACKS, ON_CPU, until=8.0, out=tmp_path / "whole").evaluation
     attack, calls = Evaluator._attack_batch, 0
 
-    def stops(self: Evaluator, *given: Any) -> None:
+    def stops(self: Evaluator, *given: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls % 3 == 0:
             raise KeyboardInterrupt
-        attack(self, *given)
+        return attack(self, *given)
 
     monkeypatch.setattr(Evaluator, "_attack_batch", stops)
     for _ in range(20):
