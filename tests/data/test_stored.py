@@ -224,7 +224,7 @@ import torch
 import advalign as aa
 from advalign.runtime.memory import free_memory
 root, size, limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-recipe, model = aa.Recipe(epochs=1, steps=1, batch_size=16, validation=8), "small-cnn(width=2)"
+recipe, model = aa.Recipe(epochs=1, steps=1, batch_size=16, validation=8), "tests.networks:tiny_convnext"
 warm = aa.train("at", data="digits", model=model, recipe=aa.Recipe(epochs=1, steps=1, subset=8), runs=f"{root}/warm")
 taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 if limit:
@@ -235,7 +235,8 @@ run = aa.train("natural", data=data, model=model, recipe=recipe, runs=f"{root}/{
 import hashlib
 print(hashlib.sha256(run.weights("last").read_bytes()).hexdigest())
 attack = aa.attacks.FGSM(aa.Linf(0.01))
-print(aa.evaluate(aa.load(run.weights("last")), data.test.take(list(range(64))), attack, batch_size=16))
+net = aa.load(run.weights("last"), trust_model=True)
+print(aa.evaluate(net, data.test.take(list(range(64))), attack, batch_size=16))
 """
 
 
