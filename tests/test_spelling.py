@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advalign import attacks, models, objectives
@@ -234,6 +234,7 @@ class Thing:
         self.layer, self.mode, self.marks = layer, mode, marks
 
 
+@settings(max_examples=50)
 @given(
     size=st.integers(-(10**20), 10**20),
     weight=st.floats(allow_nan=False, allow_infinity=False),

@@ -46,10 +46,11 @@ def test_a_stopped_evaluation_goes_on(
     monkeypatch.setattr(state, "SAVE_SECONDS", -1.0)
     attack_batch, before = evaluator.Evaluator._attack_batch, signal.getsignal(number)
 
-    def attack_and_stop(self, member, current, rows) -> None:
-        attack_batch(self, member, current, rows)
+    def attack_and_stop(self, member, current, rows):
+        outcome = attack_batch(self, member, current, rows)
         if current.batch == 2:
             os.kill(os.getpid(), number)
+        return outcome
 
     with monkeypatch.context() as stopping:
         stopping.setattr(evaluator.Evaluator, "_attack_batch", attack_and_stop)

@@ -183,6 +183,7 @@ def weights(tmp_path: Path) -> str:
     return f"small-cnn(width=2)@{tmp_path / 'net.pt'}"
 
 
+@pytest.mark.slow
 def test_the_mean_is_that_of_a_plain_loop_and_a_stop_changes_nothing(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -225,6 +226,7 @@ def test_the_mean_is_that_of_a_plain_loop_and_a_stop_changes_nothing(
     assert not list(tmp_path.glob("corruptions/.*.state"))
 
 
+@pytest.mark.slow
 def test_the_command_writes_and_refuses_what_is_of_attacks(
     weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

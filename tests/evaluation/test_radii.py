@@ -70,6 +70,7 @@ def test_images_that_only_a_smaller_radius_breaks_are_counted(run: Run, tmp_path
     assert not list(radius_remarks(several))
 
 
+@pytest.mark.slow
 def test_the_command_takes_the_run_before_and_behind_the_radii(run: Run, tmp_path: Path, capsys):
     for k, words in enumerate((["--eps", "1/20", "0.1", str(run.path)], [str(run.path), "--eps=0.05", "--eps", "0.1"])):
         cli.main(["evaluate", *words, "--attacks", "fgsm", "-n", "20", "--out", str(tmp_path / str(k))])

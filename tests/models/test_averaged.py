@@ -46,7 +46,7 @@ def test_the_expectation_breaks_what_the_gradient_of_one_draw_does_not():
     steady = Averaged(noisy, draws=40)
     torch.manual_seed(0)
     y, attack = own_labels(steady, x), PGD(Linf(0.03), steps=10, start="clean", until_fooled=False)
-    judge, broken = Averaged(noisy, draws=400), []
+    judge, broken = Averaged(noisy, draws=100), []
     for model in (noisy, Averaged(noisy, draws=20)):
         broken.append(int(fooled(judge, attack(model, x, y), y).sum()))
     assert broken[1] > broken[0] > 0

@@ -33,6 +33,8 @@ ALL = [  # parts do not move each other's tensors
     "mtard(balanced=true)",
     "score(form=at)",
 ]
+FEW = ("trades+vfd", "mart", "mtard", "ikl", "at+ar-at", "contrast", "trades+dajat", "trades+lbgat")
+STEPPED = [each if each in FEW else pytest.param(each, marks=pytest.mark.slow) for each in ALL]
 META = torch.device("meta")
 AIDED = Recipe(
     epochs=4, steps=1, schedule="onecycle", nesterov=True, clip_norm=1.0, awp=0.01, average="ema",
@@ -59,7 +61,7 @@ def smoothed(method: str) -> float:
     return 0.1
 
 
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", STEPPED)
 def test_a_step_with_every_aid_stays_on_the_device_and_can_be_captured(method: str):
     objective, x, y = on_meta(method, smoothing=smoothed(method))
     step = Step(objective, AIDED, 4, META)

@@ -85,11 +85,13 @@ def test_the_queue_of_the_results_is_that_of_the_command():
 
 
 def test_all_that_the_library_imports_is_looked_for():
-    """But for what few need: downloads, Ray, TensorBoard."""
+    """But for what few need: downloads, Parquet files, Ray, TensorBoard."""
     imported = re.compile(r"^\s*(?:from (\w+)[\w.]* import|import (\w+))", re.MULTILINE)
     sources = [path.read_text() for path in (ROOT / "src").rglob("*.py")]
     found = {"".join(names) for source in sources for names in imported.findall(source)}
-    assert found - sys.stdlib_module_names - {"advalign", "_typeshed", "pooch", "ray", "tensorboard"} <= set(NEEDED)
+    assert found - sys.stdlib_module_names - {"advalign", "_typeshed", "pooch", "pyarrow", "ray", "tensorboard"} <= set(
+        NEEDED
+    )
 
 
 @pytest.mark.slow

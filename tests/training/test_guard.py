@@ -204,6 +204,7 @@ def test_a_second_collapse_takes_ten_steps_and_then_it_watches_no_more(collapsin
     load_run(run.path)
 
 
+@pytest.mark.slow
 def test_a_training_that_went_back_and_is_stopped_goes_on_to_the_same(collapsing: list[float], tmp_path: Path):
     script = [0.2, 0.4, 0.4, 0.4, 0.01, 0.4]
     collapsing[:] = list(script)
