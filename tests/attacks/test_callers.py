@@ -360,9 +360,11 @@ def shifts_behind_autograd(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("spelling", "before"),
-    [(each, shifts) for each in SPELLINGS]
-    + [pytest.param(each, shifts_behind_autograd, marks=pytest.mark.slow) for each in SPELLINGS if each not in SOME]
-    + [(each, shifts_behind_autograd) for each in SOME],
+    [
+        (each, before) if each in SOME else pytest.param(each, before, marks=pytest.mark.slow)
+        for each in SPELLINGS
+        for before in (shifts, shifts_behind_autograd)
+    ],
 )
 def test_a_network_may_work_in_place_on_its_images(spelling: str, before: Callable[[Tensor], Tensor]):
     net, x, y = sample()

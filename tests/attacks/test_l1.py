@@ -20,7 +20,7 @@ from advalign.attacks.quantized import rounded
 from advalign.threats import L1
 
 
-@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("classes", [2, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("attack", [APGDT(L1(EPS), steps=60), FABT(L1(EPS), steps=20)], ids=str)
 def test_all_that_a_linear_model_allows_and_no_more(attack: APGDT | FABT, classes: int):
     model, x, y, beyond = linear(classes)

@@ -47,6 +47,7 @@ def test_no_point_of_a_fine_grid_over_the_ball_has_a_lower_margin(threat: Threat
     assert (found <= least + 1e-4)[withstood].all()
 
 
+@pytest.mark.slow
 def test_it_finds_what_autoattack_finds_and_goes_on_where_an_image_withstands(target: Target):
     x, y = target.x[:80], target.y[:80]
     quick = MinMargin(THREAT, steps=20, targets=3)(target.model, x, y)

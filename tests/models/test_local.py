@@ -75,6 +75,7 @@ def _double(net: nn.Module) -> nn.Module:
     return net.double().eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spelling",
     [
@@ -85,7 +86,7 @@ def _double(net: nn.Module) -> nn.Module:
         "vgg16(width=4)",
     ],
 )
-@pytest.mark.parametrize("side", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("side", [1, 4])
 def test_squares_that_come_and_go_give_what_the_whole_network_gives(spelling: str, side: int):
     net = _double(models.build(spelling, classes=10))
     for ours, whole in _random_walk(net, torch.rand(5, 3, 32, 32, dtype=torch.float64), side, 5):

@@ -17,6 +17,7 @@ from advalign.report.sources import find_sources
 from advalign.training.recipes import digits
 from advalign.training.train import train
 
+pytestmark = pytest.mark.slow
 RUNS = 9
 
 
@@ -37,7 +38,6 @@ def test_fabricated_runs_have_records_and_logs_of_their_own(runs: Path):
     assert all(len(run.log) == 25 for run in sources.runs.values())
 
 
-@pytest.mark.slow
 def test_of_many_models_the_classes_are_drawn_for_those_that_withstand_best(
     runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -120,6 +120,7 @@ def test_without_a_stronger_attack_there_is_no_guard(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_schedule_and_its_start_stay_and_no_part_has_less_than_the_remedy(collapsing: list[float], tmp_path: Path):
     collapsing[:] = [0.4, 0.0, 0.4]
     taken = []
@@ -158,6 +159,7 @@ def test_it_looks_several_times_an_epoch_and_the_log_tells_what_it_saw(collapsin
     assert not run.good_state.exists()
 
 
+@pytest.mark.slow
 def test_a_guard_that_finds_nothing_changes_nothing(tmp_path: Path):
     watched, alone = trained(tmp_path / "a"), trained(tmp_path / "b", replace(RECIPE, guard=False))
     states = [load_state(run.state) for run in (watched, alone)]
@@ -195,6 +197,7 @@ def test_a_collapse_goes_back_and_attacks_in_more_steps_from_there(collapsing: l
     assert_same(*(load_state(each.state)["optimizer"] for each in (run, finished)))
 
 
+@pytest.mark.slow
 def test_a_second_collapse_takes_ten_steps_and_then_it_watches_no_more(collapsing: list[float], tmp_path: Path):
     collapsing[:] = [0.4, 0.0, 0.4, 0.0, 0.4, 0.0, 0.0]
     run = trained(tmp_path)

@@ -378,6 +378,7 @@ def test_clipping_bounds_the_first_update(tmp_path: Path):
     assert moved == pytest.approx(0.01 * one.lr, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_every_epoch(tmp_path: Path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     from advalign.runs.tensorboard import tensorboard_sink
