@@ -167,6 +167,20 @@ class Lying(nn.Module):
 
 
 @pytest.mark.usefixtures("free")
+def test_each_side_is_tried_before_it_is_used(monkeypatch: pytest.MonkeyPatch):
+    images = torch.rand(4, 3, 32, 32)
+    counter = PassCounter(models.build("small-cnn(width=4)", classes=10).eval())
+    assert counter.begin_local(images, 28) is None  # too large
+    assert counter.begin_local(images, 2) is not None
+    assert counter.begin_local(torch.rand(4, 3, 20, 20), 2) is None  # traced for others
+    keep = LocalRun.keep
+    monkeypatch.setattr(LocalRun, "keep", lambda run, accepted: keep(run, ~accepted))
+    assert counter.begin_local(images, 1) is None
+    monkeypatch.undo()
+    assert counter.begin_local(images, 2) is None  # nothing more is tried of this network
+
+
+@pytest.mark.usefixtures("free")
 def test_a_trace_that_gives_something_else_is_not_used():
     images = torch.rand(4, 3, 32, 32)
     counter = PassCounter(models.build("small-cnn(width=4)", classes=10).eval())

@@ -77,7 +77,7 @@ class Folded(nn.Module):
         except Exception as error:  # a user's forward may raise anything; if the network does too, it raises again
             self._give_up(f"its copy fails: {type(error).__name__}: {error}")
             return
-        if not same_outputs(outputs[0], outputs[1], x.dtype):
+        if not _same(outputs[0], outputs[1], x.dtype):
             self._give_up("its copy gives other outputs")
 
     def _run_network(self, x: Tensor) -> Any:
@@ -161,7 +161,7 @@ def _in_nchw(_module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
     return (args[0].contiguous(),)
 
 
-def same_outputs(ours: Any, plain: Any, computed_in: torch.dtype) -> bool:
+def _same(ours: Any, plain: Any, computed_in: torch.dtype) -> bool:
     """Tell whether outputs agree up to rounding; what is neither tensor nor `Output` is not compared."""
     if isinstance(ours, Output):
         pairs = [(ours.logits, plain.logits), *((ours.features[name], plain.features[name]) for name in plain.features)]

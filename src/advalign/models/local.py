@@ -35,7 +35,7 @@ MOVED, STARTED = 150, 2e6
 """Multiplications in whose time a kept value is read, remembered, written and put back, and a window is prepared."""
 WORTH = 0.75
 """Share of the network's multiplications, these included, above which the whole network is run."""
-MEMORY = 2**32
+MEMORY = 2**30
 """Bytes at most that the kept maps take."""
 
 
@@ -110,15 +110,16 @@ class LocalNet:
             elif _is_pointwise(node, module):
                 self.pointwise.add(node)
         before = torch.get_rng_state()
-        self._shapes = _Shapes(self.traced).of(image)
+        self._shapes, self._images = _Shapes(self.traced).of(image), image.shape[1:]
+        steady = torch.equal(before, torch.get_rng_state()) and torch.equal(net(image), net(image))
         blocks = (module for module in net.modules() if any(module.children()))
         # A hook on a whole block would be passed over, and noise has to be drawn anew by each pass.
-        self._fits = torch.equal(before, torch.get_rng_state()) and not any(map(has_hooks, blocks))
+        self._fits = steady and not any(map(has_hooks, blocks))
         self._plans: dict[int, _Plan] = {}
 
     def begin(self, images: ImageBatch, side: int) -> LocalRun | None:
         """Run on images (N, C, H, W), to go on with squares of that side; None where that saves too little."""
-        if not self._fits or side > min(images.shape[2:]):
+        if not self._fits or images.shape[1:] != self._images or side > min(images.shape[2:]):
             return None
         if side not in self._plans:
             self._plans[side] = self._plan(side)
