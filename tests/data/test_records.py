@@ -35,6 +35,7 @@ def write_parquet(file: Path, images: list[tuple[bytes, int]], *, plain: bool = 
     """Write a file as `datasets` does: structures of bytes and path, and the names of the classes beside the schema."""
     content = [image if plain else {"bytes": image, "path": None} for image, _ in images]
     labels = pa.array([label for _, label in images], pa.int64())
+    labels = labels.dictionary_encode() if plain else labels
     table = pa.table({rename.get("image", "image"): content, rename.get("label", "label"): labels})
     noted = {"info": {"features": {"label": {"names": NAMES, "_type": "ClassLabel"}}}}
     file.parent.mkdir(exist_ok=True)
@@ -119,6 +120,15 @@ def without_label(root: Path) -> None:
     write_parquet(root / "x.parquet", photos(root / "photos"), label="class")
 
 
+def labels_that_are_lists(root: Path) -> None:
+    pq.write_table(pa.table({"image": [b""], "label": pa.array([[0]], pa.list_(pa.int64()))}), root / "x.parquet")
+
+
+def labels_that_are_texts(root: Path) -> None:
+    labels = pa.array(["ant", "bee"]).dictionary_encode()
+    pq.write_table(pa.table({"image": [b"", b""], "label": labels}), root / "x.parquet")
+
+
 def label_of_no_class(root: Path) -> None:
     write_parquet(root / "x.parquet", [*photos(root / "photos"), (b"", 3)])
 
@@ -164,6 +174,8 @@ def cut_short(root: Path) -> None:
         ("parquet", lambda root: None, r"there are no \.parquet files in it"),
         ("parquet", broken_parquet, r"x\.parquet cannot be read"),
         ("parquet", without_label, r"has no column label or fine_label or labels, only image, class"),
+        ("parquet", labels_that_are_lists, r"label has list<.*int64> values; labels are integers from 0"),
+        ("parquet", labels_that_are_texts, r"label has dictionary<.*> values; labels are integers from 0"),
         ("parquet", label_of_no_class, r"has the label 3, and 3 classes: 0 to 2"),
         ("parquet", no_image, r"x\.parquet\[24\] cannot be read as an image"),
         ("parquet", class_without_images, r"there are no training images of class cow"),

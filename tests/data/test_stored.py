@@ -171,6 +171,22 @@ def test_a_damaged_image_is_named_when_it_is_read(tmp_path: Path, no_memory: Non
         read.floats()
 
 
+def test_a_cache_is_checked_before_digests_are_made_from_it(tmp_path: Path, own_cache: Path, no_memory: None):
+    """A file that was mapped, and damaged, while it fitted; and one of which only the digests are lost."""
+    name = f"folder-test:{write_photos(tmp_path / 'photos', each=6)}"
+    expected = load(name, image_size=12).test
+    (file,), (table,) = own_cache.glob("folder-*.npy"), own_cache.glob("digests-*.npy")
+    sealed, digests = file.read_bytes(), table.read_bytes()
+    file.write_bytes(sealed[:500] + bytes(200) + sealed[700:])
+    table.unlink()
+    assert same(load(name, image_size=12).test, expected)
+    assert (file.read_bytes(), table.read_bytes()) == (sealed, digests)
+    table.write_bytes(digests[:-1] + b"?")
+    inode = file.stat().st_ino
+    assert same(load(name, image_size=12).test, expected)
+    assert file.stat().st_ino == inode
+
+
 def rows(made: list[int], stop: int | None = None, total: int = 300) -> Rows[int]:
     """Rows of 8 bytes, of which making one may end the program."""
 

@@ -483,6 +483,6 @@ def test_ten_thousand_cells_are_planned_in_seconds(tmp_path: Path):
     )
     began = time.process_time()
     planned = plan_study(study(*cells), seeds=1, runs=tmp_path, out=tmp_path / "out", context=ExecutionContext())
-    assert time.process_time() - began < 60  # some 30 s on a busy core
+    assert time.process_time() - began < 60  # some 30 s on a busy core; memory is not measured
     assert len({job.run.path for job in planned.jobs}) == 10_000
     assert not any(job.finished for job in planned.jobs)

@@ -460,6 +460,12 @@ def test_extra_data_that_cannot_work_are_refused_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+def test_an_unknown_method_or_model_is_refused_before_the_data_are_looked_for(tmp_path: Path):
+    for method, model, words in (("trade", MODEL, "unknown.*'trade'"), ("trades", "smal-cnn", "unknown.*'smal-cnn'")):
+        with pytest.raises(UserError, match=words):
+            train(method, data=f"folder:{tmp_path / 'nowhere'}", model=model, runs=tmp_path / "runs")
+
+
 def test_a_teacher_of_another_architecture_is_given_with_its_model(tmp_path: Path):
     teacher = build("small-cnn(width=6)", classes=10, channels=1)
     file = tmp_path / "teacher.pt"

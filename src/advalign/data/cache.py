@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import time
@@ -23,7 +22,7 @@ from rich.console import Console
 from advalign.errors import UserError
 from advalign.runtime.files import lock_exclusively, write_atomically, written_atomically
 from advalign.runtime.progress import progress_bars
-from advalign.runtime.sealed import Owner, check_sealed, seal_npy
+from advalign.runtime.sealed import Owner, check_sealed_npy, seal_npy
 
 T = TypeVar("T")
 
@@ -98,27 +97,29 @@ def cached_array(name: str, rows: Rows[T]) -> np.ndarray:
         return np.load(file, mmap_mode="c")  # copy-on-write: torch wants writable memory, and the file stays as it is
 
 
-def cached_file(name: str, rows: Rows[T], then_stale: str) -> tuple[Path, int]:
+def cached_file(name: str, rows: Rows[T], checked_by: str) -> tuple[Path, int]:
     """Return the file of an array in the cache and where its first row begins; made if it is not there.
 
-    Of the file its size and header are checked, and not its content, which may be larger than the memory.
+    Its content, which may be larger than the memory, is checked against its seal where there is no whole table of
+    digests, by which it is checked as it is read; else its size and header are.
 
     Args:
         name, rows: as in `cached_array`.
-        then_stale: the name of a file in the cache that is removed when the array is made.
+        checked_by: the name of that table in the cache; it is removed when the array is made.
 
     Raises:
         UserError: the cache cannot be written or read.
     """
     file, header = cache_folder() / name, rows.header
-    size = len(header) + rows.row_size * rows.shape[0]
+    size, table = len(header) + rows.row_size * rows.shape[0], cache_folder() / checked_by
 
     def is_there() -> bool:
-        return file.is_file() and file.stat().st_size >= size and _begins_with(file, header)
+        known = file.is_file() and file.stat().st_size >= size and _begins_with(file, header)
+        return known and (_is_whole(table) or _is_whole(file))
 
     with _named(file):
         if not is_there():
-            (cache_folder() / then_stale).unlink(missing_ok=True)
+            table.unlink(missing_ok=True)
         _make_unless(is_there, file, rows)
     return file, len(header)
 
@@ -167,13 +168,13 @@ def _named(file: Path) -> Iterator[None]:
 
 def _is_whole(file: Path) -> bool:
     """Tell whether the file is there and undamaged; one that is not is made anew."""
-    if not file.is_file() or not file.stat().st_size:
+    if not file.is_file():
         return False
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        try:
-            return check_sealed(content, file, _owner(file))
-        except UserError:
-            return False
+    try:
+        check_sealed_npy(file, _owner(file))
+    except UserError:
+        return False
+    return True
 
 
 def _begins_with(file: Path, header: bytes) -> bool:

@@ -42,7 +42,7 @@ def cached_images(
     with warnings.catch_warnings(action="ignore"):  # of the decoders; here, as threads share the filters
         if prod(shape) <= min(LARGE, free_memory(torch.device("cpu")) // 2):
             return Images(torch.from_numpy(cached_array(name, rows)), labels)
-        file, begins = cached_file(name, rows, then_stale=digests)
+        file, begins = cached_file(name, rows, checked_by=digests)
     checked = Rows(
         "reading images", shape[:1], np.uint64, lambda first: range(first, len(labels)),
         lambda row: _digest(file, begins, shape[1:], row),

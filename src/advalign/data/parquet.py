@@ -63,10 +63,13 @@ def _column(names: list[str], allowed: tuple[str, ...], file: Path) -> str:
 
 def _open(file: Path) -> Records:
     with _opened(file) as opened:
+        from pyarrow.types import is_dictionary, is_integer
+
         names = opened.schema_arrow.names
         image, label = _column(names, IMAGE, file), _column(names, LABEL, file)
-        kind = str(opened.schema_arrow.field(label).type)
-        require("int" in kind, lambda: f"{file}: {label} has {kind} values; labels are integers from 0")
+        kind = opened.schema_arrow.field(label).type
+        values = kind.value_type if is_dictionary(kind) else kind
+        require(is_integer(values), lambda: f"{file}: {label} has {kind} values; labels are integers from 0")
         column = opened.read(columns=[label]).column(label)
         require(column.null_count == 0, lambda: f"{file}: {column.null_count} images have no label")
         require(len(column) > 0, lambda: f"{file} has no images")

@@ -74,11 +74,9 @@ def seal_npy(file: BinaryIO, owner: Owner) -> None:
     at = file.tell() + len(_NPY_MARK) + _blank_seal(owner).rindex(_BLANK.encode())
     file.write(_NPY_MARK + _blank_seal(owner))
     file.flush()
-    total = hashlib.sha256()
-    for first in range(0, file.tell(), _CHUNK):  # read, as it may be larger than what can be mapped
-        total.update(os.pread(file.fileno(), _CHUNK, first))
+    checksum = _checksum_of_file(file, at)
     file.seek(at)
-    file.write(total.hexdigest().encode())
+    file.write(checksum.encode())
 
 
 def check_sealed(content: Content, file: Path, owner: Owner | None, *, remedy: str = "") -> bool:
@@ -106,13 +104,29 @@ def check_sealed(content: Content, file: Path, owner: Owner | None, *, remedy: s
     at = content.rfind(seal["sha256"].encode())
     if at < 0 or _checksum(content, at) != seal["sha256"]:
         raise damaged
-    if seal["format"] > SEAL_FORMAT:
-        raise UserError(
-            f"{file} was written by a newer version of advalign (format {seal['format']}): upgrade advalign"
-        )
-    if owner is not None and seal["belongs_to"] != owner.belongs_to:
-        raise UserError(f"{file} belongs to {seal['belongs_to']}, not to {owner.belongs_to}: {owner.remedy}")
+    _check_owner(seal, file, owner)
     return True
+
+
+def check_sealed_npy(path: Path, owner: Owner) -> None:
+    """Check a `.npy` file against its seal, part by part: it may be larger than what can be mapped into memory.
+
+    Raises:
+        OSError: it cannot be read.
+        UserError: as `check_sealed`, and for a file without a seal.
+    """
+    damaged = UserError(f"{path} is damaged, its checksum does not fit: {owner.remedy}")
+    with path.open("rb") as file:
+        first = max(0, os.fstat(file.fileno()).st_size - _NPY_TAIL)
+        tail = os.pread(file.fileno(), _NPY_TAIL, first)
+        _, mark, text = tail.rpartition(_NPY_MARK)
+        if not mark:
+            raise damaged
+        seal = _read(text.decode(errors="replace"), damaged)
+        at = tail.rfind(seal["sha256"].encode())
+        if at < 0 or _checksum_of_file(file, first + at) != seal["sha256"]:
+            raise damaged
+    _check_owner(seal, path, owner)
 
 
 def note_unsealed(file: Path) -> None:
@@ -137,6 +151,26 @@ def _checksum(content: Content, at: int) -> str:
     for part in (view[:at], _BLANK.encode(), view[at + len(_BLANK) :]):
         total.update(part)
     return total.hexdigest()
+
+
+def _checksum_of_file(file: BinaryIO, at: int) -> str:
+    """Return `_checksum` of an open file, of which a part at a time is in memory."""
+    total, end = hashlib.sha256(), os.fstat(file.fileno()).st_size
+    for first, last in ((0, at), (at + len(_BLANK), end)):
+        for begins in range(first, last, _CHUNK):
+            total.update(os.pread(file.fileno(), min(_CHUNK, last - begins), begins))
+        if first == 0:
+            total.update(_BLANK.encode())
+    return total.hexdigest()
+
+
+def _check_owner(seal: dict[str, Any], file: Path, owner: Owner | None) -> None:
+    if seal["format"] > SEAL_FORMAT:
+        raise UserError(
+            f"{file} was written by a newer version of advalign (format {seal['format']}): upgrade advalign"
+        )
+    if owner is not None and seal["belongs_to"] != owner.belongs_to:
+        raise UserError(f"{file} belongs to {seal['belongs_to']}, not to {owner.belongs_to}: {owner.remedy}")
 
 
 def _find(content: Content) -> str | None:

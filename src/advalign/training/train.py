@@ -108,6 +108,7 @@ def train(
 
         def prepare() -> Plan:
             models.canonical(model)  # data may take a download: what is cheap to refuse is refused before
+            chosen = as_method(method)
             for source in filter(None, (*guests.values(), init)):
                 find_weights(source)
             if extra is not None:
@@ -117,7 +118,7 @@ def train(
                 say(console, line)
             extra_data = None if extra is None else load_extra(extra, dataset.shape, dataset.classes, dataset.name)
             planned = plan(
-                as_method(method), dataset, model, recipe, runs=Path(runs), name=name, guests=guests,
+                chosen, dataset, model, recipe, runs=Path(runs), name=name, guests=guests,
                 trust_model=trust_model, extra=extra_data, init=init,
             )  # fmt: skip
             _announce(planned, console)
