@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 
 import pytest
 import torch
@@ -203,3 +204,76 @@ def test_square_finds_the_same_by_windows_and_by_whole_passes(target: Target, mo
         withstand, left = (int((net(images).argmax(1) == y).sum()) for images in (x, found[0]))
     assert 5 < left < withstand - 5  # some leave on the way
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+class InPlace(nn.Module):
+    """A network that works in place on its images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = models.build("small-cnn(width=4)", classes=10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x *= 2
+        x -= 1
+        return self.net(x)
+
+
+@pytest.mark.usefixtures("free")
+def test_a_network_that_works_in_place_on_its_images_gets_copies():
+    images = torch.rand(4, 3, 32, 32)
+    before, counter = images.clone(), PassCounter(InPlace().eval())
+    run = counter.begin_local(images, 2)
+    assert run is not None
+    corner = torch.zeros(4, dtype=torch.int64)
+    changed = images.clone()
+    changed[:, :, :2, :2] = 0
+    torch.testing.assert_close(counter.propose(run, changed, corner, corner), counter(changed), rtol=0, atol=1e-5)
+    assert torch.equal(images, before)
+    x_adv = Square(Linf(0.05), queries=20, p_init=0.01)(counter, images, counter(images).argmax(1))
+    assert float((x_adv - before).abs().max()) < 0.0501
+    assert torch.equal(images, before)
+
+
+class SharedMap(nn.Module):
+    """In place on a map that is read once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv(x)
+        return self.fc((torch.nn.functional.hardtanh(out, -0.2, 0.2, inplace=True) * 2 + out).mean((2, 3)))
+
+
+class Tossing(nn.Module):
+    """A coin is tossed where torch.fx sees only one side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = models.build("small-cnn(width=4)", classes=10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.flip(3) if random.random() < 1e-9 else x)
+
+
+@pytest.mark.usefixtures("free")
+@pytest.mark.parametrize("net", [SharedMap, Tossing])
+def test_what_windows_would_change_runs_whole(net: type[nn.Module]):
+    images = torch.rand(4, 3, 32, 32)
+    assert LocalNet(net().eval(), images[:1]).begin(images, 1) is None
+
+
+@pytest.mark.usefixtures("free")
+def test_a_fault_of_the_fast_path_is_no_fault_of_the_attack(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(LocalRun, "keep", lambda *_: 1 / 0)
+    counter, images = PassCounter(models.build("small-cnn(width=4)", classes=10).eval()), torch.rand(4, 3, 32, 32)
+    assert counter.begin_local(images, 1) is None
+
+
+@pytest.mark.usefixtures("free")
+def test_trials_are_no_queries():
+    counter, images = PassCounter(models.build("small-cnn(width=4)", classes=10).eval()), torch.rand(4, 3, 32, 32)
+    Square(Linf(1e-4), queries=30, p_init=0.01)(counter, images, counter.net(images).argmax(1))
+    assert counter.counts == [4 * 30, 0]

@@ -99,7 +99,7 @@ class AutoAttack(Attack):
 class Fast(Attack):
     """An estimate of `autoattack` for research: APGD on cross entropy, then on nine logit margins from two starts each.
 
-    100 steps on the cross entropy and 40 on each margin, at most a sixth of the passes of AutoAttack. It is not
+    100 steps on the cross entropy and 40 on each margin, less than a fifth of the passes of AutoAttack. It is not
     AutoAttack, and has neither FAB nor Square, so masked gradients escape it: report `autoattack`.
     """
 

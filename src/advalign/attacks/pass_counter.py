@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import final
 
 import torch
@@ -11,6 +12,8 @@ from advalign.models.adapted import Adapted, adapted
 from advalign.models.fold import TRIED, Folded
 from advalign.models.local import LocalNet, LocalRun
 from advalign.shapes import ImageBatch, Labels
+
+_log = logging.getLogger("advalign")
 
 
 @final
@@ -51,16 +54,20 @@ class PassCounter(nn.Module):
             return None
         if not self._traced:
             self._traced, self._local = True, self._trace(x)
-        run = None if self._local is None else self._local.begin(x.to(self.reads), side)
-        if run is not None:
-            self._counted(run.logits, len(x))
-            if not self._agrees(run, x, side):
-                self._local = run = None
-        return run
+        if self._local is None:
+            return None
+        try:
+            run = self._local.begin(x.to(self.reads, copy=True), side)
+            if run is None or self._agrees(run, x, side):
+                return run
+        except Exception as error:  # of a forward that does not run piece by piece as it does whole
+            _log.debug("Square runs the network whole: %s: %s", type(error).__name__, error)
+        self._local = None
+        return None
 
     def propose(self, run: LocalRun, x: ImageBatch, top: Labels, left: Labels) -> Tensor:
         """Map images that differ from those of a run in the squares with these corners (N,)."""
-        return self._counted(run.propose(x.to(self.reads), top, left), len(x))
+        return self._counted(run.propose(x.to(self.reads, copy=True), top, left), len(x))
 
     def _trace(self, x: Tensor) -> LocalNet | None:
         twin = self.net.twin
@@ -73,11 +80,16 @@ class PassCounter(nn.Module):
             return None
 
     def _agrees(self, run: LocalRun, x: Tensor, side: int) -> bool:
-        """Tell whether the first images give what the network gives, with a corner changed, and with that undone."""
-        changed, zeros = x.clone(), torch.zeros(len(x), dtype=torch.int64)
+        """Tell whether images give what the network gives, with a corner changed, and with that undone.
+
+        These passes are no queries, and are not counted.
+        """
+        changed, zeros = x.clone(), torch.zeros(len(x), dtype=torch.int64, device="cpu")
+        tried = torch.linspace(0, len(x) - 1, min(len(x), TRIED), device="cpu").long()
         changed[:, :, :side, :side] = 1 - changed[:, :, :side, :side]
         for images, top, left in ((changed, 0, 0), (x, x.shape[2] - side, x.shape[3] - side)):
-            logits, whole = self.propose(run, images, zeros + top, zeros + left)[:TRIED], self(images[:TRIED])
+            logits = run.propose(images.to(self.reads, copy=True), zeros + top, zeros + left)[tried]
+            whole = self.net(images[tried])
             run.keep(zeros.bool())
             rounding = torch.finfo(whole.dtype).eps ** 0.5 * float(whole.abs().max())
             if not torch.allclose(logits, whole, rtol=0, atol=rounding):

@@ -8,6 +8,7 @@ computes from these inputs, now or when it last saw them.
 from __future__ import annotations
 
 import operator
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,7 @@ POINTWISE = {
     *(torch.relu, torch.sigmoid, torch.tanh, torch.add, torch.sub, torch.mul, torch.div, torch.clamp, torch.neg),
     *(operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv),
 }
+IN_PLACE = {"iadd", "isub", "imul"}
 LARGEST = 0.6
 """Share of a map from which on it is computed whole."""
 MOVED, STARTED = 150, 2e6
@@ -99,26 +101,30 @@ class LocalNet:
     """
 
     def __init__(self, net: nn.Module, image: ImageBatch) -> None:
+        before = _random_states()
         self.traced = fx.GraphModule(net, trace(net))
         self.nodes = list(self.traced.graph.nodes)
         self.convolutions: dict[fx.Node, nn.Conv2d] = {}
         self.pointwise: set[fx.Node] = set()
+        blocks = (module for module in net.modules() if any(module.children()))
+        self._fits = not any(map(has_hooks, blocks))  # a hook on a whole block would be passed over
         for node in self.nodes:
             module = net.get_submodule(str(node.target)) if node.op == "call_module" else None
             if isinstance(module, nn.Conv2d) and _is_plain(module):
                 self.convolutions[node] = module
             elif _is_pointwise(node, module):
                 self.pointwise.add(node)
-        before = torch.get_rng_state()
-        self._shapes, self._images = _Shapes(self.traced).of(image), image.shape[1:]
-        steady = torch.equal(before, torch.get_rng_state()) and torch.equal(net(image), net(image))
-        blocks = (module for module in net.modules() if any(module.children()))
-        # A hook on a whole block would be passed over, and noise has to be drawn anew by each pass.
-        self._fits = steady and not any(map(has_hooks, blocks))
+            self._fits = self._fits and not _changes_shared_map(node, module)
+        self._shapes, self._images = _Shapes(self.traced).of(image.clone()), image.shape[1:]
+        steady = torch.equal(net(image.clone()), net(image.clone())) and _random_states() == before
+        self._fits = self._fits and steady  # what is random has to be drawn anew by each pass
         self._plans: dict[int, _Plan] = {}
 
     def begin(self, images: ImageBatch, side: int) -> LocalRun | None:
-        """Run on images (N, C, H, W), to go on with squares of that side; None where that saves too little."""
+        """Run on images (N, C, H, W), to go on with squares of that side; None where that saves too little.
+
+        The network may work in place on what it is given, here and in `LocalRun.propose`.
+        """
         if not self._fits or images.shape[1:] != self._images or side > min(images.shape[2:]):
             return None
         if side not in self._plans:
@@ -282,7 +288,7 @@ class LocalRun(fx.Interpreter):
             rows, columns = self._lines(source, reader)
             self._tables[source, reader] = rows * wide, columns
         rows, columns = self._tables[source, reader]
-        rows = rows[self._top] + torch.arange(0, count * tall * wide, tall * wide)[:, None]
+        rows = rows[self._top] + torch.arange(0, count * tall * wide, tall * wide, device="cpu")[:, None]
         columns = columns[self._left]
         places = rows[:, :, None] + columns[:, None]
         return places.flatten(1), rows.shape[1], columns.shape[1]
@@ -296,7 +302,7 @@ class LocalRun(fx.Interpreter):
             if conv is not None:
                 first = first * conv.stride[axis] - int(conv.padding[axis])
                 size = (size - 1) * conv.stride[axis] + conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
-            lines.append((first + self._margins[source])[:, None] + torch.arange(size))
+            lines.append((first + self._margins[source])[:, None] + torch.arange(size, device="cpu"))
         return lines
 
 
@@ -325,3 +331,21 @@ def _is_pointwise(node: fx.Node, module: nn.Module | None) -> bool:
     else:
         known = type(module) in POINTWISE or (type(module) is nn.Sequential and not len(module))
     return known and not has_hooks(module)
+
+
+def _changes_shared_map(node: fx.Node, module: nn.Module | None) -> bool:
+    """Tell whether a node works in place on what others read as well, before it or after it."""
+    asked = getattr(module, "inplace", False) or node.kwargs.get("inplace") or any(each is True for each in node.args)
+    named = (
+        node.target
+        if isinstance(node.target, str) and node.op == "call_method"
+        else getattr(node.target, "__name__", "")
+    )
+    source = node.args[0] if node.args else None
+    in_place = bool(asked) or named in IN_PLACE or (named.endswith("_") and not named.endswith("__"))
+    return in_place and isinstance(source, fx.Node) and len(source.users) > 1
+
+
+def _random_states() -> tuple[Any, ...]:
+    """Return the states of the generators from which a network on the CPU may draw."""
+    return tuple(torch.get_rng_state().tolist()), random.getstate(), str(np.random.get_state(legacy=False))  # noqa: NPY002 (a network may draw so)
