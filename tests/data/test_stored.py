@@ -17,7 +17,7 @@ from tests.data.folders import write_photos
 from torch import Tensor
 
 import advalign as aa
-from advalign.data import Batches, Images, describe, hold_out, image_cache, load, stored, stratified_subset
+from advalign.data import Batches, Images, describe, hold_out, image_cache, images, load, stored, stratified_subset
 from advalign.data.cache import Rows, cached_array
 from advalign.data.stored import StoredImages, joined, on_device
 from advalign.errors import UserError
@@ -121,16 +121,35 @@ def test_what_fits_is_held_and_what_does_not_is_read(both: tuple, monkeypatch: p
     monkeypatch.setattr(stored, "free_memory", lambda device: 2 * size - 1)
     assert isinstance(on_device(read, cpu), StoredImages)
     assert on_device(held, cpu) is held
+    monkeypatch.setattr(stored, "free_memory", lambda device: 4 * size - 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(stored.ranks, "on_this_machine", lambda: 2)
+        assert isinstance(on_device(read, cpu), StoredImages)
+        assert on_device(read, torch.device("meta")).read().is_meta
+    monkeypatch.setattr(stored, "free_memory", lambda device: 2 * size - 1)
     elsewhere = on_device(held, torch.device("meta"))
     assert isinstance(elsewhere, StoredImages)
     assert elsewhere.source is held
     assert elsewhere.read(slice(0, 2)).device.type == "meta"
     lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 2
     assert lines[0].startswith(f"note: {len(read)} images take 0 MiB, more than half of the 0 MiB that are free on cpu")
     assert [line.partition("read from ")[2] for line in lines] == [
-        "the file, a batch ahead", "this machine's memory, a batch ahead",
+        "the file, a batch ahead", "the file, a batch ahead", "this machine's memory, a batch ahead",
     ]  # fmt: skip
+
+
+def test_images_that_fit_on_a_device_are_brought_to_it_part_by_part(both: tuple, monkeypatch: pytest.MonkeyPatch):
+    """As those of a file may be more than this machine's memory."""
+    held, read = (data.test for data in both)
+    monkeypatch.setattr(images, "_PART", 2 * held.size // len(held))
+    asked: list[int] = []
+    read_rows = stored.ImageFile.read
+    monkeypatch.setattr(
+        stored.ImageFile, "read", lambda self, rows: (asked.append(len(rows)), read_rows(self, rows))[1]
+    )
+    assert same(on_device(read, torch.device("cpu")), held)
+    assert len(asked) > 1
+    assert max(asked) == 2
 
 
 def test_no_room_above_the_data_reads_all_pixels_at_once():
@@ -232,6 +251,27 @@ def test_free_memory_is_told_within_the_limits_of_the_process():
         UserError, match=r"^all takes \d+\.0 GiB of memory, and \d+\.\d GiB are free on cpu: take less$"
     ):
         memory.require_memory(2**60, cpu, "all", "take less")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_least_limit_of_all_groups_around_the_process_counts(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A limit on a group between the root and the process's own, as schedulers and service managers set it."""
+    names = [("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")][version == 1]
+    root = tmp_path / "memory" if version == 1 else tmp_path
+    for group, limit in {"": 900, "job": 500, "job/step": 800, "job/step/task": 700}.items():
+        (root / group).mkdir(exist_ok=True)
+        for name, value in zip(names, (limit, 100), strict=True):
+            (root / group / name).write_text(f"{value}\n")
+        (root / group / "memory.stat").write_text("inactive_file 30\ntotal_inactive_file 30\n")
+    own = tmp_path / "own"
+    monkeypatch.setattr(memory, "_OWN_GROUPS", own)
+    monkeypatch.setattr(memory, "_LIMITS", tmp_path)
+    own.write_text("1:memory:/job/step/task\n" if version == 1 else "0::/job/step/task\n")
+    assert memory.free_memory(torch.device("cpu")) == 500 - 100 + 30
+    own.write_text("1:memory:/\n" if version == 1 else "0::/\n")
+    assert memory.free_memory(torch.device("cpu")) == 900 - 100 + 30
 
 
 BEYOND_MEMORY = """

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from advalign.data.images import Digests, Images, RowNumbers, digests_of
 from advalign.errors import UserError, require
+from advalign.runtime import ranks
 from advalign.runtime.memory import free_memory, readable_size
 from advalign.shapes import Labels
 
@@ -159,11 +160,15 @@ def on_device(images: Images, device: torch.device) -> Images:
     there = images.labels.device
     if not stored and there.type == device.type and device.index in (None, there.index):
         return images
-    free = free_memory(device)
+    free = free_memory(device) // (ranks.on_this_machine() if device.type == "cpu" else 1)
     if images.size * _SHARE <= free:
-        held = Images(images.read().to(device), images.labels.to(device))
-        if stored:
-            vars(held)["digests"] = images.digests
+        if not stored:
+            return images.to(device)
+        pixels = torch.empty(images.shape, dtype=images.dtype, device=device)
+        for part in images.parts():  # the whole may be more than this machine's memory
+            pixels[part] = images.read(part)
+        held = Images(pixels, images.labels.to(device))
+        vars(held)["digests"] = images.digests
         return held
     _log.warning(
         "note: %d images take %s, more than half of the %s that are free on %s: they are read from %s, a batch ahead",

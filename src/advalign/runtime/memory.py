@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -16,6 +16,7 @@ _CGROUPS = {
     "": ("{}/memory.max", "{}/memory.current", "inactive_file"),
 }
 """Of each version of cgroups, by its controller in /proc/self/cgroup: limit, use, and what of the use is cache."""
+_OWN_GROUPS, _LIMITS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def free_memory(device: torch.device) -> int:
@@ -73,27 +74,27 @@ def _left_of_address_space() -> int:
 
 
 def _left_of_cgroup() -> int:
-    """Return what the limit of the process's control group leaves; files that are cached give way."""
+    """Return what the limits of the process's control group and of all around it leave; cached files give way."""
     left = sys.maxsize
     try:
-        groups = [line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines()]
+        groups = [line.split(":", 2)[1:] for line in _OWN_GROUPS.read_text().splitlines()]
     except OSError:
         return left
     for controller, group in groups:
-        for place in {group.strip("/"), ""}:  # a container may see its own group as the root
-            if controller in _CGROUPS:
-                left = min(left, _left_of(place, *_CGROUPS[controller]))
+        if controller in _CGROUPS:
+            own = PurePosixPath(group.strip("/"))
+            for place in {own, *own.parents, PurePosixPath()}:  # a container may see its own group as the root
+                left = min(left, _left_of(str(place), *_CGROUPS[controller]))
     return left
 
 
 def _left_of(group: str, limit: str, usage: str, cached: str) -> int:
-    folder = Path("/sys/fs/cgroup")
     try:
-        most = (folder / limit.format(group)).read_text().strip()
+        most = (_LIMITS / limit.format(group)).read_text().strip()
         if most == "max":
             return sys.maxsize
-        lines = (folder / usage.format(group)).with_name("memory.stat").read_text().splitlines()
+        lines = (_LIMITS / usage.format(group)).with_name("memory.stat").read_text().splitlines()
         cache = next((int(line.split()[1]) for line in lines if line.split()[0] == cached), 0)
-        return int(most) - int((folder / usage.format(group)).read_text()) + cache
+        return int(most) - int((_LIMITS / usage.format(group)).read_text()) + cache
     except (OSError, ValueError):  # this version is not there, or the group is seen under another name
         return sys.maxsize

@@ -171,6 +171,11 @@ def rank() -> int:
     return dist.get_rank() if world() > 1 else 0
 
 
+def on_this_machine() -> int:
+    """Return the number of ranks that share this machine's memory."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if are_joined() else 1
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Inside, this rank works by itself."""
