@@ -14,12 +14,14 @@ from scipy.stats import binomtest
 from advalign.data import load, stratified_subset
 from advalign.errors import UserError
 from advalign.evaluation import until as module
+from advalign.evaluation.checks import check_clean, warnings_of
 from advalign.evaluation.evaluator import Evaluator
 from advalign.evaluation.interval import half_width, images_needed, wilson
 from advalign.evaluation.measure import measure
 from advalign.evaluation.options import TargetOptions
+from advalign.evaluation.state import EvaluationState
 from advalign.evaluation.target import SUBSET_SEED
-from advalign.evaluation.until import next_draw
+from advalign.evaluation.until import joined, next_draw
 from advalign.report.commands import evaluate_line
 from advalign.report.evaluation import evaluation_table
 from advalign.runs import Run
@@ -59,6 +61,19 @@ def test_a_draw_contains_the_one_before_though_shares_are_rounded():
         assert sorted([*more.tolist(), *drawn.tolist()]) == larger.tolist()
         drawn = larger
     assert len(drawn) == 14
+
+
+def test_what_any_draw_casts_doubt_on_is_said_once_and_clean_accuracy_is_judged_on_all_images():
+    labels, lucky, parts = torch.arange(60) % 3, 3 * [False] + 57 * [True], []
+    for first, last, doubts in ((0, 3, ["random", "flat"]), (3, 30, ["dark", "random"]), (30, 60, [])):
+        right = torch.tensor(lucky[first:last])
+        said = [*doubts, *warnings_of([check_clean(right, labels[first:last])])]
+        parts.append(EvaluationState({"clean": right}, {"clean": 1.0}, {"clean": [len(right), 0]}, doubts=said))
+    assert len(parts[0].doubts) == 3
+    assert joined(parts, torch.arange(60), labels).doubts == ["random", "flat", "dark"]
+    for part in parts:
+        part.correct["clean"][:] = False
+    assert "Clean accuracy is 0.0 ± 0.0 %" in joined(parts, torch.arange(60), labels).doubts[-1]
 
 
 def test_it_ends_when_all_accuracies_are_sure_enough_on_the_images_that_n_draws(run: Run, tmp_path: Path):

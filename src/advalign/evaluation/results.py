@@ -133,9 +133,10 @@ def nearest_radii(
     evaluation: Evaluation, examples: Mapping[str, Tensor], images: Images, threat: Threat
 ) -> dict[str, list[float]]:
     """Return, for each attack that looks for the nearest adversary, its distance from each image, as `radii` has it."""
-    radii, x, clean = {}, images.floats().cpu(), evaluation.correct["clean"]
+    radii, clean = {}, evaluation.correct["clean"]
     for name, withstands in evaluation.correct.items():
         if name in examples and looks_for_the_nearest(name, threat.norm):
+            x = images.to("cpu").floats()  # here, since all images as floats may be more than fits
             moved = threat.distance(examples[name].cpu().double(), x.double())
             distances = torch.where(withstands, torch.inf, torch.where(clean, moved, 0.0))
             radii[name] = [float(f"{each:.6g}") for each in distances.tolist()]

@@ -14,6 +14,7 @@ from advalign.attacks import Attack
 from advalign.data.images import stratified_split
 from advalign.errors import require
 from advalign.evaluation.accuracy import Evaluation, conclude
+from advalign.evaluation.checks import check_clean, warnings_of
 from advalign.evaluation.evaluator import Evaluator
 from advalign.evaluation.interval import half_width, images_needed
 from advalign.evaluation.options import AttackOptions
@@ -72,7 +73,8 @@ def evaluate_until(
                 for name, attack in by_name.items():
                     evaluator.attack(name, attack)
             parts.append(evaluator.state)
-            evaluation = conclude(joined(parts, rows.argsort()), by_name, {}, len(rows), in_train_mode=in_train_mode)
+            whole = joined(parts, rows.argsort(), target.dataset.test.labels.cpu()[rows])
+            evaluation = conclude(whole, by_name, {}, len(rows), in_train_mode=in_train_mode)
             shares = evaluation.accuracies().values()
             widest = 100 * max(half_width(share, len(rows)) for share in shares)
             size = max(images_needed(share, until / 100) for share in shares)
@@ -101,12 +103,13 @@ def next_draw(labels: Tensor, drawn: Tensor, size: int) -> tuple[Tensor, Tensor]
     raise AssertionError("all images contain those of every draw")
 
 
-def joined(parts: Sequence[EvaluationState], order: Tensor) -> EvaluationState:
+def joined(parts: Sequence[EvaluationState], order: Tensor, labels: Tensor) -> EvaluationState:
     """Return what was measured on all parts together, the images in an order: numbers of the parts' images in a row.
 
-    The doubts of the clean pass are those of the last part.
+    Args:
+        labels: (N,) of the parts' images in a row, on the CPU.
     """
-    whole, sizes = EvaluationState(doubts=parts[-1].doubts), [len(part.correct["clean"]) for part in parts]
+    whole, sizes = EvaluationState(doubts=_doubts(parts, labels)), [len(part.correct["clean"]) for part in parts]
     for name in parts[0].correct:
         whole.correct[name] = torch.cat([part.correct[name] for part in parts])[order.to(parts[0].correct[name].device)]
         whole.seconds[name] = sum(part.seconds[name] for part in parts)
@@ -125,3 +128,16 @@ def joined(parts: Sequence[EvaluationState], order: Tensor) -> EvaluationState:
                 so_far = whole.members.setdefault(name, {}).setdefault(member, [0, 0])
                 so_far[:] = [a + b for a, b in zip(so_far, costs, strict=True)]
     return whole
+
+
+def _doubts(parts: Sequence[EvaluationState], labels: Tensor) -> list[str]:
+    """Return what every part's clean pass gave rise to, each once; the clean accuracy is judged on all images."""
+    rights = [part.correct["clean"].cpu() for part in parts]
+    of_few = [
+        text
+        for right, own in zip(rights, labels.split([len(right) for right in rights]), strict=True)
+        for text in warnings_of([check_clean(right, own)])
+    ]
+    of_all = warnings_of([check_clean(torch.cat(rights), labels)])
+    found = dict.fromkeys(doubt for part in parts for doubt in part.doubts if doubt not in of_few)
+    return [*found, *of_all]
