@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,18 @@ from tests.data.folders import write_photos
 from torch import Tensor
 
 import advalign as aa
-from advalign.data import Batches, Images, describe, hold_out, image_cache, images, load, stored, stratified_subset
+from advalign.data import (
+    Batches,
+    Images,
+    cache,
+    describe,
+    hold_out,
+    image_cache,
+    images,
+    load,
+    stored,
+    stratified_subset,
+)
 from advalign.data.cache import Rows, cached_array
 from advalign.data.stored import StoredImages, joined, on_device
 from advalign.errors import UserError
@@ -206,12 +218,14 @@ def test_a_cache_is_checked_before_digests_are_made_from_it(tmp_path: Path, own_
     assert file.stat().st_ino == inode
 
 
-def rows(made: list[int], stop: int | None = None, total: int = 300) -> Rows[int]:
+def rows(
+    made: list[int], stop: int | None = None, total: int = 300, error: type[BaseException] = KeyboardInterrupt
+) -> Rows[int]:
     """Rows of 8 bytes, of which making one may end the program."""
 
     def make(row: int) -> bytes:
         if row == stop:
-            raise KeyboardInterrupt
+            raise error
         made.append(row)
         return row.to_bytes(8, sys.byteorder)
 
@@ -235,6 +249,39 @@ def test_an_interrupted_cache_is_gone_on_with(own_cache: Path):
     made.clear()
     cached_array("a.npy", rows(made))
     assert not made
+
+
+def test_what_a_full_disk_has_of_a_cache_is_gone_on_with(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cache, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # which takes most of the time
+    made: list[int] = []
+    with pytest.raises(UserError, match=r"a\.npy cannot be used: free space"):
+        cached_array("a.npy", rows(made, stop=100, error=OSError))
+    assert (own_cache / ".a.npy.rows").read_text() == "64"  # rows are made by 64
+    monkeypatch.undo()
+    monkeypatch.setenv("ADVALIGN_CACHE", str(own_cache))
+    made.clear()
+    assert cached_array("a.npy", rows(made)).tolist() == list(range(300))
+    assert min(made) == 64
+    with pytest.raises(UserError):  # such as an image that cannot be read: nothing is left
+        cached_array("b.npy", rows([], stop=100, error=UserError))
+    assert sorted(own_cache.iterdir()) == [own_cache / "a.npy"]
+
+
+def test_a_cache_that_the_disk_cannot_hold_is_not_begun(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is there of it already counts."""
+    with pytest.raises(KeyboardInterrupt):
+        cached_array("a.npy", rows([], stop=100))
+    missing = 128 + 300 * 8 - (own_cache / ".a.npy.part").stat().st_size
+    monkeypatch.setattr(cache, "disk_usage", lambda file: SimpleNamespace(free=missing - 1))
+    made: list[int] = []
+    for name in ("a.npy", "b.npy"):
+        with pytest.raises(UserError, match=rf"{name} cannot be used: free space, .* takes 0 MiB more, and 0 MiB are"):
+            cached_array(name, rows(made))
+    assert not made
+    assert sorted(file.name for file in own_cache.iterdir()) == [".a.npy.part", ".a.npy.rows"]
+    monkeypatch.setattr(cache, "disk_usage", lambda file: SimpleNamespace(free=missing))
+    assert cached_array("a.npy", rows(made)).tolist() == list(range(300))
 
 
 def test_what_was_begun_for_another_array_is_begun_anew(own_cache: Path):

@@ -14,6 +14,7 @@ from io import BytesIO
 from itertools import islice
 from math import prod
 from pathlib import Path
+from shutil import disk_usage
 from typing import BinaryIO, Generic, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from rich.console import Console
 
 from advalign.errors import UserError
 from advalign.runtime.files import lock_exclusively, write_atomically, written_atomically
+from advalign.runtime.memory import readable_size
 from advalign.runtime.progress import progress_bars
 from advalign.runtime.sealed import Owner, check_sealed_npy, seal_npy
 
@@ -189,8 +191,8 @@ def _owner(file: Path) -> Owner:
 def _make_unless(is_there: Callable[[], bool], file: Path, rows: Rows[T]) -> None:
     """Make a file, sealed, unless it is there; it has its name when it is whole.
 
-    Until then its rows lie beside it. What a failure leaves is removed; what an interrupt or a kill leaves stays, with
-    the number of rows that the disk is known to have.
+    Until then its rows lie beside it. What an interrupt, a kill or a full disk leaves stays, with the number of rows
+    that the disk is known to have; what another failure leaves is removed.
     """
     if is_there():
         return
@@ -201,17 +203,27 @@ def _make_unless(is_there: Callable[[], bool], file: Path, rows: Rows[T]) -> Non
     with lock_exclusively(part) as draft:
         try:
             if not is_there():  # another process may have made it, while this one waited
+                _require_room(draft, rows)
                 _fill(draft, mark, rows)
                 seal_npy(draft, _owner(file))
                 draft.flush()
                 os.fsync(draft.fileno())
                 os.replace(part, file)
-        except Exception:
-            part.unlink(missing_ok=True)
-            mark.unlink(missing_ok=True)
+        except Exception as error:
+            if not (isinstance(error, OSError) and mark.is_file()):
+                part.unlink(missing_ok=True)
+                mark.unlink(missing_ok=True)
             raise
         part.unlink(missing_ok=True)
         mark.unlink(missing_ok=True)
+
+
+def _require_room(draft: BinaryIO, rows: Rows[T]) -> None:
+    """Refuse to begin what the disk cannot hold, beside what it already has of it."""
+    needed = len(rows.header) + rows.row_size * rows.shape[0] - os.fstat(draft.fileno()).st_size
+    free = disk_usage(draft.fileno()).free
+    if needed > free:
+        raise OSError(f"it takes {readable_size(needed)} more, and {readable_size(free)} are free")
 
 
 def _fill(draft: BinaryIO, mark: Path, rows: Rows[T]) -> None:
@@ -244,7 +256,8 @@ def _note(draft: BinaryIO, mark: Path, done: int) -> None:
     """Bring the rows to the disk, and then their number."""
     draft.flush()
     os.fsync(draft.fileno())
-    write_atomically(mark, str(done))
+    with written_atomically(mark) as file:
+        file.write(str(done).encode())
 
 
 def _done(draft: BinaryIO, mark: Path, header: bytes, row_size: int) -> int:
