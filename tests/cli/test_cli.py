@@ -261,6 +261,15 @@ def test_bad_options_of_evaluate(name: str, here: Path, trained: Run, capsys: py
     assert snapshot(here) == before
 
 
+@pytest.mark.parametrize("command", ["evaluate nosuch", "train nosuch --data digits"])
+def test_one_process_speaks_whatever_rank_a_cluster_gives_it(
+    command: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    assert "nosuch" in refused(capsys, command.split())
+
+
 def test_a_run_folder_that_holds_something_else(here: Path, trained: Run, capsys: pytest.CaptureFixture[str]):
     (here / "runs" / "diary").mkdir()
     (here / "runs" / "diary" / "monday.txt").write_text("rain")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -39,6 +40,27 @@ class Toy(nn.Module):
 
 def toy(classes: int, channels: int) -> nn.Module:
     return Toy(classes, channels)
+
+
+def unseeded(classes: int, channels: int) -> nn.Module:
+    """A network with weights, and a buffer that no state dict holds, that differ from process to process."""
+    net = Toy(classes, channels)
+    net.register_buffer("noise", torch.empty(3), persistent=False)
+    own = np.random.default_rng(int(os.environ["RANK"]))
+    with torch.no_grad():
+        for each in (*net.parameters(), net.get_buffer("noise")):
+            each.copy_(torch.from_numpy(own.normal(size=each.shape)))
+    return net
+
+
+class OwnNorm(nn.BatchNorm2d):
+    """A BatchNorm with a forward pass of its own."""
+
+
+def own_norm(classes: int, channels: int) -> nn.Module:
+    net = Toy(classes, channels)
+    net.layer1[1] = OwnNorm(4)
+    return net.double()
 
 
 QUICK = replace(

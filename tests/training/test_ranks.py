@@ -7,27 +7,37 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from tests.training.on_ranks import CASES, assert_near, on_ranks, train_case
+from tests.training.on_ranks import QUICK as ON_RANKS
 from tests.training.same_runs import assert_same, assert_same_run
 
 from advalign.attacks import FGSM, PGD
 from advalign.data import load as load_data
-from advalign.errors import TrainingError, UserError, require
+from advalign.errors import RankLost, TrainingError, UserError, require
 from advalign.evaluation.accuracy import evaluate
 from advalign.models import build
+from advalign.objectives import as_method
 from advalign.runs import Run
 from advalign.runtime import ranks
 from advalign.runtime.ranks import Share
 from advalign.runtime.seeds import seed_generators
 from advalign.threats import Linf
+from advalign.training.loop import _Trainer
+from advalign.training.planning import plan
+from advalign.training.recipes import Recipe
+from advalign.training.train import train
 
 QUICK = ("contrast", "ar-at")
 """Cases with statistics across the batch, and noise drawn by a part."""
+
+
+ONE_EPOCH = replace(ON_RANKS, epochs=1, average="ema")
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +50,63 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The quick cases, trained by two processes."""
     folder = tmp_path_factory.mktemp("shared")
-    on_ranks(2, lambda: [train_case(case, folder) for case in QUICK])
+
+    def work() -> None:
+        refuse_ranks_that_differ(folder)
+        go_on_as_the_first_does(folder)
+        for case in QUICK:
+            train_case(case, folder)
+
+    on_ranks(2, work)
     return folder
+
+
+def refuse_ranks_that_differ(folder: Path) -> None:
+    """Ranks with other arguments, and BatchNorms that cannot be synchronised, end before anything is written."""
+    me = int(os.environ["RANK"])
+    recipe = replace(ONE_EPOCH, lr=(0.05, 0.06)[me])
+    for sync_bn, changed, says in (
+        (True, recipe, "rank 1 has run .*, and rank 0"),
+        (me == 1, ONE_EPOCH, "has sync bn"),
+    ):
+        with pytest.raises(UserError, match=says):
+            train_model("toy", folder, changed, sync_bn=sync_bn)
+    with pytest.raises(UserError, match=r"layer1\.1 is tests\.training\.on_ranks\.OwnNorm"):
+        train_model("own_norm", folder, ONE_EPOCH, sync_bn=True)
+    assert not (folder / "model").exists()
+
+
+def go_on_as_the_first_does(folder: Path) -> None:
+    """A model that draws its weights from what nobody seeds is the same on all ranks; one sees where all go on."""
+    runs = folder / f"disk{os.environ['RANK']}"
+    planned = plan(
+        as_method("at"), load_data("digits"), "tests.training.on_ranks:unseeded", ONE_EPOCH, runs=runs, name="run",
+        guests={}, trust_model=True,
+    )  # fmt: skip
+    planned.run.path.mkdir(parents=True)
+    with ranks.joined("cpu"):
+        for step in (0, 1):
+            trainer = _Trainer(planned, torch.device("cpu"), cuda_graphs=False)
+            assert trainer.state.step == step
+            ours = (*trainer.objective.parameters(), *trainer.objective.buffers(), *trainer.average.weights)
+            mine = torch.cat([each.detach().double().flatten() for each in ours])
+            assert torch.equal(ranks.all_sum(mine), 2 * mine)
+            trainer.state.step, trainer.state.sums = 1, {"loss": torch.zeros(())}
+            trainer.save()
+    assert (planned.run.state.exists(), ranks.world()) == (runs.name == "disk0", 1)
 
 
 @pytest.mark.parametrize("case", QUICK)
 def test_two_processes_train_as_one_does(case: str, alone: Path, shared: Path):
     assert_near(train_case(case, alone).path, shared / case)
     assert [row["ranks"] for row in Run.read(shared / case).log] == [2, 2]
+
+
+def train_model(model: str, folder: Path, recipe: Recipe, *, sync_bn: bool) -> Run:
+    return train(
+        "at", data="digits", model=f"tests.training.on_ranks:{model}", recipe=recipe, runs=folder, name="model",
+        device="cpu", sync_bn=sync_bn, trust_model=True,
+    )  # fmt: skip
 
 
 def meet() -> None:
@@ -97,6 +156,28 @@ def meet() -> None:
 
 def test_ranks_meet_and_what_one_cannot_all_know():
     on_ranks(2, meet)
+
+
+def lose_the_first() -> None:
+    """Tell a lost rank, also where the lost one kept what others have said, from errors of one's own."""
+    with ranks.joined("cpu"):
+        own = torch.OutOfMemoryError("CUDA out of memory; connection")
+        with pytest.raises(torch.OutOfMemoryError), ranks._noticing():
+            raise own
+        with pytest.raises(RuntimeError, match="no such operator") as raised, ranks._noticing():
+            raise RuntimeError("no such operator")
+        assert not isinstance(raised.value, TrainingError)
+        ranks.agree(False)
+    if dist.get_rank() == 0:
+        os._exit(0)
+    with pytest.raises(RankLost, match=r"^rank 1 has lost another rank"), ranks.joined("cpu"):
+        ranks.agree(False)
+    with pytest.raises(UserError, match=r"^my own$"), ranks.joined("cpu"):
+        require(False, "my own")
+
+
+def test_a_lost_first_rank_is_one_line():
+    on_ranks(2, lose_the_first)
 
 
 @pytest.mark.slow

@@ -343,14 +343,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code, line = _ending(error, reasons, resumes=arguments[0] in _RESUMED if arguments else False)
         if not line:
             raise
-        if _speaks(error):
+        if arguments[:1] != ["train"] or _speaks(error):
             complain(line)
         sys.exit(code)
 
 
 def _speaks(error: BaseException) -> bool:
-    """Tell whether this process says how a command has ended: of several on a machine, one is enough."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, RankLost)
+    """Tell whether this process says how its training has ended: of several on a machine, one is enough."""
+    if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, RankLost):
+        return True
+    from advalign.runtime.ranks import launched
+
+    try:
+        return launched() == 1
+    except UserError:  # there are no others that could say it
+        return True
 
 
 def _ending(error: BaseException, reasons: Sequence[str], *, resumes: bool) -> tuple[int, str]:
@@ -489,4 +496,5 @@ def _with_width(model: str, width: int | None) -> str:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes, the first one speaks
+    several = os.environ.get("WORLD_SIZE", "1") != "1"  # a cluster may name a rank where there is one process
+    return Console(quiet=several and os.environ.get("RANK", "0") != "0")  # of several processes, the first one speaks

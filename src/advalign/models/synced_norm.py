@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from advalign.errors import require
+from advalign.models.taps import Tapped
 from advalign.runtime import ranks
 
 
@@ -45,11 +47,24 @@ _SYNCED: dict[type[nn.Module], type[_BatchNorm]] = {nn.BatchNorm1d: SyncedNorm1d
 def synchronise_norms(net: nn.Module) -> None:
     """Let the BatchNorms of a network normalise over the images of all ranks, in place.
 
-    Each stays the same object with the same tensors, as another class: whoever has a reference to it goes on.
+    Each stays the same object with the same tensors, as another class: whoever has a reference to it goes on. Those of
+    frozen networks never see a batch, and need not be of a known kind.
+
+    Raises:
+        UserError: a BatchNorm of another kind, whose forward pass is not known.
     """
     for module in net.modules():
         if synced := _SYNCED.get(type(module)):
             module.__class__ = synced
+    frozen = {each for part in net.modules() if isinstance(part, Tapped) and part.frozen for each in part.modules()}
+    for name, module in net.named_modules():
+        require(
+            isinstance(module, _Synced) or not isinstance(module, _BatchNorm) or module in frozen,
+            lambda: (
+                f"--sync-bn knows torch's BatchNorm1d and BatchNorm2d, and {name.removeprefix('nets.student.net.')} "
+                f"is {type(module).__module__}.{type(module).__qualname__}: train without it, or on one device"
+            ),
+        )
 
 
 @torch.no_grad()

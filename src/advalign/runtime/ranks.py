@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from advalign.errors import RankLost, TrainingError, UserError, require
+from advalign.errors import RankLost, TrainingError, UserError, require, shorten
 from advalign.runtime.seeds import derive_seed, seed_generators
 
 T = TypeVar("T")
@@ -96,7 +97,16 @@ def joined(device: str) -> Iterator[str]:
     local, local_world = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     kind = device_for_each(device, local_world)
     own = f"cuda:{local}" if kind == "cuda" else kind
-    if not dist.is_initialized():
+    require(dist.is_available(), "this torch is built without torch.distributed, by which processes meet")
+    if dist.is_initialized():
+        require(
+            "cpu:gloo" in str(dist.get_backend_config()),
+            lambda: (
+                f"the process group that your script has made is {dist.get_backend_config()}, and ranks also meet on "
+                'the CPU: make it with init_process_group("cpu:gloo,cuda:nccl"), or let training make it'
+            ),
+        )
+    else:
         if kind == "cuda":
             torch.cuda.set_device(local)
         # Tensors meet where they lie; what is agreed meets on the CPU, and no GPU is waited for.
@@ -110,7 +120,8 @@ def joined(device: str) -> Iterator[str]:
             raise TrainingError(told) from error
         raise
     except (UserError, TrainingError) as error:
-        _store().set(_told_by(dist.get_rank()), str(error))
+        with suppress(RuntimeError):  # whoever keeps the store may be lost
+            _store().set(_told_by(dist.get_rank()), str(error))
         raise
     finally:
         _state.joined, _state.share, _state.alone = False, None, 0
@@ -118,8 +129,10 @@ def joined(device: str) -> Iterator[str]:
 
 def _told() -> list[str]:
     """Return what ranks have said before they ended, by which the others lost them."""
-    others = [each for each in range(dist.get_world_size()) if _store().check([_told_by(each)])]
-    return [f"rank {each}: {_store().get(_told_by(each)).decode()}" for each in others]
+    with suppress(RuntimeError):  # whoever keeps the store may be lost
+        others = [each for each in range(dist.get_world_size()) if _store().check([_told_by(each)])]
+        return [f"rank {each}: {_store().get(_told_by(each)).decode()}" for each in others]
+    return []
 
 
 def _told_by(rank: int) -> str:
@@ -292,6 +305,23 @@ def add_up_gradients(parameters: Iterable[Tensor]) -> None:
             parameter.grad = grad
 
 
+@torch.no_grad()
+def copy_first(tensors: Iterable[Tensor]) -> None:
+    """Put what the first rank has into each tensor, in place; all have as many, of the same shapes."""
+    if world() == 1:
+        return
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for same in kinds.values():
+        for bucket in _buckets(same):
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
+            with _noticing():
+                dist.broadcast(flat.view(torch.uint8), 0)  # as bytes: gloo does not send every type
+            for tensor, copy in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
+                tensor.copy_(copy.view(tensor.shape))
+
+
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     for tensor in tensors:
@@ -359,11 +389,47 @@ def agree(*flags: bool) -> tuple[bool, ...]:
     return tuple(_reduced(torch.tensor(flags, dtype=torch.uint8, device="cpu"), dist.ReduceOp.MAX).bool().tolist())
 
 
+def require_alike(**values: object) -> None:
+    """Refuse ranks that were started with something different; called by all of them.
+
+    Raises:
+        UserError: a value is not that of the first rank.
+    """
+    if world() == 1:
+        return
+    first, *others = _exchanged(values)
+    for number, other in enumerate(others, 1):
+        for name, value in first.items():
+            require(
+                other[name] == value,
+                lambda: (
+                    f"rank {number} has {name.replace('_', ' ')} {shorten(str(other[name]))}, and rank 0 has "
+                    f"{shorten(str(value))}: all ranks take the same arguments, data and code"
+                ),
+            )
+
+
 def lead(work: Callable[[], T]) -> T:
     """Let the first rank work, alone, while the others wait; return on all what it returns, or raise what it raises."""
     if world() == 1:
         return work()
-    return next(spread([0], lambda _: work()))
+    outcome = [_outcome(work) if rank() == 0 else None]
+    with _noticing():
+        dist.broadcast_object_list(outcome, 0)
+    assert outcome[0] is not None
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result  # pyright: ignore[reportReturnType]
+
+
+def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """Return what work, done alone, returns, with its tensors on the CPU, or the error that it raises."""
+    with alone():
+        try:
+            return tree_map_only(Tensor, Tensor.cpu, work()), None
+        except (UserError, TrainingError, OSError) as error:
+            return None, error
 
 
 def spread(items: Sequence[T], work: Callable[[T], R]) -> Iterator[R]:
@@ -376,13 +442,7 @@ def spread(items: Sequence[T], work: Callable[[T], R]) -> Iterator[R]:
         return
     for first in range(0, len(items), world()):
         mine = first + rank()
-        outcome: tuple[R | None, Exception | None] = (None, None)
-        if mine < len(items):
-            with alone():
-                try:
-                    outcome = (tree_map_only(Tensor, Tensor.cpu, work(items[mine])), None)
-                except (UserError, TrainingError, OSError) as error:
-                    outcome = (None, error)
+        outcome = _outcome(lambda: work(items[mine])) if mine < len(items) else (None, None)
         outcomes = _exchanged(outcome)[: len(items) - first]
         for _, error in outcomes:
             if error is not None:
@@ -427,9 +487,9 @@ def _exchanged(value: Any) -> list[Any]:
     return values
 
 
-def _reduced(tensor: Tensor, how: Any = dist.ReduceOp.SUM) -> Tensor:
+def _reduced(tensor: Tensor, how: Any = None) -> Tensor:
     with _noticing():
-        dist.all_reduce(tensor, how)
+        dist.all_reduce(tensor, dist.ReduceOp.SUM if how is None else how)
     return tensor
 
 
@@ -439,8 +499,19 @@ def _noticing() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if not _is_of_a_connection(error):
+            raise
         line = str(error).strip().partition("\n")[0]
         raise RankLost(
             f"rank {dist.get_rank()} has lost another rank; what was saved last is kept, and the same command goes on, "
             f"with any number of ranks ({line[:100]})"
         ) from error
+
+
+def _is_of_a_connection(error: RuntimeError) -> bool:
+    """Tell whether an exchange failed for want of the other side; gloo and NCCL say so in words alone."""
+    words = str(error)
+    return not isinstance(error, torch.OutOfMemoryError) and re.search(_CONNECTION, words, re.IGNORECASE) is not None
+
+
+_CONNECTION = r"connection|gloo|socket|broken pipe|network|nccl.*(remote|abort|system)|timed? ?out"

@@ -26,7 +26,7 @@ from advalign.runs.checkpoint import convert_state, load_state, save_state, save
 from advalign.runs.formats import write_checked_lines
 from advalign.runtime import ranks
 from advalign.runtime.device import to_device
-from advalign.runtime.files import present
+from advalign.runtime.files import digest, present
 from advalign.runtime.interrupts import Interrupts
 from advalign.runtime.sealed import Owner
 from advalign.runtime.seeds import derive_seed
@@ -142,8 +142,9 @@ class _Trainer:
         self.run, self.recipe, self.card = plan.run, plan.recipe, plan.card
         self.objective = to_device(plan.objective(), device)
         self.ranks = {"ranks": ranks.world(), "sync_norms": sync_norms} if ranks.world() > 1 else {}
-        if sync_norms:
+        if sync_norms and ranks.world() > 1:
             synchronise_norms(self.objective)
+        _share_networks(self.objective)
         train, self.validation = (on_device(images, device) for images in plan.images)
         self.batches = plan.batches(train)
         ranks.take_share(self.batches.share)
@@ -153,7 +154,7 @@ class _Trainer:
         watches = self.objective.method.defends and is_guarded(self.recipe, attack)
         remedies, steps = remedies_for(attack), self.batches.steps
         self.guard = Guard(self.recipe, remedies, steps, self.validation) if watches else None
-        self.state = self._resume(self.run.state) if present(self.run.state) else TrainState()
+        self.state = self._resume(self.run.state) or TrainState()
         self._arm()
         if self.recipe.compile:
             self.objective.compile()
@@ -227,8 +228,7 @@ class _Trainer:
             self._save_state(self.run.good_state)
             return None
         before = state.watch.highest
-        if present(self.run.good_state):
-            self.state = self._resume(self.run.good_state)
+        self.state = self._resume(self.run.good_state) or state
         done = self.state.epoch + self.state.step / steps
         collapse = Collapse(state.epoch + state.step / steps, before, seen.robust, done, guard.remedies[tried])
         self.state.watch.collapses = [*state.watch.collapses, collapse]
@@ -320,11 +320,14 @@ class _Trainer:
         if path is None:
             self.saved = time.monotonic()
 
-    def _resume(self, path: Path) -> TrainState:
-        """Take over what was saved, and return how far the training was."""
+    def _resume(self, path: Path) -> TrainState | None:
+        """Take over what was saved, as the first rank finds it; return how far the training was, or None."""
         device = self.step.device
         good = Owner(self.run.id, "remove it, and the training goes on from where it is, with a stronger attack")
-        state = load_state(path, owner=self._owner if path == self.run.state else good)
+        owner = self._owner if path == self.run.state else good
+        state = ranks.lead(lambda: load_state(path, owner=owner) if present(path) else None)
+        if state is None:
+            return None
         try:
             self.step.attack.load(state.pop("attack", {}), device)
             self.objective.load_state_dict({**self.objective.state_dict(), **state.pop("objective")})
@@ -355,6 +358,19 @@ class _Trainer:
         if not math.isfinite(loss):
             kept = f"the checkpoint of epoch {state.epoch} is kept" if state.log else "there was no checkpoint yet"
             raise TrainingError(f"{self.run.path}: the loss became {loss} in epoch {state.epoch + 1}; {kept}. {CALMER}")
+
+
+def _share_networks(objective: Objective) -> None:
+    """Give every rank the networks of the first one: a model may draw its weights from what nobody seeds.
+
+    Raises:
+        UserError: the ranks have built different networks.
+    """
+    if ranks.world() > 1:
+        tensors = dict([*objective.named_parameters(), *objective.named_buffers()])
+        shapes = digest(*(f"{name} {tuple(each.shape)} {each.dtype};" for name, each in tensors.items()))
+        ranks.require_alike(networks_of=f"{sum(each.numel() for each in tensors.values())} numbers ({shapes})")
+        ranks.copy_first(tensors.values())
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from advalign import models
 from advalign.data import Dataset, describe, load, load_extra
 from advalign.data.extra import find_npz
 from advalign.errors import Busy, TrainingError, UserError, require
+from advalign.models.synced_norm import synchronise_norms
 from advalign.objectives import Base, Method, as_method
 from advalign.runs import Run, Weights, find_weights
 from advalign.runs.trained_on import FILE, write_trained_on
@@ -125,7 +126,8 @@ def train(
             return planned
 
         planned = ranks.first_ahead(prepare)
-        unfinished = _unfinished(planned)
+        ranks.require_alike(run=f"{planned.run.path} ({planned.run.id})", sync_bn=sync_bn)
+        unfinished = _unfinished(planned, sync_bn=sync_bn)
         if ranks.world() > 1 and unfinished:
             say(console, _line_on_ranks(planned, sync_bn=sync_bn))
         ranks.lead(lambda: _measure_given(planned, unfinished, torch_device, console, allow_weak=allow_weak_guest))
@@ -156,16 +158,18 @@ def _announce(planned: Plan, console: Console) -> None:
         say(console, line)
 
 
-def _unfinished(planned: Plan) -> list[Plan]:
+def _unfinished(planned: Plan, *, sync_bn: bool) -> list[Plan]:
     """Return what is to be trained, in order, as the first rank finds it: other programs may finish runs meanwhile.
 
     Raises:
-        UserError: a batch that leaves no image to some rank.
+        UserError: a batch that leaves no image to some rank, or a BatchNorm that cannot be shown a whole batch.
     """
     unfinished = ranks.lead(lambda: [each.run.id for each in planned.in_order()])
     found = [each for each in planned.with_guests() if each.run.id in unfinished]
     for each in found:
         each.batches(each.images[0])
+        if sync_bn and ranks.world() > 1:
+            synchronise_norms(each.untrained_objective())
     return found
 
 
