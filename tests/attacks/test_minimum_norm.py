@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from tests.attacks.linear_models import linear, most
-from tests.networks import Target, fooled
+from tests.networks import Around, Target, fooled, own_labels, sharp
+from tests.samples import batch
 from torch import Tensor, nn
 
 from advalign.attacks import APGDT, DDN, FMN
+from advalign.attacks.pass_counter import PassCounter
 from advalign.errors import UserError
 from advalign.threats import L1, L2, Linf, PixelLinf, Threat, shortened
 
@@ -88,6 +90,32 @@ def test_misclassified_images_stay_and_what_cannot_be_fooled_is_the_clean_image(
     y = torch.tensor([0, 1, 0, 1])
     for attack in (FMN(Linf(0.1), steps=5), DDN(L2(0.5), steps=5)):
         assert torch.equal(attack(model, x, y), x)
+
+
+@pytest.mark.parametrize("attack", [FMN(Linf(1.0), 20), FMN(L2(1.0), 20), FMN(L1(1.0), 20), DDN(L2(1.0), 20)], ids=str)
+def test_the_nearest_adversary_fools_the_network_and_not_only_a_twin_with_a_nearer_boundary(attack: FMN | DDN):
+    x, _ = batch(16)
+    net = sharp()
+    y = own_labels(net, x)
+    counter = PassCounter(net)
+    counter.net = Around(counter.net, after=lambda z: z - 1e-4 * nn.functional.one_hot(y, z.shape[1]))  # pyright: ignore[reportAttributeAccessIssue]
+    nearest, alone = attack(counter, x, y), attack(net, x, y)
+    assert fooled(net, nearest, y).equal(fooled(net, alone, y))
+    ratio = attack.threat.distance(nearest, x) / attack.threat.distance(alone, x)
+    assert ratio.nanmedian() < 1.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threat", [Linf(1.0), L2(1.0), L1(1.0)], ids=str)
+def test_what_fools_the_folded_twin_fools_the_network(threat: Threat):
+    """At the boundary rounding decides, of a few in a thousand images."""
+    torch.manual_seed(0)
+    layers = [each for n in (3, 8) for each in (nn.Conv2d(n, 8, 3, 2, 1), nn.BatchNorm2d(8, momentum=None), nn.ReLU())]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 10))
+    net(torch.rand(256, 3, 8, 8))
+    net, x = net.eval(), torch.rand(3000, 3, 8, 8)
+    y = own_labels(net, x)
+    assert fooled(net, FMN(threat, steps=6)(PassCounter(net), x, y), y).all()
 
 
 def test_refusals():

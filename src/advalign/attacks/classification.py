@@ -31,16 +31,25 @@ def _confirmed(
 ) -> Mask:
     if (torch.is_autocast_enabled(x_adv.device.type) or _has_tf32(x_adv.device)) and seeming.any():
         rows = seeming.nonzero().squeeze(1)
-        exact = network.exact if isinstance(network, PassCounter) else network
-        with torch.no_grad(), in_fp32(x_adv.device):
-            seeming[rows] = decide(exact(x_adv[rows]), rows)
+        seeming[rows] = decide(_original_logits(network, x_adv[rows]), rows)
     return seeming
+
+
+def _original_logits(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    original = network.exact if isinstance(network, PassCounter) else network
+    with torch.no_grad(), in_fp32(x.device):
+        return original(x)
 
 
 def misclassified(network: Callable[[Tensor], Tensor], x: ImageBatch, labels: Labels) -> Mask:
     """Tell which images (N, C, H, W) the network takes for another class than their labels (N,), in fp32."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         return fooled_in(network, network(x), x, labels)
+
+
+def misclassified_by_original(network: Callable[[Tensor], Tensor], x: ImageBatch, labels: Labels) -> Mask:
+    """Tell what `misclassified` does, by the network itself and not by its folded twin, which rounds otherwise."""
+    return ~classified(_original_logits(network, x), labels)
 
 
 def classified(logits: Logits, labels: Labels) -> Mask:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advalign.attacks.ascent import AttackLoss, value_and_grad
-from advalign.attacks.classification import fooled_in, misclassified
+from advalign.attacks.classification import fooled_in, misclassified_by_original
 from advalign.attacks.contract import Attack
 from advalign.attacks.losses import cross_entropy, margin
 from advalign.errors import require
@@ -19,6 +19,8 @@ from advalign.threats import L1, L2, Linf, Norm, PixelLinf, Pixels, Threat, shor
 
 BISECTIONS = 10
 """Forward passes at the end, which halve the way between the nearest adversary and the images before it."""
+STRETCHES = (1.0, 1.001, 1.01, 1.1, 2.0, 10.0, 100.0)
+"""Multiples of the way to the adversary that the search has found, tried in turn until the network itself is fooled."""
 
 
 @dataclass(frozen=True)
@@ -126,16 +128,28 @@ class _Nearest:
         self.length = torch.where(nearer, length, self.length)
 
     def refined(self, model: nn.Module, y: Labels, threat: Threat) -> Tensor:
-        """Return the nearest misclassified images, after a bisection of the way from the clean ones to them."""
-        near, far = torch.zeros_like(self.length), torch.ones_like(self.length)
-        way = self.x_adv - self.x
+        """Return the nearest images that fool, after a bisection of the way from the clean ones to them.
+
+        Here the original decides, as in an evaluation: the folded twin, on which the attack has run, rounds otherwise,
+        so that an image on the boundary of the one need not fool the other.
+        """
+        found, way = self.length.isfinite(), self.x_adv - self.x
+        confirmed = _Nearest(self.x)
+        near, far = torch.zeros_like(self.length), torch.zeros_like(self.length)
+        for stretch in STRETCHES:
+            if not (found & confirmed.length.isinf()).any():
+                break
+            x_adv = (self.x + stretch * way).clamp_(0, 1)
+            fools = found & misclassified_by_original(model, x_adv, y)
+            far = torch.where(fools & (far == 0), stretch, far)
+            confirmed.keep(x_adv, threat.distance(x_adv, self.x), fools)
         for _ in range(BISECTIONS):
             middle = (near + far) / 2
-            x_adv = self.x + _per_image(middle, way) * way
-            fools = misclassified(model, x_adv, y)
-            self.keep(x_adv, threat.distance(x_adv, self.x), fools)
+            x_adv = (self.x + _per_image(middle, way) * way).clamp_(0, 1)
+            fools = misclassified_by_original(model, x_adv, y)
+            confirmed.keep(x_adv, threat.distance(x_adv, self.x), fools)
             near, far = torch.where(fools, near, middle), torch.where(fools, middle, far)
-        return self.x_adv
+        return confirmed.x_adv
 
 
 def _dual(threat: Threat) -> Linf | L2 | L1:
