@@ -5,6 +5,8 @@ from __future__ import annotations
 import colorsys
 import io
 import json
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,18 @@ def _another_order(folder: Path) -> None:
     np.save(folder / "fog.npy", np.random.default_rng(1).permutation(array, axis=1).reshape(-1, 32, 32, 3) ^ 85)
 
 
+def _dark_but_for_the_first(folder: Path) -> None:
+    array = np.load(folder / "fog.npy")
+    array[N:] = 0
+    np.save(folder / "fog.npy", array)
+
+
+def _partly_reversed(folder: Path) -> None:
+    array = np.load(folder / "fog.npy")
+    array[2 * N + 3 : 2 * N + 9] = array[2 * N + 3 : 2 * N + 9][::-1].copy()
+    np.save(folder / "fog.npy", array)
+
+
 def _program(folder: Path) -> None:
     np.save(folder / "fog.npy", np.array([print], dtype=object), allow_pickle=True)
 
@@ -100,6 +114,8 @@ def _none(folder: Path) -> None:
         (_few_rows, "has uint8 values of shape"),
         (_floats, "has float64 values"),
         (_another_order, "other images, or in another order"),
+        (_partly_reversed, "in another order: at severity 3 only .* correlate"),
+        (_dark_but_for_the_first, "fog.npy is damaged: at severity 2, 100 % of the images have a single value"),
         (_program, "cannot be read"),
         (_torn, "cannot be read"),
         (_none, "has none of the corruptions"),
@@ -181,6 +197,48 @@ def weights(tmp_path: Path) -> str:
     torch.save(models.build("small-cnn(width=2)", classes=10).state_dict(), tmp_path / "net.pt")
     np.savez(tmp_path / "own.npz", x_test=pictures(), y_test=np.arange(N) % 10)
     return f"small-cnn(width=2)@{tmp_path / 'net.pt'}"
+
+
+def test_two_folders_share_neither_result_nor_progress(
+    weights: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    other = tmp_path / "other"
+    other.mkdir()
+    np.save(other / "labels.npy", np.load(folder / "labels.npy"))
+    for kind in ("fog", "contrast"):
+        np.save(other / f"{kind}.npy", np.load(folder / f"{kind}.npy")[..., ::-1])
+    monkeypatch.setattr(module, "find_corruptions", lambda path, data: read_corruptions("cifar10-c", Path(path), data))
+    monkeypatch.setattr("advalign.evaluation.state.SAVE_SECONDS", -1.0)
+    options, given, calls = TargetOptions(data=f"npz:{tmp_path / 'own.npz'}", device="cpu"), module.classified, 0
+
+    def stops(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return given(*args)
+
+    monkeypatch.setattr(module, "classified", stops)
+    with pytest.raises(KeyboardInterrupt):
+        measure_corruptions(weights, str(folder), options)
+    second = measure_corruptions(weights, str(other), options)
+    assert calls == 5 + 11
+    first = measure_corruptions(weights, str(folder), options)
+    assert calls == 5 + 11 + 7
+    assert first.path != second.path
+    for result, place in ((first, folder), (second, other)):
+        content = json.loads(result.path.read_text())
+        assert content["folder"] == place.name
+        for kind, digits in content["files"].items():
+            assert digits == sha256(np.load(place / f"{kind}.npy").tobytes()).hexdigest()[:16]
+
+
+def test_what_is_made_here_names_what_has_made_it():
+    found = find_corruptions("c-like", data())
+    assert {each: found.libraries[each] for each in ("numpy", "scipy", "pillow")} == {
+        each: version(each) for each in ("numpy", "scipy", "pillow")
+    }
+    assert not found.files
 
 
 @pytest.mark.slow

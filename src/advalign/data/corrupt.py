@@ -12,14 +12,23 @@ import io
 from collections.abc import Callable
 
 import numpy as np
+import PIL
+import scipy
 from numpy.random import Generator
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 from scipy import ndimage
 
 Picture = NDArray[np.float64]
 """(32, 32, 3) in [0, 1]."""
 SIDE = 32
+LIBRARIES = {
+    "numpy": np.__version__,
+    "pillow": PIL.__version__,
+    "jpeg": features.version("libjpeg_turbo") or features.version("jpg") or "",
+    "scipy": scipy.__version__,
+}
+"""Versions of what makes the images, on which their pixels depend."""
 
 
 def corrupt(image: NDArray[np.uint8], kind: str, severity: int, *, seed: int) -> NDArray[np.uint8]:

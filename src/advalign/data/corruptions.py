@@ -6,8 +6,8 @@ Hendrycks and Dietterich 2019 (ICLR). A folder has `labels.npy` and a file for e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from advalign.data.corrupt import CORRUPTIONS, corrupt
+from advalign.data.corrupt import CORRUPTIONS, LIBRARIES, corrupt
 from advalign.data.images import Dataset, Images
 from advalign.errors import UserError, quoted, require, shorten
+from advalign.runtime.files import digest, full_path
 
 SEVERITIES = (1, 2, 3, 4, 5)
 TYPES = (
@@ -26,7 +27,11 @@ TYPES = (
 )  # fmt: skip
 """The 15 of the benchmark; the four further ones that the archives hold do not count."""
 MADE_HERE = "c-like"
-_ALIKE = 0.25  # the least median correlation of images with what they were made of; with others it is about 0
+_ALIKE = 0.25  # correlation of an image with what it was made of; one in seven has it with another of CIFAR-10's
+_SHARE = 0.8  # of images that are alike, at least; of fog made here, severity 5, 0.96, of other types all
+_FLAT = 0.01  # of images in one colour, at most; the 200 looked at of each type made here had none
+_ROUNDING = 1e-6  # of the length of an image in a single value, less its mean
+_SAMPLE = 200  # images that are looked at, of each type and severity
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,12 @@ class Corruptions:
     """Those that there are, of `TYPES`."""
     images: Callable[[str, int, Tensor], Tensor]
     """Of a type, a severity and row numbers (N,) of the test images: the corrupted images, uint8 (N, C, H, W)."""
+    folder: str = ""
+    """The name of the folder that published files were read from."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """The digest of each published file, by type."""
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    """The versions of what has made the images here."""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -61,7 +72,7 @@ def find_corruptions(spelling: str, data: Dataset) -> Corruptions:
             data.shape == (3, 32, 32) and data.test.dtype == torch.uint8,
             lambda: f"{MADE_HERE} is for 8-bit colour images of 32 x 32, as its constants are; {data.name} has others",
         )
-        return Corruptions(MADE_HERE, tuple(CORRUPTIONS), lambda *cell: _made(data.test, *cell))
+        return Corruptions(MADE_HERE, tuple(CORRUPTIONS), lambda *cell: _made(data.test, *cell), libraries=LIBRARIES)
     name, _, path = spelling.partition(":")
     if name not in ("cifar10-c", "cifar100-c") or not path:
         raise UserError(f"unknown corruptions {quoted(spelling)}: write cifar10-c:DIR, cifar100-c:DIR or {MADE_HERE}")
@@ -73,7 +84,7 @@ def find_corruptions(spelling: str, data: Dataset) -> Corruptions:
 
 
 def read_corruptions(name: str, folder: Path, data: Dataset) -> Corruptions:
-    """Check the files of a folder, and return the corruptions that it has; nothing but headers and samples is read.
+    """Check the files of a folder, and return the corruptions that it has, with the digest of each file.
 
     Raises:
         UserError: the folder or its labels are missing, or a file has another shape, type or order of images.
@@ -104,7 +115,8 @@ def read_corruptions(name: str, folder: Path, data: Dataset) -> Corruptions:
         slice_ = files[kind][first : first + n]
         return torch.from_numpy(np.ascontiguousarray(slice_[rows.numpy()].transpose(0, 3, 1, 2)))
 
-    return Corruptions(name, tuple(files), images)
+    digests = {kind: digest(array.reshape(-1).data) for kind, array in files.items()}
+    return Corruptions(name, tuple(files), images, full_path(folder).name, digests)
 
 
 def _mapped(path: Path) -> NDArray[np.generic]:
@@ -117,17 +129,33 @@ def _mapped(path: Path) -> NDArray[np.generic]:
 
 
 def _require_order(path: Path, array: NDArray[np.generic], test: Images) -> None:
-    """Refuse images that do not look like the test images in whose place they stand, at the least severity."""
-    rows = np.linspace(0, len(test) - 1, min(len(test), 100)).astype(int)
-    corrupted = array[rows].astype(np.float32).transpose(0, 3, 1, 2).reshape(len(rows), -1)
-    clean = test.floats(torch.from_numpy(rows).to(test.labels.device)).cpu().flatten(1).numpy()
-    centred = [each - each.mean(1, keepdims=True) for each in (corrupted, clean)]
-    lengths = [np.linalg.norm(each, axis=1) + 1e-9 for each in centred]
-    alike = float(np.median((centred[0] * centred[1]).sum(1) / (lengths[0] * lengths[1])))
-    require(
-        alike > _ALIKE,
-        lambda: f"{path} has other images, or in another order: they correlate with the test images by {alike:.2f}",
-    )
+    """Refuse images that do not look like the test images in whose place they stand, at any severity."""
+    rows = np.linspace(0, len(test) - 1, min(len(test), _SAMPLE)).astype(int)
+    clean = _centred(test.floats(torch.from_numpy(rows).to(test.labels.device)).cpu().numpy())
+    for severity in SEVERITIES:
+        pixels = array[(severity - 1) * len(test) + rows].astype(np.float32).transpose(0, 3, 1, 2)
+        corrupted = _centred(pixels)
+        flat = float(np.mean(~corrupted.any(1)))
+        require(
+            flat <= _FLAT,
+            lambda: f"{path} is damaged: at severity {severity}, {100 * flat:.0f} % of the images have a single value",
+        )
+        alike = float(np.mean((corrupted * clean).sum(1) > _ALIKE))
+        require(
+            alike >= _SHARE,
+            lambda: (
+                f"{path} has other images, or in another order: at severity {severity} only {100 * alike:.0f} % "
+                f"correlate with the test images by {_ALIKE}, and {100 * _SHARE:.0f} % must"
+            ),
+        )
+
+
+def _centred(images: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return images (N, C, H, W) as rows of mean 0 and length 1, whose product is the correlation; flat ones as 0."""
+    rows = images.reshape(len(images), -1).astype(np.float64)
+    rows -= rows.mean(1, keepdims=True)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > _ROUNDING)
 
 
 def _made(test: Images, kind: str, severity: int, rows: Tensor) -> Tensor:

@@ -96,18 +96,19 @@ def measure_corruptions(
         "mean": list(which.mean), "std": list(which.std), "method": target.method, "model": target.model,
         "run": target.card.get("run", ""), "checkpoint": target.card.get("checkpoint", target.path.name),
         "data": target.dataset.name, "images": target.dataset.digest, "n": len(rows),
+        **({"files": dict(found.files)} if found.files else {}),
     }  # fmt: skip
     file = folder / f"{target.path.stem}-{digest(repr([*setting.items()]), digits=8)}.json"
-    made_with = digest(repr([environment()[key] for key in ("commit", "torch", "device", "advalign")]), digits=8)
-    state = folder / f".{file.stem}-{made_with}.state"
+    versions = [environment()[key] for key in ("commit", "torch", "device", "advalign")]
+    state = folder / f".{file.stem}-{digest(repr([*versions, *found.libraries.items()]), digits=8)}.state"
     correct = _classified(target, found, rows, how.batch_size, state, console)
     result = CorruptionResult(found.name, target, correct, found.missing, file)
     outcomes = {cell: "".join(map(str, flags.int().tolist())) for cell, flags in correct.items()}
     accuracies = {cell: float(flags.double().mean()) for cell, flags in correct.items()}
     write_checked_json(
         file,
-        {**setting, "accuracies": accuracies, "mean_accuracy": result.mean, "outcomes": outcomes, "note": target.note,
-         "environment": environment()},
+        {**setting, "folder": found.folder, "libraries": dict(found.libraries), "accuracies": accuracies,
+         "mean_accuracy": result.mean, "outcomes": outcomes, "note": target.note, "environment": environment()},
         setting["run"],
     )  # fmt: skip
     for each in folder.glob(f".{escape(file.stem)}-*.state"):
