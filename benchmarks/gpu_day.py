@@ -1,9 +1,10 @@
 """What a GPU is wanted for, in order of worth: `python -m benchmarks.gpu_day --minutes 14 --data-dir DIR`.
 
 Each task is a command of this repository with a time limit. Its output and what it measures lie in `--out` as they
-come, with `day.json`, which says how each task ended; weights lie in `--work`. The same call goes on where the last one
-stopped, with any number of minutes: finished tasks are not run again, and those that failed are tried after the others.
-`--device cpu --toy` rehearses it all in toy sizes.
+come, with `day.json`, which says how each task ended; weights lie in `--work`. The same call goes on with any number of
+minutes: finished tasks are not run again; those that have used up their minutes, or failed, are tried after the others.
+Studies go on where they stopped; a task of the benchmarks, which is one workload, begins anew. `--device cpu --toy`
+rehearses it in toy sizes, in folders `rehearsal` of its own below `--out` and `--work`.
 
 The machine needs the repository, Python 3.12 and torch (written for 2.13; 2.11 should do), with `PYTHONPATH=src`, and
 no installation. Beside torch and NumPy the library imports, and what is missing is named before anything is run:
@@ -38,12 +39,14 @@ ROOT = Path(__file__).parents[1]
 NEEDED = ("torch", "numpy", "tyro", "rich", "jaxtyping", "beartype", "filelock", "lazy_loader", "jinja2", "msgspec",
           "markupsafe", "safetensors", "PIL", "yaml", "matplotlib", "scipy", "sklearn")  # fmt: skip
 PATIENCE = 45.0
-"""Seconds that a task has to save its state when its time is up."""
+"""Seconds that a task has to save its state when its time is up; within the minutes of the call."""
+ROBUST, TOY_ROBUST = ("cifar10", 30), ("digits", 1)
+"""Data and epochs of the runs that are attacked: those of the first study."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A command, its words after `python`, and how long it may take in all.
+    """A command, its words after `python`, and how long it may take in all calls before others have had their turn.
 
     In the words, {device}, {data}, {out}, {work}, {seconds} and {run} stand for the options, the time that is left and
     a robust run that is finished.
@@ -70,6 +73,11 @@ TIMED = ("-m", "benchmarks", "--device", "{device}", "--rounds", "3", "--steps",
 EVALUATE = ("-m", "advalign", "evaluate", "{run}", "--device", "{device}")
 TESTS = ("-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", "tests/training/test_step.py", "-k")
 TOY = "benchmarks/toy.yaml"
+WORKLOADS = {
+    "time-natural": "natural", "time-at": "at", "time-trades": "trades", "time-lbgat": "trades+lbgat",
+    "time-epoch": "natural epoch", "time-attacks": "PGD-20",
+}  # fmt: skip
+"""Those of the benchmarks beside the headline, by the task's name; C&W comes with PGD-20."""
 QUEUE = (
     Task("graphs", 2, (*TESTS, "gpu"), (*TESTS, "made_once"), needs=("pytest", "xdist", "hypothesis")),
     Task("headline", 3, (*TIMED, "{out}/headline", "--only", "trades+vfd")),
@@ -79,7 +87,7 @@ QUEUE = (
         (*EVALUATE, "--data-dir", "{data}", "--attacks", "autoattack"),
         (*EVALUATE, "--attacks", "fgsm"),
     ),
-    Task("benchmarks", 20, (*TIMED, "{out}/benchmarks")),
+    *(Task(name, 4, (*TIMED, "{out}/" + name, "--only", workload)) for name, workload in WORKLOADS.items()),
     Task("precision", 30, _study("examples/precision.yaml")),
     Task("table2", 600, _study("table2", "--scale", "short", "--data-dir", "{data}")),
     Task("table1-paper", 6000, _study("table1", "--scale", "paper", "--data-dir", "{data}")),
@@ -104,26 +112,38 @@ class Day:
         print(f"{task.name}: {status} after {seconds:.0f} s{reason and ': '}{reason}", flush=True)
 
     def still_to_do(self, queue: Sequence[Task]) -> Iterator[Task]:
-        """Yield what is not done, in the order of the queue; what has failed before comes last."""
+        """Yield what is not done, in the order of the queue; last what has failed or used up its minutes.
+
+        Of these, what is the least above its minutes comes first.
+        """
         status = {task.name: self.tasks.get(task.name, {}).get("status", "") for task in queue}
-        yield from (task for task in queue if status[task.name] not in ("done", "failed"))
-        yield from (task for task in queue if status[task.name] == "failed")
+        in_time = [
+            task for task in queue if status[task.name] not in ("done", "failed") and self.seconds_left(task) > 0
+        ]
+        last = [task for task in queue if status[task.name] != "done" and task not in in_time]
+        yield from in_time
+        yield from sorted(last, key=lambda task: -self.seconds_left(task) / task.minutes)
+
+    def seconds_left(self, task: Task) -> float:
+        """Return what a task has not used of its minutes."""
+        return 60 * task.minutes - self.tasks.get(task.name, {}).get("seconds", 0.0)
 
 
 def work(queue: Sequence[Task], day: Day, deadline: float, values: dict[str, str], *, toy: bool = False) -> None:
     """Run what is not done of a queue until the deadline, in the seconds of `time.monotonic`."""
     for task in day.still_to_do(queue):
-        words, left = task.toy if toy else task.words, deadline - time.monotonic()
+        words, left = task.toy if toy else task.words, deadline - PATIENCE - time.monotonic()
         if not words or left <= 0:
             continue
         missing = [name for name in task.needs if find_spec(name) is None]
-        values["run"] = _robust_run(Path(values["work"]))
+        values["run"] = _robust_run(Path(values["work"]), *(TOY_ROBUST if toy else ROBUST))
         absent = [name for name in ("data", "run") if f"{{{name}}}" in " ".join(words) and not values[name]]
         if missing or absent:
             reason = f"not installed: {', '.join(missing)}" if missing else f"there is no {absent[0]} yet"
             day.note(task, "waiting", 0, reason)
             continue
-        seconds = min(left, 60 * task.minutes)
+        own = day.seconds_left(task)
+        seconds = min(left, own) if own > 0 else left
         values["seconds"] = str(max(1, int(seconds - PATIENCE / 3)))
         began = time.monotonic()
         status, reason = _run([word.format(**values) for word in words], day.out / f"{task.name}.log", seconds)
@@ -153,11 +173,13 @@ def _run(words: list[str], log: Path, seconds: float) -> tuple[str, str]:
     return "failed", f"code {code}: {written[-1][:200]}"
 
 
-def _robust_run(work: Path) -> str:
-    """Return the folder of a finished run of a robust method, or the empty string."""
+def _robust_run(work: Path, data: str, epochs: int) -> str:
+    """Return the folder of a finished run of a robust method on these data for so many epochs, or the empty string."""
     for card in sorted(work.glob("*/run.json")):
         content = json.loads(card.read_text())
-        if content["status"] == "finished" and content["setting"]["method"] != "natural":
+        setting = content["setting"]
+        found = setting["data"], setting["recipe"].get("epochs")
+        if content["status"] == "finished" and setting["method"] != "natural" and found == (data, epochs):
             return str(card.parent)
     return ""
 
@@ -177,10 +199,13 @@ def main() -> None:
         sys.exit(f"not installed: {', '.join(missing)}; see the head of {__file__}")
     from advalign.runtime.environment import environment
 
-    day = Day(options.out.absolute())
+    out, work_folder = (
+        folder.absolute() / ("rehearsal" if options.toy else "") for folder in (options.out, options.work)
+    )
+    day = Day(out)
     (day.out / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
     data = "" if options.data_dir is None else str(options.data_dir.absolute())
-    values = {"device": options.device, "data": data, "out": str(day.out), "work": str(options.work.absolute())}
+    values = {"device": options.device, "data": data, "out": str(day.out), "work": str(work_folder)}
     work(QUEUE, day, deadline, values, toy=options.toy)
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import tyro
+import yaml
 from benchmarks.__main__ import Options
-from benchmarks.gpu_day import NEEDED, QUEUE, ROOT, Day, Task, work
+from benchmarks.gpu_day import NEEDED, PATIENCE, QUEUE, ROBUST, ROOT, TOY_ROBUST, Day, Task, work
 
 from advalign.cli.commands import COMMANDS
 from advalign.cli.parsing import parse_options
+from advalign.training.recipes import short
 
 STUBBORN = """
 import signal, sys, time
@@ -29,6 +31,12 @@ def save(*_):
 signal.signal(signal.SIGTERM, save)
 time.sleep(60)
 """
+
+
+def write_run(folder: Path, data: str, epochs: int) -> None:
+    folder.mkdir(parents=True)
+    setting = {"method": "trades", "data": data, "recipe": {"epochs": epochs}}
+    (folder / "run.json").write_text(json.dumps({"status": "finished", "setting": setting}))
 
 
 def test_a_day_keeps_its_time_goes_on_after_a_failure_and_resumes(tmp_path: Path):
@@ -50,14 +58,48 @@ def test_a_day_keeps_its_time_goes_on_after_a_failure_and_resumes(tmp_path: Path
     first = {"fails": "failed", "slow": "stopped", "quick": "done", "no run": "waiting", "no package": "waiting"}
     assert call(1) == first
     assert "why" in json.loads((tmp_path / "out" / "day.json").read_text())["fails"]["reason"]
-    run = tmp_path / "runs" / "some"
-    run.mkdir(parents=True)
-    (run / "run.json").write_text(json.dumps({"status": "finished", "setting": {"method": "trades"}}))
+    write_run(tmp_path / "runs" / "a", "digits", 1)  # of a rehearsal
+    write_run(tmp_path / "runs" / "b", "cifar10", 200)  # of another scale
+    assert call(1)["no run"] == "waiting"
+    write_run(tmp_path / "runs" / "c", *ROBUST)
     before = (tmp_path / "out" / "quick.log").read_text()
     assert call(1) == {**first, "slow": "done", "no run": "done"}
+    assert (tmp_path / "out" / "no run.log").read_text().split()[-1] == str(tmp_path / "runs" / "c")
     assert next(iter(json.loads((tmp_path / "out" / "day.json").read_text()))) == "fails"  # tried again, in its place
     assert (tmp_path / "out" / "quick.log").read_text() == before
     assert call(0)["fails"] == "failed"
+
+
+def test_what_has_used_up_its_minutes_comes_last(tmp_path: Path):
+    """What it used in earlier calls counts, and it waits for what is in time, whatever its worth."""
+    first, second, third, failed = queue = [Task(name, 2, ("-c", "pass")) for name in ("a", "b", "c", "d")]
+    day = Day(tmp_path)
+    day.note(first, "stopped", 100)
+    assert day.seconds_left(first) == 20
+    assert list(day.still_to_do(queue)) == queue
+    day.note(failed, "failed", 1)
+    day.note(second, "stopped", 130)
+    day.note(first, "stopped", 50)
+    assert list(Day(tmp_path).still_to_do(queue)) == [third, failed, second, first]
+    day.note(third, "done", 1)
+    day.note(failed, "done", 1)
+    assert list(Day(tmp_path).still_to_do(queue)) == [second, first]
+
+
+def test_a_call_ends_in_its_time_whether_or_not_a_task_stops_in_time(tmp_path: Path):
+    """Nothing is begun in the seconds that are kept for saving."""
+    values = {"out": str(tmp_path), "work": str(tmp_path), "data": "", "device": "cpu"}
+    day = Day(tmp_path)
+    work([Task("a", 1, ("-c", "pass"))], day, time.monotonic() + PATIENCE - 1, values)
+    assert not day.tasks
+
+
+def test_the_runs_that_are_attacked_are_those_of_the_first_study():
+    by_name = {task.name: task for task in QUEUE}
+    assert by_name["table1"].words[3:6] == ("table1", "--scale", "short")
+    assert ("cifar10", short().epochs) == ROBUST
+    toy = yaml.safe_load((ROOT / by_name["table1"].toy[3]).read_text())
+    assert (toy["data"], toy["recipe"]["epochs"]) == TOY_ROBUST
 
 
 @pytest.mark.parametrize("task", QUEUE, ids=lambda task: task.name)
@@ -100,11 +142,13 @@ def test_a_rehearsal_on_the_cpu(tmp_path: Path):
     command += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "runs")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    tasks = json.loads((tmp_path / "out" / "day.json").read_text())
+    assert not (tmp_path / "out" / "day.json").exists()  # which says what is done in earnest
+    out = tmp_path / "out" / "rehearsal"
+    tasks = json.loads((out / "day.json").read_text())
     assert {name: task["status"] for name, task in tasks.items()} == dict.fromkeys(
         ("graphs", "table1", "autoattack"), "done"
-    ), {path.name: path.read_text()[-500:] for path in (tmp_path / "out").glob("*.log")}
-    assert (tmp_path / "out" / "toy" / "records.jsonl").is_file()
-    assert json.loads((tmp_path / "out" / "environment.json").read_text())
+    ), {path.name: path.read_text()[-500:] for path in out.glob("*.log")}
+    assert (out / "toy" / "records.jsonl").is_file()
+    assert json.loads((out / "environment.json").read_text())
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert again.stdout == ""
