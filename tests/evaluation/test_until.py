@@ -43,6 +43,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_the_interval_is_wilsons(right: int, n: int):
     expected = binomtest(right, n).proportion_ci(method="wilson")
     assert wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    expected = binomtest(right, n).proportion_ci(0.999, method="wilson")
+    assert wilson(right, n, 3.2905267314919255) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 @pytest.mark.parametrize("width", [0.2, 0.05, 0.0098])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import binom
 from torch import Tensor
 
 from advalign import models
@@ -244,5 +245,8 @@ def test_on_all_images_it_must_agree_to_the_second_digit(monkeypatch: pytest.Mon
     for right, agrees in {9244: True, 9246: True, 9234: False, 9260: False}.items():
         note, warning = compare_published(card, "cifar10", torch.arange(10_000) < right)
         assert (bool(note), bool(warning)) == (agrees, not agrees)
+    # On 1,000 of them the exact binomial distribution gives a published model one false alarm in a thousand.
+    alarms = [bool(compare_published(card, "cifar10", torch.arange(1000) < right)[1]) for right in range(860, 1001)]
+    assert 0.0003 < float(binom.pmf(range(860, 1001), 1000, 0.9244)[alarms].sum()) < 0.0015
     assert compare_published(card, "digits", torch.ones(5).bool()) == ("", "")
     assert compare_published({}, "cifar10", torch.ones(5).bool()) == ("", "")

@@ -7,18 +7,21 @@ from math import ceil, sqrt
 Z = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of which n draws gave so many, in [0, 1]. Wilson 1927.
+def wilson(right: int, n: int, z: float = Z) -> tuple[float, float]:
+    """Return the interval of a share of which n draws gave so many, in [0, 1]; 95 % unless said. Wilson 1927.
 
     It is about the choice of images, and says nothing of another training seed.
+
+    Args:
+        z: the quantile of the normal distribution that leaves half of what the interval may miss.
     """
-    middle, reach = (right + Z**2 / 2) / (n + Z**2), half_width(right / n, n)
+    middle, reach = (right + z**2 / 2) / (n + z**2), half_width(right / n, n, z)
     return max(middle - reach, 0.0) if right else 0.0, min(middle + reach, 1.0) if right < n else 1.0
 
 
-def half_width(share: float, n: int) -> float:
-    """Return half the width of Wilson's 95 % interval, for a share measured on n images."""
-    return Z * sqrt(share * (1 - share) * n + Z**2 / 4) / (n + Z**2)
+def half_width(share: float, n: int, z: float = Z) -> float:
+    """Return half the width of Wilson's interval, for a share measured on n images; 95 % unless said."""
+    return z * sqrt(share * (1 - share) * n + z**2 / 4) / (n + z**2)
 
 
 def images_needed(share: float, width: float) -> int:
