@@ -92,7 +92,16 @@ def test_misclassified_images_stay_and_what_cannot_be_fooled_is_the_clean_image(
         assert torch.equal(attack(model, x, y), x)
 
 
-@pytest.mark.parametrize("attack", [FMN(Linf(1.0), 20), FMN(L2(1.0), 20), FMN(L1(1.0), 20), DDN(L2(1.0), 20)], ids=str)
+@pytest.mark.parametrize(
+    "attack",
+    [
+        FMN(Linf(1.0), 20),
+        pytest.param(FMN(L2(1.0), 20), marks=pytest.mark.slow),
+        pytest.param(FMN(L1(1.0), 20), marks=pytest.mark.slow),
+        DDN(L2(1.0), 20),
+    ],
+    ids=str,
+)
 def test_the_nearest_adversary_fools_the_network_and_not_only_a_twin_with_a_nearer_boundary(attack: FMN | DDN):
     x, _ = batch(16)
     net = sharp()
@@ -103,6 +112,38 @@ def test_the_nearest_adversary_fools_the_network_and_not_only_a_twin_with_a_near
     assert fooled(net, nearest, y).equal(fooled(net, alone, y))
     ratio = attack.threat.distance(nearest, x) / attack.threat.distance(alone, x)
     assert ratio.nanmedian() < 1.01
+
+
+def sure() -> tuple[nn.Module, Tensor, Tensor]:
+    """A linear network whose softmax is exactly 1 at most images, so that the cross entropy has no gradient there."""
+    generator = torch.Generator().manual_seed(0)
+    layer, x = nn.Linear(48, 10), torch.rand(60, 3, 4, 4, generator=generator)
+    with torch.no_grad():
+        layer.weight.copy_(500 * torch.randn(10, 48, generator=generator))
+        layer.bias.copy_(-(x.flatten(1) @ layer.weight.T).mean(0))
+    net = nn.Sequential(nn.Flatten(), layer)
+    return net, x, own_labels(net, x)
+
+
+def test_ddn_gets_away_from_where_the_cross_entropy_has_no_gradient():
+    net, x, y = sure()
+    probabilities = net(x).softmax(1).gather(1, y[:, None])
+    assert (probabilities == 1).float().mean() > 0.9
+    torch.manual_seed(0)
+    nearest, by_margin = DDN(L2(1.0))(net, x, y), FMN(L2(1.0), 50)(net, x, y)
+    assert fooled(net, nearest, y).all()
+    distance = L2(1.0).distance
+    assert distance(nearest, x).median() < 1.1 * distance(by_margin, x).median()
+
+
+def test_luck_of_ddn_does_not_depend_on_whether_neighbours_have_a_gradient():
+    net, x, y = sure()
+    others = torch.where(torch.arange(60) % 2 == 0, (y + 1) % 10, y)  # every other one has a gradient from the start
+    results = []
+    for labels in (y, others):
+        torch.manual_seed(0)
+        results.append(DDN(L2(1.0), steps=10)(net, x, labels)[1::2])
+    torch.testing.assert_close(*results, atol=1e-6, rtol=0)
 
 
 @pytest.mark.slow

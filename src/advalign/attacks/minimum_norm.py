@@ -28,8 +28,10 @@ class DDN(Attack):
     """Steps of decreasing length, projected to a sphere that shrinks where an image fools and grows where it does not.
 
     Decoupled direction and norm, Rony et al. 2019 (CVPR), algorithm 1, in L2 whatever the threat model. Gives the
-    nearest iterate that is misclassified, and the clean image where there is none. Unlike in the authors' code images
-    are not rounded to 256 levels, and at the end the way to the nearest adversary is halved ten times.
+    nearest iterate that is misclassified, and the clean image where there is none. Where the cross entropy has no
+    gradient, as with a network that is very sure, the step has a normally distributed direction, as in the authors'
+    code. Unlike there images are not rounded to 256 levels, and at the end the way to the nearest adversary is halved
+    ten times.
 
     Args:
         gamma: share by which the sphere shrinks or grows in a step.
@@ -59,7 +61,9 @@ class DDN(Attack):
             fools = fooled_in(model, logits, x_adv, y)
             found.keep(x_adv, l2.distance(x_adv, x), fools)
             radius = (radius * torch.where(fools, 1 - self.gamma, 1 + self.gamma)).minimum(farthest)
-            moved = x_adv - x + _falling(step, self.steps, 1.0, 0.01) * l2.steepest(grad)
+            drawn = torch.randn_like(x)  # for all images in every step, so that none depends on its neighbours
+            rise = torch.where(_per_image((grad != 0).flatten(1).any(1), x), grad, drawn)
+            moved = x_adv - x + _falling(step, self.steps, 1.0, 0.01) * l2.steepest(rise)
             length = l2.distance(moved, 0 * x).clamp_min(torch.finfo(x.dtype).tiny)
             delta = moved * _per_image(radius / length, x)
         return found.refined(model, y, l2)
