@@ -7,15 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.launcher.api as launcher
 from tests.training.on_ranks import CASES, assert_near, on_ranks, train_case
 from tests.training.on_ranks import QUICK as ON_RANKS
 from tests.training.same_runs import assert_same, assert_same_run
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.launcher.api import LaunchConfig
 
 from advalign.attacks import FGSM, PGD
 from advalign.data import load as load_data
@@ -25,6 +29,7 @@ from advalign.models import build
 from advalign.objectives import as_method
 from advalign.runs import Run
 from advalign.runtime import ranks
+from advalign.runtime.launch import PATIENCE, launch, note_end
 from advalign.runtime.ranks import Share
 from advalign.runtime.seeds import seed_generators
 from advalign.threats import Linf
@@ -178,6 +183,31 @@ def lose_the_first() -> None:
 
 def test_a_lost_first_rank_is_one_line():
     on_ranks(2, lose_the_first)
+
+
+@pytest.mark.parametrize(("codes", "ends"), [((0, 0), 0), ((0, 1), 1), ((130, 0), 130), ((0, None), None)])
+def test_a_command_that_is_stopped_says_how_its_processes_have_ended(
+    codes: tuple[int | None, ...], ends: int | None, monkeypatch: pytest.MonkeyPatch
+):
+    def stopped(config: LaunchConfig, *_: str) -> Callable[..., None]:
+        def run(*_: str) -> None:
+            for number, code in enumerate(codes):
+                monkeypatch.setenv("RANK", str(number))
+                if code is not None:
+                    note_end(code)
+            assert config.shutdown_timeout == int(PATIENCE)
+            raise SignalException("stopped", signal.SIGTERM)
+
+        return run
+
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(launcher, "elastic_launch", stopped)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    if ends is None:
+        with pytest.raises(TrainingError, match=r"^rank 1 was ended before it had stopped by itself; what was saved"):
+            launch(["train"], 2)
+    else:
+        assert launch(["train"], 2) == ends
 
 
 @pytest.mark.slow

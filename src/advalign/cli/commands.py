@@ -28,6 +28,7 @@ from advalign.cli.output import complain, lasting_output
 from advalign.cli.parsing import parse_options
 from advalign.errors import RankLost, TrainingError, UserError, quoted, shorten, unknown
 from advalign.runtime.interrupts import stoppable
+from advalign.runtime.launch import note_end
 from advalign.training.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -341,11 +342,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _dispatch(arguments)
     except (Exception, KeyboardInterrupt) as error:
         code, line = _ending(error, reasons, resumes=arguments[0] in _RESUMED if arguments else False)
+        note_end(code)
         if not line:
             raise
         if arguments[:1] != ["train"] or _speaks(error):
             complain(line)
         sys.exit(code)
+    note_end(0)
 
 
 def _speaks(error: BaseException) -> bool:
