@@ -204,7 +204,7 @@ def test_a_command_that_is_stopped_says_how_its_processes_have_ended(
     monkeypatch.setattr(launcher, "elastic_launch", stopped)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     if ends is None:
-        with pytest.raises(TrainingError, match=r"^rank 1 was ended before it had stopped by itself; what was saved"):
+        with pytest.raises(TrainingError, match=r"^rank 1 has not ended by itself; what was saved"):
             launch(["train"], 2)
     else:
         assert launch(["train"], 2) == ends

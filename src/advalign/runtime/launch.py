@@ -16,18 +16,17 @@ from advalign.errors import TrainingError
 
 ENDED = "ADVALIGN_ENDED"
 """The variable that names the folder in which launched processes note how they end."""
-PATIENCE = str(24 * 60 * 60)
+PATIENCE = str(60 * 60)
 """Seconds until a process that was asked to stop is killed: a step or a validation may take long to come to an end."""
 
 
 def launch(arguments: Sequence[str], count: int) -> int:
     """Run `advalign` with some arguments in `count` processes; return the exit code of the first one that fails, or 0.
 
-    SIGTERM and Ctrl-C are handed on to all of them, which end by themselves; a second one stops them at once. Where one
-    fails, the others are stopped.
+    SIGTERM and Ctrl-C are handed on to all of them, which end by themselves. Where one fails, the others are stopped.
 
     Raises:
-        TrainingError: one was killed.
+        TrainingError: one was killed, or has not ended by itself when it was asked to.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -49,7 +48,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
         except ChildFailedError as error:
             number, failure = error.get_first_failure()
             if failure.exitcode < 0:
-                raise _killed(number, f"by {signal.Signals(-failure.exitcode).name}") from None
+                raise _lost(number, f"was ended by {signal.Signals(-failure.exitcode).name}") from None
             return failure.exitcode
         except SignalException:  # torch does not say how the processes have ended
             return _code_of_all(Path(folder), count)
@@ -74,12 +73,11 @@ def _code_of_all(folder: Path, count: int) -> int:
     ends = [folder / str(number) for number in range(count)]
     for number, end in enumerate(ends):
         if not end.exists():
-            raise _killed(number, "before it had stopped by itself")
+            raise _lost(number, "has not ended by itself")
     return next((code for end in ends if (code := int(end.read_text()))), 0)
 
 
-def _killed(rank: int, how: str) -> TrainingError:
+def _lost(rank: int, how: str) -> TrainingError:
     return TrainingError(
-        f"rank {rank} was ended {how}; what was saved last is kept, and the same command goes on, with any number of "
-        "devices"
+        f"rank {rank} {how}; what was saved last is kept, and the same command goes on, with any number of devices"
     )
