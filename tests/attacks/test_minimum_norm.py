@@ -156,7 +156,10 @@ def test_what_fools_the_folded_twin_fools_the_network(threat: Threat):
     net(torch.rand(256, 3, 8, 8))
     net, x = net.eval(), torch.rand(3000, 3, 8, 8)
     y = own_labels(net, x)
-    assert fooled(net, FMN(threat, steps=6)(PassCounter(net), x, y), y).all()
+    attack = FMN(threat, steps=6)
+    found, alone = (fooled(net, attack(each, x, y), y) for each in (PassCounter(net), net))
+    assert torch.equal(found, alone)  # so few steps find none at all for an image in L1
+    assert found.float().mean() > 0.999
 
 
 def test_refusals():
