@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from scipy.stats import binomtest
 
+from advalign import models
 from advalign.data import load, stratified_subset
 from advalign.errors import UserError
 from advalign.evaluation import until as module
@@ -109,7 +113,7 @@ def test_it_ends_when_all_accuracies_are_sure_enough_on_the_images_that_n_draws(
 
 
 def test_a_stop_between_and_within_the_draws_changes_no_image(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr("advalign.evaluation.state.SAVE_SECONDS", -1.0)
     whole = measure(run.path, ATTACKS, ON_CPU, until=8.0, out=tmp_path / "whole").evaluation
@@ -123,9 +127,12 @@ def test_a_stop_between_and_within_the_draws_changes_no_image(
         return attack(self, *given)
 
     monkeypatch.setattr(Evaluator, "_attack_batch", stops)
+    console = Console(width=400)
     for _ in range(20):
         try:
-            resumed = measure(run.path, ATTACKS, ON_CPU, until=8.0, out=tmp_path / "stopped").evaluation
+            resumed = measure(
+                run.path, ATTACKS, ON_CPU, until=8.0, out=tmp_path / "stopped", console=console
+            ).evaluation
             break
         except KeyboardInterrupt:
             assert list((tmp_path / "stopped").glob(".*.state"))
@@ -134,11 +141,11 @@ def test_a_stop_between_and_within_the_draws_changes_no_image(
     assert all(resumed.correct[name].equal(flags) for name, flags in whole.correct.items())
     assert resumed.success == whole.success
     assert not list((tmp_path / "stopped").glob(".*.state"))
+    printed = capsys.readouterr().out
+    assert 0 < printed.count("resuming an interrupted evaluation: ") == printed.count("-0.state") < calls
 
 
 def test_all_images_may_not_be_enough(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from rich.console import Console
-
     measured = measure(run.path, ["none"], ON_CPU, until=0.5, out=tmp_path, console=Console(width=200))
     assert measured.records[0].n == 500
     needed = images_needed(measured.records[0].accuracy, 0.005)
@@ -160,3 +167,17 @@ def test_what_does_not_go_together_is_refused_first(
     monkeypatch.setattr(module, "evaluate_until", lambda *_, **__: pytest.fail("work was done"))
     with pytest.raises(UserError, match=words):
         measure(run.path, ["none"], options, **given)
+
+
+def test_what_cannot_work_is_refused_before_the_first_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    torch.save(models.build("small-cnn(width=2)", classes=10, channels=1).state_dict(), tmp_path / "net.pt")
+    x = np.random.default_rng(0).random((30, 1, 8, 8), dtype=np.float32)  # between the levels of 8 bits
+    np.savez(tmp_path / "own.npz", x_test=x, y_test=np.arange(30) % 10)
+    options = TargetOptions(data=f"npz:{tmp_path / 'own.npz'}", norm="linf", eps=0.1, device="cpu")
+    monkeypatch.setattr(Evaluator, "classify_clean", lambda *_, **__: pytest.fail("work was done"))
+    given = partial(measure, f"small-cnn(width=2)@{tmp_path / 'net.pt'}", ["fgsm"], options, until=20.0, out=tmp_path)
+    with pytest.raises(UserError, match="quantized to 8 bits: 30 of 30 clean images"):
+        given(quantize=8)
+    monkeypatch.setattr("advalign.runtime.memory.free_memory", lambda device: 100)
+    with pytest.raises(UserError, match="keeping adversarial images of"):
+        given(save_examples=True)

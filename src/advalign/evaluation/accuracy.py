@@ -132,21 +132,15 @@ def evaluate(
     """
     with outside_inference_mode():
         pictures, attack_list = as_images(images), _as_list(attacks)
-        if pictures.dtype.is_floating_point and not isinstance(pictures, StoredImages):  # those were checked before
-            pictures = Images(in_unit_range(pictures.pixels), pictures.labels)
     precomputed = precomputed or {}
     if quantize is not None:
         attack_list = [quantized(attack, quantize) for attack in attack_list]
+    by_name, pictures = prepared(attack_list, pictures, batch_size)
+    if quantize is not None:
         precomputed = _rounded(precomputed, pictures, quantize, batch_size)
-    for bits in bits_of(attack_list):
-        _check_levels(pictures, bits, batch_size)
-    names = [str(attack) for attack in attack_list]
-    for name in names:
-        require(names.count(name) == 1, lambda: f"attack {name} is given twice: results are keyed by spelling")
     if keep_examples:
-        what = f"keeping adversarial images of {len(pictures)} images"
-        require_memory(4 * pictures.shape.numel() * len(names), torch.device("cpu"), what, "measure fewer, with --n")
-    by_name, network = dict(zip(names, attack_list, strict=True)), adapted(_inside(model))
+        require_room(len(by_name), pictures.shape)
+    network = adapted(_inside(model))
     options = AttackOptions(batch_size=batch_size, precision=precision, seed=seed)
     with evaluating(network.net) as in_train_mode:
         evaluator = Evaluator(
@@ -160,6 +154,33 @@ def evaluate(
         for name, attack in by_name.items():
             evaluator.attack(name, attack)
     return conclude(evaluator.state, by_name, precomputed, len(pictures), in_train_mode=in_train_mode)
+
+
+def prepared(attacks: Sequence[Attack], images: Images, batch_size: int) -> tuple[dict[str, Attack], Images]:
+    """Return the attacks by spelling and the images, which leave [0, 1] by rounding at most, clamped to it.
+
+    Raises:
+        UserError: two attacks have one spelling; images outside [0, 1], or between the levels of a quantized attack.
+    """
+    if images.dtype.is_floating_point and not isinstance(images, StoredImages):  # those were checked before
+        with outside_inference_mode():
+            images = Images(in_unit_range(images.pixels), images.labels)
+    for bits in bits_of(attacks):
+        _check_levels(images, bits, batch_size)
+    names = [str(attack) for attack in attacks]
+    for name in names:
+        require(names.count(name) == 1, lambda: f"attack {name} is given twice: results are keyed by spelling")
+    return dict(zip(names, attacks, strict=True)), images
+
+
+def require_room(attacks: int, shape: torch.Size) -> None:
+    """Refuse to keep the adversarial images (N, C, H, W) of so many attacks where they do not fit.
+
+    Raises:
+        UserError: as `require_memory`.
+    """
+    what = f"keeping adversarial images of {shape[0]} images"
+    require_memory(4 * shape.numel() * attacks, torch.device("cpu"), what, "measure fewer, with --n")
 
 
 def conclude(

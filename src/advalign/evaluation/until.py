@@ -13,7 +13,7 @@ from torch import Tensor
 from advalign.attacks import Attack
 from advalign.data.images import stratified_split
 from advalign.errors import require
-from advalign.evaluation.accuracy import Evaluation, conclude
+from advalign.evaluation.accuracy import Evaluation, conclude, prepared, require_room
 from advalign.evaluation.checks import check_clean, warnings_of
 from advalign.evaluation.evaluator import Evaluator
 from advalign.evaluation.interval import half_width, images_needed
@@ -22,6 +22,7 @@ from advalign.evaluation.state import EvaluationState
 from advalign.evaluation.target import SUBSET_SEED, Target
 from advalign.models.adapted import adapted
 from advalign.models.modes import evaluating
+from advalign.runtime.files import present
 from advalign.runtime.progress import counting, say
 
 
@@ -56,18 +57,25 @@ def evaluate_until(
 
     Returns:
         What was measured, and the target with the images on which it was.
+
+    Raises:
+        UserError: as `prepared`, before the first draw; the adversarial images to keep take more memory than is free.
     """
-    network, by_name = adapted(target.net), {str(attack): attack for attack in attacks}
+    network, (by_name, images) = adapted(target.net), prepared(attacks, target.images, how.batch_size)
+    if present(begun := _part_file(state, 0)):
+        say(console, f"resuming an interrupted evaluation: {begun}")
     drawn, parts, total = torch.tensor([], dtype=torch.long), [], len(target.images)
     rows, size = drawn, images_needed(0.0, until / 100)
     with evaluating(network.net) as in_train_mode:
         while True:
             more, drawn = next_draw(target.dataset.test.labels, drawn, min(size, total))
-            rows, part = torch.cat((rows, more)), state.with_name(f"{state.stem}-{len(parts)}{state.suffix}")
+            rows = torch.cat((rows, more))
+            if keep_examples:
+                require_room(len(by_name), torch.Size((len(rows), *images.shape[1:])))
             with counting(console, ["clean", *by_name], len(more)) as advance:
                 evaluator = Evaluator(
-                    network, target.images.take(more.to(target.images.labels.device)), how,
-                    keep_examples=keep_examples, state_file=part, advance=advance,
+                    network, images.take(more.to(images.labels.device)), how,
+                    keep_examples=keep_examples, state_file=_part_file(state, len(parts)), advance=advance,
                 )  # fmt: skip
                 evaluator.classify_clean(attacked=bool(by_name))
                 for name, attack in by_name.items():
@@ -85,6 +93,10 @@ def evaluate_until(
                 taken = target.images.take(drawn.to(target.images.labels.device))
                 return evaluation, replace(target, images=taken)
             say(console, f"{reached}; on to {min(size, total)}")
+
+
+def _part_file(state: Path, number: int) -> Path:
+    return state.with_name(f"{state.stem}-{number}{state.suffix}")
 
 
 def next_draw(labels: Tensor, drawn: Tensor, size: int) -> tuple[Tensor, Tensor]:
