@@ -18,12 +18,10 @@ from shutil import disk_usage
 from typing import BinaryIO, Generic, TypeVar
 
 import numpy as np
-from rich.console import Console
 
 from advalign.errors import UserError
 from advalign.runtime.files import lock_exclusively, write_atomically, written_atomically
 from advalign.runtime.memory import readable_size
-from advalign.runtime.progress import progress_bars
 from advalign.runtime.sealed import Owner, check_sealed_npy, seal_npy
 
 T = TypeVar("T")
@@ -228,6 +226,10 @@ def _require_room(draft: BinaryIO, rows: Rows[T]) -> None:
 
 def _fill(draft: BinaryIO, mark: Path, rows: Rows[T]) -> None:
     """Write the header and all rows, from the last one on of which the disk is known to have those before."""
+    from rich.console import Console
+
+    from advalign.runtime.progress import progress_bars
+
     header, total = rows.header, rows.shape[0]
     done = _done(draft, mark, header, rows.row_size)
     draft.seek(0)
