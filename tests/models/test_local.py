@@ -47,7 +47,7 @@ def _random_walk(net: nn.Module, images: Tensor, side: int, steps: int) -> list[
     local = LocalNet(folded.twin, images[:1])
     with torch.no_grad():
         run = LocalRun(local, local._plan(side), images)
-        pairs, best = [(run.logits, net(images))], images
+        pairs, best = list[tuple[Tensor, Tensor]](), images
         for step in range(steps):
             top = torch.randint(0, best.shape[2] - side + 1, (len(best),))
             left = torch.randint(0, best.shape[3] - side + 1, (len(best),))

@@ -180,19 +180,24 @@ def _bumps(x: Tensor, best: Tensor, eps: float, area: float, draw: Sampler) -> t
 
     Length in the L2 norm; what clamping has cost is spent there, too. Algorithm 3 of the paper.
     """
-    channels, height, width = x.shape[1:]
-    side = max(round(math.sqrt(area * height * width)), 3)
-    side = min(side + 1 - side % 2, height, width)
-    i, j = _offsets(x, side, draw)
-    here, there = _inside(i, j, side), _inside(*_offsets(x, side, draw), side)
-    turned = (draw(1, 1) < 0.5).long()
-    bump = _eta(side, x.dtype, x.device)[turned, i.clamp(0, side - 1), j.clamp(0, side - 1)].unsqueeze(1)
-    delta = best - x
+    channels, delta = x.shape[1], best - x
+    here, there, bump = _two_windows(x, _eta, area, draw)
     old = delta * here
     new = bump * here * _signs(draw(channels, 1, 1)) + old / _length(old)
     spare = (eps**2 - delta.square().sum((1, 2, 3), keepdim=True)).clamp_(min=0) / channels
     length = (spare + (delta * (here | there)).square().sum((2, 3), keepdim=True)).sqrt()
     return _moved(x, torch.where(here, new * (length / _length(new)), delta * ~there), eps), None
+
+
+def _two_windows(x: Tensor, patch: Callable[..., Tensor], area: float, draw: Sampler) -> tuple[Tensor, Tensor, Tensor]:
+    """Place two windows of an odd side in each image; return both masks, and a bump in the first (n, 1, H, W)."""
+    height, width = x.shape[2:]
+    side = max(round(math.sqrt(area * height * width)), 3)
+    side = min(side + 1 - side % 2, height, width)
+    i, j = _offsets(x, side, draw)
+    here, there = _inside(i, j, side), _inside(*_offsets(x, side, draw), side)
+    turned = (draw(1, 1) < 0.5).long()
+    return here, there, patch(side, x.dtype, x.device)[turned, i.clamp(0, side - 1), j.clamp(0, side - 1)].unsqueeze(1)
 
 
 @cache
@@ -238,14 +243,8 @@ def _bumps_l1(x: Tensor, best: Tensor, eps: float, area: float, draw: Sampler) -
 
     As their code, which spends it in each channel and leaves to the projection what is too much.
     """
-    channels, height, width = x.shape[1:]
-    side = max(round(math.sqrt(area * height * width)), 3)
-    side = min(side + 1 - side % 2, height, width)
-    i, j = _offsets(x, side, draw)
-    here, there = _inside(i, j, side), _inside(*_offsets(x, side, draw), side)
-    turned = (draw(1, 1) < 0.5).long()
-    bump = _eta_l1(side, x.dtype, x.device)[turned, i.clamp(0, side - 1), j.clamp(0, side - 1)].unsqueeze(1)
-    delta = best - x
+    channels, delta = x.shape[1], best - x
+    here, there, bump = _two_windows(x, _eta_l1, area, draw)
     old = delta * here
     new = bump * here * _signs(draw(channels, 1, 1)) + old / _length_l1(old)
     spare = (eps - delta.abs().sum((1, 2, 3), keepdim=True)).clamp_(min=0)

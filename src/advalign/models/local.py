@@ -203,12 +203,7 @@ class _Shapes(fx.Interpreter):
 
 @final
 class LocalRun(fx.Interpreter):
-    """Images (N, C, H, W) and the maps that a network makes of them; one square of each changes at a time.
-
-    `logits` (N, K) are those of the images from the beginning.
-    """
-
-    logits: Logits
+    """Images (N, C, H, W) and the maps that a network makes of them; one square of each changes at a time."""
 
     def __init__(self, net: LocalNet, plan: _Plan, images: ImageBatch) -> None:
         super().__init__(net.traced)
@@ -216,7 +211,7 @@ class LocalRun(fx.Interpreter):
         self._maps: dict[fx.Node, Tensor] = {}  # (N, H, W, C) amid zeros
         self._before: list[tuple[Tensor, Tensor, Tensor]] = []  # a kept map by pixels, which of them, what they were
         self._tables: dict[tuple[fx.Node, fx.Node], tuple[Tensor, Tensor]] = {}  # see `_places`
-        self.logits = self.run(images)
+        self.run(images)
         self._windows = plan.windows
 
     def propose(self, images: ImageBatch, top: Labels, left: Labels) -> Logits:

@@ -199,9 +199,6 @@ def alone() -> Iterator[None]:
         _state.alone -= 1
 
 
-# Shares of a batch ----------------------------------------------------------------------------------------------------
-
-
 def take_share(share: Share) -> None:
     """Take the images of each batch from now on for this share of it, as long as this process is joined."""
     _state.share = share
@@ -333,9 +330,6 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-# Random draws ---------------------------------------------------------------------------------------------------------
-
-
 def seed_step(seed: int) -> None:
     """Seed the generators for a step: `draw` draws alike on all ranks, and what a network draws is each one's own."""
     seed_generators(seed)
@@ -377,9 +371,6 @@ def _common_generators() -> Iterator[None]:
 def _generators() -> list[torch.Generator]:
     gpu = [torch.cuda.default_generators[torch.cuda.current_device()]] if torch.cuda.is_initialized() else []
     return [torch.default_generator, *gpu]
-
-
-# Agreement ------------------------------------------------------------------------------------------------------------
 
 
 def agree(*flags: bool) -> tuple[bool, ...]:
